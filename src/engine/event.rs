@@ -1,0 +1,287 @@
+//! The whole contract between the engine and whoever drives it: what goes in, what comes out.
+//!
+//! A driver (the node, or the simulator) hands every [`Input`] to
+//! [`Engine::handle`](super::Engine::handle) with the time at which it happened, carries out every
+//! [`Output`] in order, and calls [`Engine::handle_timeout`](super::Engine::handle_timeout) when
+//! [`Engine::next_timeout`](super::Engine::next_timeout) has come.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::engine::forward::ForwardingSnapshot;
+use crate::engine::measure::{LinkReport, Sample};
+use crate::engine::overlay::wire::{PeerAddresses, ServiceKind, ServiceRecord};
+use crate::engine::predict::QualityModel;
+use crate::engine::route::Decision;
+use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, TunnelId};
+
+/// Names a request across [`Command`] and [`Output::Answer`]; the driver draws it.
+pub type RequestId = u64;
+
+/// Something that happened.
+pub enum Input {
+    /// A peer is connected and authenticated.
+    PeerConnected(PublicKey),
+    /// The last connection to a peer closed.
+    PeerDisconnected(NodeId),
+    /// A peer said where it listens.
+    PeerHeardOf(PeerAddresses),
+    /// Datagrams can now be sent to this neighbour.
+    LinkUp(NodeId),
+    /// They no longer can.
+    LinkDown(NodeId),
+    /// A peer asks for [`Output::SyncResponse`].
+    SyncRequested {
+        /// Hands the answer back to the right question.
+        token: u64,
+    },
+    /// A peer answered [`Output::RequestSync`].
+    SyncReceived {
+        /// Who answered.
+        from: NodeId,
+        /// The answer, unverified.
+        bytes: Vec<u8>,
+    },
+    /// A gossip message arrived.
+    Gossip {
+        /// Hands the verdict back to the right message.
+        token: u64,
+        /// The message, unverified.
+        bytes: Vec<u8>,
+    },
+    /// A probe came back.
+    ProbeAnswered {
+        /// From [`Output::SendProbe`].
+        id: u64,
+        /// Round-trip time as the data plane measured it (µs).
+        rtt_us: u64,
+    },
+    /// The data plane's counters of the last slice.
+    Slice(Vec<(NodeId, LinkReport)>),
+    /// The DHT stored a record, or did not.
+    DhtStored {
+        /// From [`Output::DhtPut`].
+        request: RequestId,
+        /// What went wrong.
+        error: Option<String>,
+    },
+    /// The DHT was searched.
+    DhtFound {
+        /// From [`Output::DhtGet`].
+        request: RequestId,
+        /// Records found, unverified.
+        records: Vec<Vec<u8>>,
+    },
+    /// A new model, or none.
+    Model(Option<Arc<dyn QualityModel>>),
+    /// Somebody wants something.
+    Command(Command),
+}
+
+/// What a person or a program asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Offer a service under a name.
+    Publish {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// What to offer.
+        service: ServiceSpec,
+    },
+    /// Stop offering it.
+    Withdraw {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// Which.
+        name: ServiceName,
+    },
+    /// Who provides a name?
+    Resolve {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// Which.
+        name: ServiceName,
+        /// Ask the DHT even when gossip brought the record already.
+        from_dht: bool,
+    },
+    /// Route a tunnel to a node.
+    OpenTunnel {
+        /// The driver draws it.
+        tunnel: TunnelId,
+        /// The far end.
+        destination: NodeId,
+        /// A fixed path instead of a chosen one.
+        forced: Option<Route>,
+    },
+    /// No longer.
+    CloseTunnel(TunnelId),
+    /// Connect to a peer by multiaddress.
+    Connect(String),
+}
+
+/// A service as its operator describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceSpec {
+    /// The name.
+    pub name: ServiceName,
+    /// How it speaks.
+    pub kind: ServiceKind,
+    /// Free text for people.
+    pub metadata: BTreeMap<String, String>,
+    /// Nodes that may connect; everybody when empty.
+    pub allowed: Vec<NodeId>,
+    /// Time to live of each record (s).
+    pub ttl_s: u32,
+}
+
+/// Something to be done.
+pub enum Output {
+    /// Connect to this multiaddress.
+    Dial(String),
+    /// Ask this peer for its peer list and newest gossip.
+    RequestSync(NodeId),
+    /// Answer [`Input::SyncRequested`].
+    SyncResponse {
+        /// From the question.
+        token: u64,
+        /// The answer.
+        bytes: Vec<u8>,
+    },
+    /// Tell everybody.
+    Publish(Vec<u8>),
+    /// Whether a gossip message may travel on.
+    GossipVerdict {
+        /// From [`Input::Gossip`].
+        token: u64,
+        /// What becomes of it.
+        verdict: Verdict,
+    },
+    /// Send a probe over this route and report the answer.
+    SendProbe {
+        /// Comes back with the answer.
+        id: u64,
+        /// Where to; the last node answers.
+        route: Route,
+    },
+    /// What the data plane forwards by from now on.
+    Forwarding(Arc<ForwardingSnapshot>),
+    /// Store a signed record under a name.
+    DhtPut {
+        /// Comes back with the result.
+        request: RequestId,
+        /// The name.
+        name: ServiceName,
+        /// The signed record.
+        bytes: Vec<u8>,
+    },
+    /// Search the records of a name.
+    DhtGet {
+        /// Comes back with the result.
+        request: RequestId,
+        /// The name.
+        name: ServiceName,
+    },
+    /// Keep this observation.
+    Record(Sample),
+    /// Keep this decision.
+    Decision(Box<Decision>),
+    /// Answer a command.
+    Answer {
+        /// From the command.
+        request: RequestId,
+        /// Done, or why not.
+        answer: Result<Answer, CommandError>,
+    },
+    /// For the log.
+    Notice(Notice),
+}
+
+/// What becomes of a gossip message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Valid and new: it travels on.
+    Accept,
+    /// Valid, but known already or of no use: it ends here.
+    Ignore,
+    /// Malformed or forged: it ends here, and its sender loses credit.
+    Reject,
+}
+
+/// What a command achieved.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// Published and stored by a majority of the responsible nodes; or, on a node without peers,
+    /// stored by itself.
+    Published {
+        /// Sequence number of the record.
+        sequence: u64,
+    },
+    /// Withdrawn.
+    Withdrawn,
+    /// The providers found.
+    Resolved {
+        /// Keys and records.
+        providers: Vec<(PublicKey, ServiceRecord)>,
+        /// Known already, without asking the DHT.
+        from_gossip: bool,
+    },
+}
+
+/// Why a command failed. The text says what, why, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Nobody provides this name.
+    #[error("nobody publishes {0}; see 'meshwise service list' for the names known here")]
+    UnknownName(ServiceName),
+    /// The name is not published by this node.
+    #[error("this node does not publish {0}; see 'meshwise service list'")]
+    NotPublishedHere(ServiceName),
+    /// The registry refused the record.
+    #[error("{0}")]
+    Refused(#[from] crate::engine::overlay::RecordError),
+    /// The DHT did not store the record on a majority of the responsible nodes.
+    #[error(
+        "{name} was announced by gossip, but the DHT did not store it: {reason}; try again when more nodes are connected"
+    )]
+    NotStored {
+        /// The name.
+        name: ServiceName,
+        /// What the DHT said.
+        reason: String,
+    },
+    /// Too many at once.
+    #[error("{0} are as many as this node takes at once; try again later")]
+    Busy(&'static str),
+}
+
+/// Something a person may want to read in the log, and a counter may count.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// The mesh's state arrived from a first peer.
+    Joined,
+    /// Every bootstrap round failed.
+    BootstrapGaveUp,
+    /// A message was dropped.
+    Dropped {
+        /// What kind.
+        what: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// A link came up or went down.
+    Link {
+        /// The neighbour.
+        neighbour: NodeId,
+        /// Carries traffic now.
+        up: bool,
+    },
+    /// A tunnel changed its route.
+    RouteChanged {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// The new route, `None` when there is none.
+        route: Option<Route>,
+        /// Why.
+        reason: &'static str,
+    },
+}

@@ -1,0 +1,10 @@
+//! Forward: the datagram header, the decision what to do with a datagram, and the snapshot of
+//! routes that the data plane works from. No model and no state per flow.
+
+mod decision;
+mod header;
+mod snapshot;
+
+pub use decision::{Drop, Verdict, decide};
+pub use header::{DatagramKind, Header, HeaderError, PAYLOAD_BYTES_MAX};
+pub use snapshot::{Binding, ForwardingSnapshot};

@@ -1,0 +1,303 @@
+//! Quality of this node's own links, from probes and from what the data plane counted.
+//!
+//! The rule:
+//! - RTT is smoothed as TCP does (RFC 6298: gain 1/8); jitter is the smoothed absolute
+//!   difference of consecutive RTTs (RFC 3550, section 6.4.1: gain 1/16).
+//! - Loss is the share of lost probes among the newest [`LOSS_WINDOW`].
+//! - Bandwidth is the delivery rate while the sender was busy: bytes sent divided by the time in
+//!   which the link could not take more. A link that was never busy has no estimate, because
+//!   what an idle sender sends says nothing about capacity (BBR, draft-cardwell-iccrg-bbr:
+//!   application-limited samples).
+//! - Utilisation is the busy share of the newest slice.
+//! - A link is down after [`DEAD_AFTER`] lost probes in a row, or at once when its connection
+//!   closes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::window::Window;
+use crate::engine::types::NodeId;
+
+/// Probes over which loss is counted: at one probe a second, the last minute.
+pub const LOSS_WINDOW: usize = 60;
+/// Lost probes in a row after which a link is down.
+pub const DEAD_AFTER: u32 = 3;
+/// Fewest bytes in a slice that give a bandwidth estimate: below, one datagram decides it.
+pub const BANDWIDTH_BYTES_MIN: u64 = 2_000;
+/// Most neighbours of one node; further ones are refused. A guess: four times the degree the
+/// overlay needs at 10,000 nodes.
+pub const NEIGHBOURS_MAX: usize = 64;
+/// Gain of the smoothed RTT (RFC 6298, section 2).
+const RTT_GAIN: f64 = 1.0 / 8.0;
+/// Gain of the jitter (RFC 3550, section 6.4.1).
+const JITTER_GAIN: f64 = 1.0 / 16.0;
+
+/// What is said of one direction of a link, by measurement or by advertisement.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkQuality {
+    /// Smoothed round-trip time (ms).
+    pub rtt_ms: f64,
+    /// Smoothed absolute RTT difference (ms).
+    pub jitter_ms: f64,
+    /// Share of probes lost, 0 to 1.
+    pub loss: f64,
+    /// Delivery rate while busy (bytes/s); `None` when never busy.
+    pub bandwidth: Option<f64>,
+    /// Share of time in which the sender was busy, 0 to 1.
+    pub utilisation: f64,
+}
+
+impl LinkQuality {
+    /// Whether every number is finite and in range; anything else is refused on receipt.
+    pub fn is_sane(&self) -> bool {
+        let unit = 0.0..=1.0;
+        (0.0..=60_000.0).contains(&self.rtt_ms)
+            && (0.0..=60_000.0).contains(&self.jitter_ms)
+            && unit.contains(&self.loss)
+            && unit.contains(&self.utilisation)
+            && self.bandwidth.is_none_or(|b| b.is_finite() && b >= 0.0)
+    }
+
+    /// Whether any number moved by more than `share` of its old value (with 1 ms, 2 points of
+    /// loss and 10 points of utilisation as the smallest moves that count).
+    pub fn differs_by(&self, other: &LinkQuality, share: f64) -> bool {
+        let moved = |a: f64, b: f64, least: f64| (a - b).abs() > (share * b.abs()).max(least);
+        moved(self.rtt_ms, other.rtt_ms, 1.0)
+            || moved(self.loss, other.loss, 0.02)
+            || moved(self.utilisation, other.utilisation, 0.1)
+            || match (self.bandwidth, other.bandwidth) {
+                (Some(a), Some(b)) => moved(a, b, 0.0),
+                (a, b) => a.is_some() != b.is_some(),
+            }
+    }
+}
+
+/// What the data plane counted on one link in one slice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkReport {
+    /// Bytes handed to the link, headers included.
+    pub sent_bytes: u64,
+    /// Datagrams handed to the link.
+    pub sent_datagrams: u64,
+    /// Datagrams dropped because the queue was full.
+    pub dropped_datagrams: u64,
+    /// Time in which the link could not take more (µs).
+    pub busy_us: u64,
+    /// Length of the slice (µs).
+    pub duration_us: u64,
+}
+
+/// Whether a link can carry traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Connected, no probe answered yet.
+    New,
+    /// Answers probes.
+    Up,
+    /// Silent; still connected.
+    Down,
+}
+
+#[derive(Clone, Debug)]
+struct Link {
+    state: LinkState,
+    rtt_ms: Option<f64>,
+    last_rtt_ms: f64,
+    jitter_ms: f64,
+    lost: Window<bool>,
+    failure_streak: u32,
+    bandwidth: Option<f64>,
+    utilisation: f64,
+}
+
+impl Link {
+    fn quality(&self) -> Option<LinkQuality> {
+        let lost = self.lost.newest(LOSS_WINDOW).filter(|lost| *lost).count();
+        Some(LinkQuality {
+            rtt_ms: self.rtt_ms?,
+            jitter_ms: self.jitter_ms,
+            loss: lost as f64 / self.lost.len().max(1) as f64,
+            bandwidth: self.bandwidth,
+            utilisation: self.utilisation,
+        })
+    }
+}
+
+/// The links of this node and what is known about each.
+#[derive(Clone, Debug, Default)]
+pub struct QualityMonitor {
+    links: BTreeMap<NodeId, Link>,
+}
+
+impl QualityMonitor {
+    /// A neighbour is connected. Returns false when [`NEIGHBOURS_MAX`] are there already.
+    pub fn connected(&mut self, neighbour: NodeId) -> bool {
+        if self.links.len() >= NEIGHBOURS_MAX && !self.links.contains_key(&neighbour) {
+            return false;
+        }
+        self.links.entry(neighbour).or_insert_with(|| Link {
+            state: LinkState::New,
+            rtt_ms: None,
+            last_rtt_ms: 0.0,
+            jitter_ms: 0.0,
+            lost: Window::new(LOSS_WINDOW),
+            failure_streak: 0,
+            bandwidth: None,
+            utilisation: 0.0,
+        });
+        true
+    }
+
+    /// The connection closed. Returns whether the link was there.
+    pub fn disconnected(&mut self, neighbour: NodeId) -> bool {
+        self.links.remove(&neighbour).is_some()
+    }
+
+    /// A probe came back after `rtt_us`, or was lost. Returns whether the link went up or down
+    /// by it.
+    pub fn probed(&mut self, neighbour: NodeId, rtt_us: Option<u64>) -> bool {
+        let Some(link) = self.links.get_mut(&neighbour) else { return false };
+        let before = link.state;
+        link.lost.push(rtt_us.is_none());
+        match rtt_us {
+            Some(rtt_us) => {
+                let rtt_ms = rtt_us as f64 / 1e3;
+                link.failure_streak = 0;
+                link.state = LinkState::Up;
+                match &mut link.rtt_ms {
+                    Some(smoothed) => {
+                        let difference = (rtt_ms - link.last_rtt_ms).abs();
+                        link.jitter_ms += JITTER_GAIN * (difference - link.jitter_ms);
+                        *smoothed += RTT_GAIN * (rtt_ms - *smoothed);
+                    }
+                    None => link.rtt_ms = Some(rtt_ms),
+                }
+                link.last_rtt_ms = rtt_ms;
+            }
+            None => {
+                link.failure_streak += 1;
+                if link.failure_streak >= DEAD_AFTER {
+                    link.state = LinkState::Down;
+                }
+            }
+        }
+        link.state != before
+    }
+
+    /// A slice of traffic ended.
+    pub fn report(&mut self, neighbour: NodeId, report: &LinkReport) {
+        let Some(link) = self.links.get_mut(&neighbour) else { return };
+        if report.duration_us > 0 {
+            link.utilisation = (report.busy_us as f64 / report.duration_us as f64).min(1.0);
+        }
+        if report.sent_bytes >= BANDWIDTH_BYTES_MIN && report.busy_us > 0 {
+            link.bandwidth = Some(report.sent_bytes as f64 * 1e6 / report.busy_us as f64);
+        }
+    }
+
+    /// The links that carry traffic, with their quality, in order of neighbour.
+    pub fn up(&self) -> impl Iterator<Item = (NodeId, LinkQuality)> + '_ {
+        self.links
+            .iter()
+            .filter(|(_, link)| link.state == LinkState::Up)
+            .filter_map(|(neighbour, link)| Some((*neighbour, link.quality()?)))
+    }
+
+    /// Every neighbour, with state and quality.
+    pub fn all(&self) -> impl Iterator<Item = (NodeId, LinkState, Option<LinkQuality>)> + '_ {
+        self.links.iter().map(|(neighbour, link)| (*neighbour, link.state, link.quality()))
+    }
+
+    /// Whether this neighbour is connected.
+    pub fn contains(&self, neighbour: NodeId) -> bool {
+        self.links.contains_key(&neighbour)
+    }
+
+    /// How long to wait for the answer to a probe (ms): three smoothed RTTs, within
+    /// `[at_least, at_most]`.
+    pub fn probe_timeout_ms(&self, neighbour: NodeId, at_least: f64, at_most: f64) -> f64 {
+        let rtt = self.links.get(&neighbour).and_then(|link| link.rtt_ms);
+        rtt.map_or(at_most, |rtt| (3.0 * rtt).clamp(at_least, at_most))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: NodeId = NodeId([1; 8]);
+
+    fn monitor() -> QualityMonitor {
+        let mut monitor = QualityMonitor::default();
+        assert!(monitor.connected(PEER));
+        monitor
+    }
+
+    #[test]
+    fn a_link_is_up_with_the_first_answer_and_down_after_three_losses() {
+        let mut monitor = monitor();
+        assert_eq!(monitor.up().count(), 0);
+        assert!(monitor.probed(PEER, Some(10_000)));
+        assert_eq!(monitor.up().count(), 1);
+        assert!(!monitor.probed(PEER, None));
+        assert!(!monitor.probed(PEER, None));
+        assert!(monitor.probed(PEER, None), "the third loss in a row");
+        assert_eq!(monitor.up().count(), 0);
+        assert!(monitor.probed(PEER, Some(10_000)), "up again");
+    }
+
+    #[test]
+    fn rtt_and_jitter_are_smoothed_as_the_rfcs_say() {
+        let mut monitor = monitor();
+        monitor.probed(PEER, Some(10_000));
+        monitor.probed(PEER, Some(18_000));
+        let (_, quality) = monitor.up().next().unwrap();
+        assert!((quality.rtt_ms - 11.0).abs() < 1e-12);
+        assert!((quality.jitter_ms - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_idle_link_has_no_bandwidth_estimate() {
+        let mut monitor = monitor();
+        monitor.probed(PEER, Some(10_000));
+        let idle = LinkReport { sent_bytes: 100, duration_us: 10_000_000, ..Default::default() };
+        monitor.report(PEER, &idle);
+        assert_eq!(monitor.up().next().unwrap().1.bandwidth, None);
+        let busy = LinkReport { sent_bytes: 500_000, busy_us: 1_000_000, ..idle };
+        monitor.report(PEER, &busy);
+        let quality = monitor.up().next().unwrap().1;
+        assert_eq!(quality.bandwidth, Some(500_000.0));
+        assert!((quality.utilisation - 0.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn neighbours_are_bounded() {
+        let mut monitor = QualityMonitor::default();
+        for index in 0..NEIGHBOURS_MAX {
+            assert!(monitor.connected(NodeId([index as u8; 8])));
+        }
+        assert!(!monitor.connected(NodeId([200; 8])));
+        assert!(monitor.connected(NodeId([0; 8])), "one that is there stays");
+    }
+
+    #[test]
+    fn insane_numbers_are_recognised() {
+        let good = LinkQuality {
+            rtt_ms: 1.0,
+            jitter_ms: 0.0,
+            loss: 0.0,
+            bandwidth: None,
+            utilisation: 0.0,
+        };
+        assert!(good.is_sane());
+        for bad in [
+            LinkQuality { rtt_ms: f64::NAN, ..good },
+            LinkQuality { rtt_ms: -1.0, ..good },
+            LinkQuality { loss: 1.1, ..good },
+            LinkQuality { bandwidth: Some(f64::INFINITY), ..good },
+        ] {
+            assert!(!bad.is_sane(), "{bad:?}");
+        }
+    }
+}

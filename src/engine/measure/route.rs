@@ -1,0 +1,141 @@
+//! End-to-end history of every route that was probed.
+//!
+//! A history holds the newest [`HISTORY_WINDOW`] completed probes of one route, the same ones
+//! that the offline feature builder sees when it looks back from the same moment.
+
+use std::collections::BTreeMap;
+
+use super::window::Window;
+use crate::engine::types::{Route, Timestamp};
+
+/// Completed probes kept for each route: the longest window of any feature.
+pub const HISTORY_WINDOW: usize = 20;
+/// Lost probes in a row after which a route is dead.
+pub const ROUTE_DEAD_AFTER: u32 = 3;
+/// Routes with a history; the one probed longest ago makes room. 8 candidates and a backup for
+/// each of about 100 destinations.
+pub const HISTORIES_MAX: usize = 1_024;
+
+/// The newest completed probes of one route.
+#[derive(Clone, Debug)]
+pub struct RouteHistory {
+    answered_us: Window<u64>,
+    lost: Window<bool>,
+    completed: u64,
+    failure_streak: u32,
+    last_done_at: Timestamp,
+}
+
+impl RouteHistory {
+    fn new() -> Self {
+        Self {
+            answered_us: Window::new(HISTORY_WINDOW),
+            lost: Window::new(HISTORY_WINDOW),
+            completed: 0,
+            failure_streak: 0,
+            last_done_at: Timestamp::default(),
+        }
+    }
+
+    /// Round-trip times (ms) of the newest `count` answered probes, oldest first.
+    pub fn rtts_ms(&self, count: usize) -> Vec<f64> {
+        self.answered_us.newest(count).map(|us| us as f64 / 1e3).collect()
+    }
+
+    /// Share of lost probes among the newest [`HISTORY_WINDOW`], 0 to 1.
+    pub fn loss(&self) -> f64 {
+        let lost = self.lost.newest(HISTORY_WINDOW).filter(|lost| *lost).count();
+        lost as f64 / self.lost.len().max(1) as f64
+    }
+
+    /// Probes completed since the node started.
+    pub fn completed(&self) -> u64 {
+        self.completed
+    }
+
+    /// Probes lost in a row up to now.
+    pub fn failure_streak(&self) -> u32 {
+        self.failure_streak
+    }
+
+    /// When the newest probe completed.
+    pub fn last_done_at(&self) -> Timestamp {
+        self.last_done_at
+    }
+}
+
+/// The histories of all routes of this node.
+#[derive(Clone, Debug, Default)]
+pub struct RouteHistories {
+    histories: BTreeMap<Route, RouteHistory>,
+}
+
+impl RouteHistories {
+    /// A probe over `route` completed.
+    pub fn probed(&mut self, route: &Route, done_at: Timestamp, rtt_us: Option<u64>) {
+        if !self.histories.contains_key(route) && self.histories.len() >= HISTORIES_MAX {
+            let oldest = self.histories.iter().min_by_key(|(_, history)| history.last_done_at);
+            if let Some(oldest) = oldest.map(|(route, _)| route.clone()) {
+                self.histories.remove(&oldest);
+            }
+        }
+        let history = self.histories.entry(route.clone()).or_insert_with(RouteHistory::new);
+        history.completed += 1;
+        history.last_done_at = done_at;
+        history.lost.push(rtt_us.is_none());
+        match rtt_us {
+            Some(rtt_us) => {
+                history.answered_us.push(rtt_us);
+                history.failure_streak = 0;
+            }
+            None => history.failure_streak += 1,
+        }
+    }
+
+    /// The history of a route that was probed at least once.
+    pub fn of(&self, route: &Route) -> Option<&RouteHistory> {
+        self.histories.get(route)
+    }
+
+    /// Whether the newest [`ROUTE_DEAD_AFTER`] probes of this route were all lost.
+    pub fn is_dead(&self, route: &Route) -> bool {
+        self.of(route).is_some_and(|history| history.failure_streak >= ROUTE_DEAD_AFTER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::types::NodeId;
+
+    fn route(last: u16) -> Route {
+        let [high, low] = last.to_be_bytes();
+        Route::new([NodeId([0; 8]), NodeId([9, 0, 0, 0, 0, 0, high, low])]).unwrap()
+    }
+
+    #[test]
+    fn a_route_is_dead_after_three_losses_and_alive_with_an_answer() {
+        let mut histories = RouteHistories::default();
+        for at in 1..=3 {
+            assert!(!histories.is_dead(&route(1)));
+            histories.probed(&route(1), Timestamp(at), None);
+        }
+        assert!(histories.is_dead(&route(1)));
+        histories.probed(&route(1), Timestamp(4), Some(5_000));
+        assert!(!histories.is_dead(&route(1)));
+        let history = histories.of(&route(1)).unwrap();
+        assert_eq!(history.rtts_ms(5), [5.0]);
+        assert!((history.loss() - 0.75).abs() < 1e-12);
+    }
+
+    #[test]
+    fn histories_are_bounded_and_the_stalest_makes_room() {
+        let mut histories = RouteHistories::default();
+        for index in 0..=HISTORIES_MAX as u16 {
+            histories.probed(&route(index), Timestamp(u64::from(index) + 1), Some(1));
+        }
+        assert!(histories.of(&route(0)).is_none());
+        assert!(histories.of(&route(1)).is_some());
+        assert_eq!(histories.histories.len(), HISTORIES_MAX);
+    }
+}

@@ -1,0 +1,655 @@
+//! The control plane as a pure state machine: no async, no sockets, no files, no clock, no
+//! operating-system randomness.
+//!
+//! The call protocol: [`Engine::handle`] takes an [`Input`] with the time at which it happened;
+//! then [`Engine::poll_output`] is called until it returns `None`; [`Engine::next_timeout`] says
+//! when [`Engine::handle_timeout`] wants to be called. Time never goes back. Given the same
+//! inputs, times and seed, the outputs are the same.
+//!
+//! This file dispatches. What to do is decided by the policies: [`measure`] says how good a link
+//! is and when to probe, [`predict`] forecasts, [`route`] chooses, [`forward`] passes datagrams
+//! on, [`overlay`] joins, advertises and keeps the registry.
+
+pub mod event;
+pub mod forward;
+pub mod measure;
+pub mod overlay;
+pub mod predict;
+pub mod route;
+mod services;
+pub mod types;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+use event::{Command, Input, Notice, Output, Verdict};
+use forward::{Binding, ForwardingSnapshot};
+use measure::prober::Prober;
+use measure::{
+    EventKind, LinkQuality, LinkState, ProbeKind, QualityMonitor, RouteHistories, Sample,
+};
+use overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncResponse};
+use overlay::{Advertiser, BootstrapPolicy, LinkStateAdvertisement, NetworkBootstrapper};
+use predict::{QualityModel, RoutePredictor};
+use route::router::Knowledge;
+use route::{Decision, Destination, IntelligentRouter, OverlayGraph, PathPolicy};
+use services::Services;
+use types::{NodeId, PublicKey, Route, Timestamp, TunnelId};
+
+/// Shortest time that a probe is given to come back (ms): a loaded machine answers within it.
+const PROBE_TIMEOUT_MS_MIN: f64 = 250.0;
+/// Longest time that a probe is given to come back (ms).
+const PROBE_TIMEOUT_MS_MAX: f64 = 2_000.0;
+/// How often expired advertisements and records are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
+/// Most connected peers that the engine keeps track of.
+pub const PEERS_MAX: usize = 512;
+
+/// How often to measure and decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    /// Between two probes of a link.
+    pub link_probe: Duration,
+    /// Between two probes of a route in use.
+    pub active_probe: Duration,
+    /// Between two probes of a route that might be used.
+    pub candidate_probe: Duration,
+    /// Between two decisions about a tunnel.
+    pub decide: Duration,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self {
+            link_probe: Duration::from_secs(1),
+            active_probe: Duration::from_millis(250),
+            candidate_probe: Duration::from_secs(1),
+            decide: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What an engine is made with.
+#[derive(Clone)]
+pub struct EngineConfig {
+    /// This node's identity.
+    pub key: SigningKey,
+    /// How to join.
+    pub bootstrap: BootstrapPolicy,
+    /// How routes are found and chosen.
+    pub paths: PathPolicy,
+    /// How often to measure and decide.
+    pub intervals: Intervals,
+    /// Whether a trained model may decide; otherwise the moving average does.
+    pub prediction: bool,
+    /// Seed of all randomness.
+    pub seed: u64,
+}
+
+/// A connected peer.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its identity.
+    pub key: PublicKey,
+    /// Where it listens, as multiaddress text.
+    pub addresses: Vec<String>,
+    /// Since when it is connected.
+    pub since: Timestamp,
+}
+
+/// The state machine. See the module documentation for the call protocol.
+pub struct Engine {
+    config: EngineConfig,
+    me: NodeId,
+    random: Pcg64Mcg,
+    started_at: Timestamp,
+    last_stamp: Timestamp,
+    joined: bool,
+    peers: BTreeMap<NodeId, Peer>,
+    bootstrapper: NetworkBootstrapper,
+    links: QualityMonitor,
+    histories: RouteHistories,
+    prober: Prober,
+    advertiser: Advertiser,
+    graph: OverlayGraph,
+    advertisements: BTreeMap<NodeId, Signed>,
+    services: Services,
+    predictor: RoutePredictor,
+    router: IntelligentRouter,
+    snapshot: Arc<ForwardingSnapshot>,
+    decide_at: Timestamp,
+    expire_at: Timestamp,
+    /// Links, tunnels or candidates changed: what is probed has to follow.
+    aim: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Engine {
+    /// An engine that starts at `now`.
+    pub fn new(config: EngineConfig, now: Timestamp) -> Self {
+        let key = PublicKey(config.key.verifying_key().to_bytes());
+        let me = key.node_id();
+        Self {
+            me,
+            random: Pcg64Mcg::seed_from_u64(config.seed),
+            started_at: now,
+            last_stamp: now,
+            joined: false,
+            peers: BTreeMap::new(),
+            bootstrapper: NetworkBootstrapper::new(config.bootstrap.clone(), now),
+            links: QualityMonitor::default(),
+            histories: RouteHistories::default(),
+            prober: Prober::default(),
+            advertiser: Advertiser::default(),
+            graph: OverlayGraph::default(),
+            advertisements: BTreeMap::new(),
+            services: Services::new(config.key.clone()),
+            predictor: RoutePredictor::new(config.prediction),
+            router: IntelligentRouter::new(me, config.paths),
+            snapshot: Arc::default(),
+            decide_at: now,
+            expire_at: now + EXPIRY_INTERVAL,
+            aim: false,
+            outputs: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// Takes what happened at `now`.
+    pub fn handle(&mut self, now: Timestamp, input: Input) {
+        match input {
+            Input::PeerConnected(key) => self.peer_connected(key, now),
+            Input::PeerDisconnected(node) => self.peer_disconnected(node, now),
+            Input::PeerHeardOf(peer) => self.peer_heard_of(&peer, now),
+            Input::LinkUp(node) => self.link_up(node),
+            Input::LinkDown(node) => self.link_down(node, now),
+            Input::SyncRequested { token } => {
+                let bytes = self.sync_response();
+                self.outputs.push_back(Output::SyncResponse { token, bytes });
+            }
+            Input::SyncReceived { from, bytes } => self.sync_received(from, &bytes, now),
+            Input::Gossip { token, bytes } => {
+                let verdict = self.gossip_received(&bytes, now);
+                self.outputs.push_back(Output::GossipVerdict { token, verdict });
+            }
+            Input::ProbeAnswered { id, rtt_us } => self.probe_answered(id, rtt_us, now),
+            Input::Slice(reports) => {
+                for (neighbour, report) in reports {
+                    self.links.report(neighbour, &report);
+                    let at = self.stamp(now);
+                    self.record(Sample::Slice { at, neighbour, report });
+                }
+            }
+            Input::DhtStored { request, error } => {
+                self.services.stored(request, error, now, &mut self.outputs);
+            }
+            Input::DhtFound { request, records } => {
+                self.services.found(request, &records, now, &mut self.outputs);
+            }
+            Input::Model(model) => self.set_model(model, now),
+            Input::Command(command) => self.command(command, now),
+        }
+        self.settle(now);
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        for lost in self.prober.take_lost(now) {
+            self.probe_completed(lost.kind, lost.route, lost.sent_at, None, now);
+        }
+        for (kind, route) in self.prober.take_due(now) {
+            self.send_probe(kind, route, now);
+        }
+        if self.bootstrapper.next_timeout().is_some_and(|at| at <= now) {
+            self.bootstrap(now);
+        }
+        if self.expire_at <= now {
+            self.expire_at = now + EXPIRY_INTERVAL;
+            let changes = self.graph.expire(self.me, now);
+            self.links_changed(changes, now);
+            let graph = &self.graph;
+            let known: std::collections::BTreeSet<NodeId> =
+                graph.origins().map(|(o, _)| o).collect();
+            self.advertisements.retain(|origin, _| known.contains(origin));
+            self.services.expire(now);
+        }
+        self.services.republish_due(now, &mut self.outputs);
+        self.settle(now);
+    }
+
+    /// When [`Engine::handle_timeout`] wants to be called next.
+    pub fn next_timeout(&self, now: Timestamp) -> Timestamp {
+        let links = self.links.up().collect();
+        [
+            self.prober.next_timeout(),
+            self.bootstrapper.next_timeout(),
+            self.advertiser.due_at(&links, now),
+            self.services.next_timeout(),
+            (self.router.tunnels().next().is_some()).then_some(self.decide_at),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.expire_at, Timestamp::min)
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    // --- what others may look at ---------------------------------------------------------------
+
+    /// This node's id.
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
+    /// Whether the mesh's state arrived from a peer.
+    pub fn joined(&self) -> bool {
+        self.joined
+    }
+
+    /// Connected peers.
+    pub fn peers(&self) -> &BTreeMap<NodeId, Peer> {
+        &self.peers
+    }
+
+    /// This node's links.
+    pub fn links(&self) -> impl Iterator<Item = (NodeId, LinkState, Option<LinkQuality>)> + '_ {
+        self.links.all()
+    }
+
+    /// The overlay graph.
+    pub fn graph(&self) -> &OverlayGraph {
+        &self.graph
+    }
+
+    /// Everything about services.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// The tunnels and their routes.
+    pub fn tunnels(&self) -> impl Iterator<Item = (TunnelId, &Destination)> + '_ {
+        self.router.tunnels()
+    }
+
+    /// The forecaster in use.
+    pub fn predictor(&self) -> &RoutePredictor {
+        &self.predictor
+    }
+
+    /// What would be decided for a destination now, without deciding it.
+    pub fn explain(&mut self, destination: NodeId, now: Timestamp) -> Decision {
+        let mut know = Knowledge {
+            graph: &mut self.graph,
+            histories: &self.histories,
+            predictor: &mut self.predictor,
+        };
+        self.router.explain(destination, &mut know, now)
+    }
+
+    // --- peers, joining, gossip ----------------------------------------------------------------
+
+    fn peer_connected(&mut self, key: PublicKey, now: Timestamp) {
+        let node = key.node_id();
+        match self.peers.get(&node) {
+            Some(known) if known.key != key => {
+                self.dropped("connection", format!("{node} is already the id of another key"));
+                return;
+            }
+            Some(_) => return,
+            None if self.peers.len() >= PEERS_MAX => {
+                self.dropped("connection", format!("{PEERS_MAX} peers are connected already"));
+                return;
+            }
+            None => {}
+        }
+        self.peers.insert(node, Peer { key, addresses: Vec::new(), since: now });
+        self.outputs.push_back(Output::RequestSync(node));
+    }
+
+    fn peer_disconnected(&mut self, node: NodeId, now: Timestamp) {
+        if self.peers.remove(&node).is_some() {
+            self.link_down(node, now);
+            self.bootstrapper.restart(now);
+        }
+    }
+
+    fn peer_heard_of(&mut self, peer: &PeerAddresses, now: Timestamp) {
+        let node = peer.key.node_id();
+        if node == self.me {
+            return;
+        }
+        let mut peer = peer.clone();
+        peer.addresses.truncate(wire::ADDRESSES_MAX);
+        peer.addresses.retain(|address| address.len() <= wire::ADDRESS_BYTES_MAX);
+        if let Some(connected) = self.peers.get_mut(&node) {
+            connected.addresses.clone_from(&peer.addresses);
+        }
+        self.bootstrapper.heard_of(&peer, now);
+    }
+
+    fn bootstrap(&mut self, now: Timestamp) {
+        let jitter = self.random.random();
+        let connected = |node| self.peers.contains_key(&node);
+        let dials = self.bootstrapper.poll(connected, self.peers.len(), jitter, now);
+        if self.bootstrapper.has_given_up() && self.peers.is_empty() {
+            self.notice(Notice::BootstrapGaveUp);
+        }
+        self.outputs.extend(dials.into_iter().map(Output::Dial));
+    }
+
+    fn sync_response(&self) -> Vec<u8> {
+        let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
+        let peers = peers.take(wire::SYNC_PEERS_MAX);
+        let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
+        let links = self.advertisements.values().cloned().map(GossipMessage::LinkState);
+        let services = self.services.signed().cloned().map(GossipMessage::Service);
+        // Half for each kind at least, so that neither starves the other.
+        let services: Vec<_> = services.take(wire::SYNC_MESSAGES_MAX / 2).collect();
+        let messages = links.take(wire::SYNC_MESSAGES_MAX - services.len()).chain(services);
+        wire::encode(&SyncResponse { peers: peers.collect(), messages: messages.collect() })
+    }
+
+    fn sync_received(&mut self, from: NodeId, bytes: &[u8], now: Timestamp) {
+        let response = match SyncResponse::from_bytes(bytes) {
+            Ok(response) => response,
+            Err(error) => return self.dropped("sync", format!("from {from}: {error}")),
+        };
+        for peer in &response.peers {
+            self.peer_heard_of(peer, now);
+        }
+        for message in response.messages {
+            self.message(message, now);
+        }
+        if !self.joined {
+            self.joined = true;
+            let done_at = self.stamp(now);
+            self.record(Sample::Event {
+                kind: EventKind::Join,
+                subject: from.to_string(),
+                started_at: self.started_at,
+                done_at,
+                succeeded: true,
+            });
+            self.notice(Notice::Joined);
+        }
+    }
+
+    fn gossip_received(&mut self, bytes: &[u8], now: Timestamp) -> Verdict {
+        match wire::decode(bytes, GOSSIP_BYTES_MAX) {
+            Ok(message) => self.message(message, now),
+            Err(error) => {
+                self.dropped("gossip", error.to_string());
+                Verdict::Reject
+            }
+        }
+    }
+
+    fn message(&mut self, message: GossipMessage, now: Timestamp) -> Verdict {
+        match message {
+            GossipMessage::LinkState(signed) => self.link_state_received(signed, now),
+            GossipMessage::Service(signed) => {
+                let (verdict, refused) = self.services.accept(&signed, now);
+                if let Some(error) = refused {
+                    self.dropped("service-record", error.to_string());
+                }
+                verdict
+            }
+        }
+    }
+
+    fn link_state_received(&mut self, signed: Signed, now: Timestamp) -> Verdict {
+        let origin = signed.key.node_id();
+        if origin == self.me {
+            return Verdict::Ignore;
+        }
+        match signed.open::<LinkStateAdvertisement>() {
+            Ok(advertisement) => {
+                let age_limit = route::graph::LIFETIME + overlay::registry::CLOCK_SKEW;
+                if Timestamp(advertisement.sequence) + age_limit <= now {
+                    return Verdict::Ignore;
+                }
+                let accepted_at = self.stamp(now);
+                let taken = self.graph.accept(
+                    origin,
+                    advertisement.sequence,
+                    advertisement.links,
+                    accepted_at,
+                );
+                let Ok(changes) = taken else { return Verdict::Ignore };
+                self.advertisements.insert(origin, signed);
+                self.links_changed(changes, accepted_at);
+                Verdict::Accept
+            }
+            Err(error) => {
+                self.dropped("link-state", error.to_string());
+                Verdict::Reject
+            }
+        }
+    }
+
+    // --- links and probes ----------------------------------------------------------------------
+
+    fn link_up(&mut self, node: NodeId) {
+        self.aim = true;
+        if !self.links.connected(node) {
+            self.dropped("link", format!("{node} is one neighbour too many"));
+        }
+    }
+
+    fn link_down(&mut self, node: NodeId, now: Timestamp) {
+        if self.links.disconnected(node) {
+            self.notice(Notice::Link { neighbour: node, up: false });
+            self.decide_at = now;
+            self.aim = true;
+        }
+    }
+
+    /// Notes in the store what is now known of each link; a link that went is a reason to decide.
+    fn links_changed(&mut self, changes: Vec<route::graph::LinkChange>, at: Timestamp) {
+        for (origin, neighbour, quality) in changes {
+            if quality.is_none() {
+                self.decide_at = self.decide_at.min(at);
+            }
+            self.record(Sample::LinkState { at, origin, neighbour, quality });
+        }
+    }
+
+    fn send_probe(&mut self, kind: ProbeKind, route: Route, now: Timestamp) {
+        let timeout_ms = match kind {
+            ProbeKind::Link => self.links.probe_timeout_ms(
+                route.destination(),
+                PROBE_TIMEOUT_MS_MIN,
+                PROBE_TIMEOUT_MS_MAX,
+            ),
+            ProbeKind::Route => {
+                let rtts = self.histories.of(&route).map(|history| history.rtts_ms(5));
+                let median = measure::window_statistics::quantile(&rtts.unwrap_or_default(), 0.5);
+                median.map_or(PROBE_TIMEOUT_MS_MAX, |median| {
+                    (3.0 * median).clamp(PROBE_TIMEOUT_MS_MIN, PROBE_TIMEOUT_MS_MAX)
+                })
+            }
+        };
+        let sent_at = self.stamp(now);
+        let timeout = Duration::from_secs_f64(timeout_ms / 1e3);
+        let id = self.prober.sent(kind, route.clone(), sent_at, timeout);
+        self.outputs.push_back(Output::SendProbe { id, route });
+    }
+
+    fn probe_answered(&mut self, id: u64, rtt_us: u64, now: Timestamp) {
+        if let Some(probe) = self.prober.answered(id) {
+            self.probe_completed(probe.kind, probe.route, probe.sent_at, Some(rtt_us), now);
+        }
+    }
+
+    fn probe_completed(
+        &mut self,
+        kind: ProbeKind,
+        route: Route,
+        sent_at: Timestamp,
+        rtt_us: Option<u64>,
+        now: Timestamp,
+    ) {
+        let done_at = self.stamp(now);
+        match kind {
+            ProbeKind::Link => {
+                let neighbour = route.destination();
+                if self.links.probed(neighbour, rtt_us) {
+                    self.notice(Notice::Link { neighbour, up: rtt_us.is_some() });
+                    self.decide_at = now;
+                }
+            }
+            ProbeKind::Route => {
+                let was_dead = self.histories.is_dead(&route);
+                self.histories.probed(&route, done_at, rtt_us);
+                if was_dead != self.histories.is_dead(&route) {
+                    self.decide_at = now;
+                }
+            }
+        }
+        self.record(Sample::Probe { kind, route, sent_at, done_at, rtt_us });
+    }
+
+    // --- commands ------------------------------------------------------------------------------
+
+    fn set_model(&mut self, model: Option<Arc<dyn QualityModel>>, now: Timestamp) {
+        self.predictor.set_model(model);
+        self.decide_at = now;
+    }
+
+    fn command(&mut self, command: Command, now: Timestamp) {
+        match command {
+            Command::Publish { request, service } => {
+                self.services.publish(request, service, now, &mut self.outputs);
+            }
+            Command::Withdraw { request, name } => {
+                self.services.withdraw(request, &name, now, &mut self.outputs);
+            }
+            Command::Resolve { request, name, from_dht } => {
+                self.services.resolve(request, name, from_dht, now, &mut self.outputs);
+            }
+            Command::OpenTunnel { tunnel, destination, forced } => {
+                if !self.router.open(tunnel, destination, forced) {
+                    self.dropped("tunnel", "too many are open".into());
+                }
+                self.decide_at = now;
+            }
+            Command::CloseTunnel(tunnel) => {
+                self.router.close(tunnel);
+                self.aim = true;
+            }
+            Command::Connect(address) => self.outputs.push_back(Output::Dial(address)),
+        }
+    }
+
+    // --- consequences --------------------------------------------------------------------------
+
+    /// Brings everything that follows from the state up to date: advertisement, decisions,
+    /// probing, the forwarding snapshot.
+    fn settle(&mut self, now: Timestamp) {
+        let links: BTreeMap<NodeId, LinkQuality> = self.links.up().collect();
+        if let Some(advertisement) = self.advertiser.poll(&links, now) {
+            let signed = Signed::seal(&self.config.key, &advertisement);
+            let at = self.stamp(now);
+            let sequence = advertisement.sequence;
+            if let Ok(changes) = self.graph.accept(self.me, sequence, advertisement.links, at) {
+                self.links_changed(changes, at);
+            }
+            self.advertisements.insert(self.me, signed.clone());
+            let bytes = wire::encode(&GossipMessage::LinkState(signed));
+            self.outputs.push_back(Output::Publish(bytes));
+        }
+        let deciding = self.decide_at <= now;
+        if deciding {
+            self.decide_at = now + self.config.intervals.decide;
+            self.decide(now);
+            self.aim = true;
+        }
+        if !std::mem::take(&mut self.aim) {
+            return;
+        }
+        self.aim_probes(now);
+        let snapshot = self.forwarding();
+        if *self.snapshot != snapshot {
+            self.snapshot = Arc::new(snapshot);
+            self.outputs.push_back(Output::Forwarding(self.snapshot.clone()));
+        }
+    }
+
+    fn decide(&mut self, now: Timestamp) {
+        let mut know = Knowledge {
+            graph: &mut self.graph,
+            histories: &self.histories,
+            predictor: &mut self.predictor,
+        };
+        for decision in self.router.decide_all(&mut know, now) {
+            if let (true, Some(tunnel)) = (decision.changed, decision.tunnel) {
+                let route = decision.chosen.map(|index| decision.candidates[index].route.clone());
+                let reason = decision.reason.as_str();
+                self.outputs.push_back(Output::Notice(Notice::RouteChanged {
+                    tunnel,
+                    route,
+                    reason,
+                }));
+            }
+            self.outputs.push_back(Output::Decision(Box::new(decision)));
+        }
+    }
+
+    fn aim_probes(&mut self, now: Timestamp) {
+        let intervals = self.config.intervals;
+        let mut targets = BTreeMap::new();
+        for (neighbour, _, _) in self.links.all() {
+            if let Ok(route) = Route::new([self.me, neighbour]) {
+                targets.insert((ProbeKind::Link, route), intervals.link_probe);
+            }
+        }
+        for (_, destination) in self.router.tunnels() {
+            for route in &destination.candidates {
+                let target = (ProbeKind::Route, route.clone());
+                targets.entry(target).or_insert(intervals.candidate_probe);
+            }
+            if let Some((route, _)) = &destination.current {
+                targets.insert((ProbeKind::Route, route.clone()), intervals.active_probe);
+            }
+        }
+        let random = &mut self.random;
+        self.prober.set_targets(&targets, now, || random.random());
+    }
+
+    fn forwarding(&self) -> ForwardingSnapshot {
+        let binding = |destination: &Destination| Binding {
+            destination: destination.node,
+            route: destination.current.as_ref().map(|(route, _)| route.clone()),
+            route_id: destination.route_id,
+            backup: destination.backup.clone(),
+        };
+        let tunnels = self.router.tunnels().map(|(id, destination)| (id, binding(destination)));
+        ForwardingSnapshot { tunnels: tunnels.collect() }
+    }
+
+    /// The time of an observation: `now`, but never the same twice.
+    fn stamp(&mut self, now: Timestamp) -> Timestamp {
+        self.last_stamp = now.max(Timestamp(self.last_stamp.0 + 1));
+        self.last_stamp
+    }
+
+    fn record(&mut self, sample: Sample) {
+        self.outputs.push_back(Output::Record(sample));
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.outputs.push_back(Output::Notice(notice));
+    }
+
+    fn dropped(&mut self, what: &'static str, why: String) {
+        self.notice(Notice::Dropped { what, why });
+    }
+}

@@ -1,0 +1,18 @@
+//! Predict: from what is known about a route now to a forecast of what it will deliver next.
+//!
+//! [`schema`] names the features, [`features`] computes them, a [`QualityModel`] turns them into
+//! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it.
+
+mod baseline;
+mod features;
+mod forest;
+mod model;
+pub mod schema;
+
+pub use baseline::{LastValue, MovingAverage};
+pub use features::{LinkFact, route_features};
+pub use forest::{
+    FORMAT, FORMAT_VERSION, ForestModel, Interval, ModelCard, ModelError, Score, Trees,
+};
+pub use model::{Forecast, Prediction, QualityModel, RoutePredictor};
+pub use schema::FeatureVector;

@@ -1,0 +1,444 @@
+//! The router: for each tunnel the candidate routes, their forecasts and scores, and the choice.
+//!
+//! A candidate is alive while both ends of each of its links advertise it and its last probes
+//! were not all lost. When the current route dies, a candidate that shares none of its relays is
+//! preferred, because nobody knows yet which of them died.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::graph::{OverlayGraph, Topology};
+use super::path::{disjoint_backup, k_shortest};
+use super::score::{ScoreWeights, route_score};
+use super::switching::{Current, Reason, SwitchingPolicy};
+use crate::engine::measure::{LinkQuality, RouteHistories};
+use crate::engine::predict::{Forecast, RoutePredictor, route_features};
+use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+
+/// Most tunnels of one node. A guess: 16 times what a busy desktop opens.
+pub const TUNNELS_MAX: usize = 1_024;
+
+/// How candidates are found, scored and changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PathPolicy {
+    /// Candidate routes (k of the k shortest paths), 1 or more.
+    pub candidates: usize,
+    /// Longest candidate (links), 1 to [`crate::engine::types::MAX_ROUTE_HOPS`].
+    pub max_hops: usize,
+    /// Weights of the score.
+    pub weights: ScoreWeights,
+    /// Damping.
+    pub switching: SwitchingPolicy,
+}
+
+impl Default for PathPolicy {
+    fn default() -> Self {
+        Self {
+            candidates: 8,
+            max_hops: 4,
+            weights: ScoreWeights::default(),
+            switching: SwitchingPolicy::default(),
+        }
+    }
+}
+
+/// One route that was weighed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The route.
+    pub route: Route,
+    /// Whether it can carry traffic now.
+    pub alive: bool,
+    /// What is forecast for it.
+    pub forecast: Forecast,
+    /// Score on the forecast in use, 0 to 1; 0 when dead.
+    pub score: f64,
+    /// Score on the moving average, 0 to 1; 0 when dead.
+    pub baseline_score: f64,
+}
+
+/// A choice among candidates, with everything that is needed to judge it later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// When.
+    pub at: Timestamp,
+    /// For which tunnel; `None` when somebody only asked.
+    pub tunnel: Option<TunnelId>,
+    /// Where to.
+    pub destination: NodeId,
+    /// All candidates, best score first.
+    pub candidates: Vec<Candidate>,
+    /// Index of the route in use after the decision.
+    pub chosen: Option<usize>,
+    /// Why.
+    pub reason: Reason,
+    /// Whether the route in use changed.
+    pub changed: bool,
+    /// Version of the model whose forecasts decided.
+    pub model_version: String,
+    /// Probability with which the policy makes this choice: 1, it does not explore by chance.
+    pub propensity: f64,
+}
+
+/// A tunnel's destination and the route in use.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// The far end.
+    pub node: NodeId,
+    /// The path that the operator fixed.
+    pub forced: Option<Route>,
+    /// The route in use, and since when.
+    pub current: Option<(Route, Timestamp)>,
+    /// Counts changes of the route in use; travels in datagrams as the route id.
+    pub route_id: u32,
+    /// The best route that shares no relay with the one in use.
+    pub backup: Option<Route>,
+    /// Every route that was weighed in the last decision.
+    pub candidates: Vec<Route>,
+    paths: Option<(Arc<Topology>, Vec<Route>)>,
+}
+
+/// The tunnels of this node and their routes.
+pub struct IntelligentRouter {
+    me: NodeId,
+    policy: PathPolicy,
+    tunnels: BTreeMap<TunnelId, Destination>,
+}
+
+/// What a decision is made from.
+pub struct Knowledge<'a> {
+    /// The links that exist.
+    pub graph: &'a mut OverlayGraph,
+    /// What routes delivered.
+    pub histories: &'a RouteHistories,
+    /// Who forecasts.
+    pub predictor: &'a mut RoutePredictor,
+}
+
+impl IntelligentRouter {
+    /// A router without tunnels.
+    pub fn new(me: NodeId, policy: PathPolicy) -> Self {
+        Self { me, policy, tunnels: BTreeMap::new() }
+    }
+
+    /// Binds a tunnel to a destination. Returns false when [`TUNNELS_MAX`] are open.
+    pub fn open(&mut self, tunnel: TunnelId, node: NodeId, forced: Option<Route>) -> bool {
+        if self.tunnels.len() >= TUNNELS_MAX && !self.tunnels.contains_key(&tunnel) {
+            return false;
+        }
+        let destination = Destination {
+            node,
+            forced,
+            current: None,
+            route_id: 0,
+            backup: None,
+            candidates: Vec::new(),
+            paths: None,
+        };
+        self.tunnels.insert(tunnel, destination);
+        true
+    }
+
+    /// Forgets a tunnel. Returns whether it was there.
+    pub fn close(&mut self, tunnel: TunnelId) -> bool {
+        self.tunnels.remove(&tunnel).is_some()
+    }
+
+    /// All tunnels, in order of id.
+    pub fn tunnels(&self) -> impl Iterator<Item = (TunnelId, &Destination)> + '_ {
+        self.tunnels.iter().map(|(id, destination)| (*id, destination))
+    }
+
+    /// Decides for every tunnel.
+    pub fn decide_all(&mut self, know: &mut Knowledge<'_>, now: Timestamp) -> Vec<Decision> {
+        let tunnels: Vec<TunnelId> = self.tunnels.keys().copied().collect();
+        tunnels.into_iter().filter_map(|tunnel| self.decide(tunnel, know, now)).collect()
+    }
+
+    /// Decides for one tunnel; `None` when it is not open.
+    pub fn decide(
+        &mut self,
+        tunnel: TunnelId,
+        know: &mut Knowledge<'_>,
+        now: Timestamp,
+    ) -> Option<Decision> {
+        let destination = self.tunnels.get_mut(&tunnel)?;
+        let mut routes = match &destination.forced {
+            Some(forced) => vec![forced.clone()],
+            None => candidate_routes(self.me, &self.policy, destination, know.graph),
+        };
+        if let Some((current, _)) = &destination.current
+            && !routes.contains(current)
+        {
+            routes.push(current.clone());
+        }
+        let candidates = weigh(&self.policy, routes, know, now);
+        let current = destination.current.as_ref();
+        let current_at = current.and_then(|(r, _)| candidates.iter().position(|c| c.route == *r));
+        let view = current.map(|(_, since)| Current {
+            score: current_at.filter(|i| candidates[*i].alive).map(|i| candidates[i].score),
+            since: *since,
+        });
+        let mut best = candidates.iter().position(|candidate| candidate.alive);
+        let best_score = best.map(|index| candidates[index].score);
+        let is_current = best.is_some() && best == current_at;
+        let (change, reason) = self.policy.switching.decide(view, best_score, is_current, now);
+        if reason == Reason::CurrentDead
+            && let Some((dead, _)) = current
+        {
+            let shares = |c: &Candidate| c.route.relays().iter().any(|r| dead.relays().contains(r));
+            best = candidates.iter().position(|c| c.alive && !shares(c)).or(best);
+        }
+        let chosen = match reason {
+            Reason::NoRoute => None,
+            _ if change => best,
+            _ => current_at,
+        };
+        if change && let Some(index) = chosen {
+            destination.current = Some((candidates[index].route.clone(), now));
+            destination.route_id = destination.route_id.wrapping_add(1);
+        }
+        let topology = know.graph.topology();
+        destination.backup = destination.current.as_ref().and_then(|(route, _)| {
+            disjoint_backup(&topology, route, self.policy.max_hops).map(|(route, _)| route)
+        });
+        destination.candidates = candidates.iter().map(|c| c.route.clone()).collect();
+        let reason = match reason {
+            Reason::NoRoute => reason,
+            _ if destination.forced.is_some() => Reason::Forced,
+            _ => reason,
+        };
+        Some(Decision {
+            at: now,
+            tunnel: Some(tunnel),
+            destination: destination.node,
+            candidates,
+            chosen,
+            reason,
+            changed: change,
+            model_version: know.predictor.version(),
+            propensity: 1.0,
+        })
+    }
+
+    /// What would be decided for a destination to which no tunnel is open.
+    pub fn explain(&self, node: NodeId, know: &mut Knowledge<'_>, now: Timestamp) -> Decision {
+        let topology = know.graph.topology();
+        let policy = &self.policy;
+        let found = k_shortest(&topology, self.me, node, policy.candidates, policy.max_hops);
+        let routes = found.into_iter().map(|(route, _)| route).collect();
+        let candidates = weigh(policy, routes, know, now);
+        let chosen = candidates.iter().position(|candidate| candidate.alive);
+        Decision {
+            at: now,
+            tunnel: None,
+            destination: node,
+            candidates,
+            chosen,
+            reason: if chosen.is_some() { Reason::First } else { Reason::NoRoute },
+            changed: false,
+            model_version: know.predictor.version(),
+            propensity: 1.0,
+        }
+    }
+}
+
+/// The k shortest paths and the disjoint backup; searched again only when the graph changed.
+fn candidate_routes(
+    me: NodeId,
+    policy: &PathPolicy,
+    destination: &mut Destination,
+    graph: &mut OverlayGraph,
+) -> Vec<Route> {
+    let topology = graph.topology();
+    if let Some((searched, routes)) = &destination.paths
+        && Arc::ptr_eq(searched, &topology)
+    {
+        return routes.clone();
+    }
+    let found = k_shortest(&topology, me, destination.node, policy.candidates, policy.max_hops);
+    let mut routes: Vec<Route> = found.into_iter().map(|(route, _)| route).collect();
+    let backup = routes.first().and_then(|best| disjoint_backup(&topology, best, policy.max_hops));
+    if let Some((backup, _)) = backup
+        && !routes.contains(&backup)
+    {
+        routes.push(backup);
+    }
+    destination.paths = Some((topology, routes.clone()));
+    routes
+}
+
+/// Forecasts and scores, best first; dead ones last.
+fn weigh(
+    policy: &PathPolicy,
+    routes: Vec<Route>,
+    know: &mut Knowledge<'_>,
+    now: Timestamp,
+) -> Vec<Candidate> {
+    let mut candidates: Vec<Candidate> = routes
+        .into_iter()
+        .map(|route| {
+            let facts: Vec<_> = route.links().map(|(a, b)| know.graph.fact(a, b)).collect();
+            let features = route_features(&facts, know.histories.of(&route), now);
+            let forecast = know.predictor.forecast(features);
+            let links: Option<Vec<LinkQuality>> =
+                facts.iter().map(|fact| fact.map(|fact| fact.quality)).collect();
+            let alive = route.links().all(|(a, b)| know.graph.is_link(a, b))
+                && !know.histories.is_dead(&route);
+            let score =
+                |prediction: Option<crate::engine::predict::Prediction>| match (&links, prediction)
+                {
+                    (Some(links), Some(prediction)) if alive => {
+                        route_score(&policy.weights, links, prediction.latency_ms)
+                    }
+                    _ => 0.0,
+                };
+            Candidate {
+                score: score(forecast.best()),
+                baseline_score: score(forecast.moving_average),
+                route,
+                alive,
+                forecast,
+            }
+        })
+        .collect();
+    candidates.sort_by(|a, b| {
+        let by_score = b.alive.cmp(&a.alive).then(b.score.total_cmp(&a.score));
+        by_score.then_with(|| a.route.cmp(&b.route))
+    });
+    candidates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TUNNEL: TunnelId = TunnelId(1);
+
+    fn node(byte: u8) -> NodeId {
+        NodeId([byte; 8])
+    }
+
+    fn route(nodes: &[u8]) -> Route {
+        Route::new(nodes.iter().copied().map(node).collect::<Vec<_>>()).unwrap()
+    }
+
+    /// S=0, T=9, relays 1 (10 ms links), 2 (20 ms links), joined 1-2.
+    struct World {
+        graph: OverlayGraph,
+        histories: RouteHistories,
+        predictor: RoutePredictor,
+        router: IntelligentRouter,
+        sequence: u64,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let mut world = Self {
+                graph: OverlayGraph::default(),
+                histories: RouteHistories::default(),
+                predictor: RoutePredictor::new(true),
+                router: IntelligentRouter::new(node(0), PathPolicy::default()),
+                sequence: 0,
+            };
+            world.links(&[(0, 1, 10.0), (1, 9, 10.0), (0, 2, 20.0), (2, 9, 20.0), (1, 2, 5.0)]);
+            world
+        }
+
+        fn links(&mut self, links: &[(u8, u8, f64)]) {
+            self.sequence += 1;
+            for me in [0, 1, 2, 9] {
+                let mine = links.iter().filter_map(|(a, b, rtt_ms)| {
+                    let other = if *a == me {
+                        b
+                    } else if *b == me {
+                        a
+                    } else {
+                        return None;
+                    };
+                    let quality = LinkQuality {
+                        rtt_ms: *rtt_ms,
+                        jitter_ms: 0.0,
+                        loss: 0.0,
+                        bandwidth: None,
+                        utilisation: 0.0,
+                    };
+                    Some((node(*other), quality))
+                });
+                let mine = mine.collect();
+                self.graph.accept(node(me), self.sequence, mine, Timestamp(0)).unwrap();
+            }
+        }
+
+        fn decide(&mut self, at_s: u64) -> Decision {
+            let mut know = Knowledge {
+                graph: &mut self.graph,
+                histories: &self.histories,
+                predictor: &mut self.predictor,
+            };
+            self.router.decide(TUNNEL, &mut know, Timestamp(at_s * 1_000_000)).unwrap()
+        }
+
+        fn current(&self) -> Route {
+            self.router.tunnels[&TUNNEL].current.clone().unwrap().0
+        }
+    }
+
+    #[test]
+    fn the_best_route_is_chosen_and_its_backup_is_disjoint() {
+        let mut world = World::new();
+        world.router.open(TUNNEL, node(9), None);
+        let decision = world.decide(0);
+        assert_eq!((decision.reason, decision.changed), (Reason::First, true));
+        assert_eq!(world.current(), route(&[0, 1, 9]));
+        assert_eq!(world.router.tunnels[&TUNNEL].backup, Some(route(&[0, 2, 9])));
+        assert_eq!(decision.candidates.len(), 4);
+    }
+
+    #[test]
+    fn a_route_that_turned_bad_is_left_by_margin_and_hold() {
+        let mut world = World::new();
+        world.router.open(TUNNEL, node(9), None);
+        world.decide(0);
+        for _ in 0..5 {
+            world.histories.probed(&route(&[0, 1, 9]), Timestamp(1), Some(200_000));
+        }
+        assert_eq!(world.decide(1).reason, Reason::Held);
+        assert_eq!(world.decide(3).reason, Reason::Better);
+        assert_ne!(world.current(), route(&[0, 1, 9]));
+    }
+
+    #[test]
+    fn a_dead_route_is_left_at_once_for_one_that_shares_no_relay() {
+        let mut world = World::new();
+        world.router.open(TUNNEL, node(9), None);
+        world.decide(0);
+        for _ in 0..3 {
+            world.histories.probed(&route(&[0, 1, 9]), Timestamp(1), None);
+        }
+        assert_eq!(world.decide(0).reason, Reason::CurrentDead);
+        assert_eq!(world.current(), route(&[0, 2, 9]));
+    }
+
+    #[test]
+    fn a_withdrawn_link_kills_its_routes() {
+        let mut world = World::new();
+        world.router.open(TUNNEL, node(9), None);
+        world.decide(0);
+        world.links(&[(0, 1, 10.0), (0, 2, 20.0), (2, 9, 20.0), (1, 2, 5.0)]);
+        assert_eq!(world.decide(0).reason, Reason::CurrentDead);
+        assert_eq!(world.current(), route(&[0, 2, 9]));
+        world.links(&[(0, 1, 10.0)]);
+        let decision = world.decide(1);
+        assert_eq!((decision.reason, decision.chosen), (Reason::NoRoute, None));
+    }
+
+    #[test]
+    fn a_forced_path_stays() {
+        let mut world = World::new();
+        world.router.open(TUNNEL, node(9), Some(route(&[0, 2, 1, 9])));
+        let decision = world.decide(0);
+        assert_eq!((decision.reason, decision.candidates.len()), (Reason::Forced, 1));
+        assert_eq!(world.current(), route(&[0, 2, 1, 9]));
+    }
+}

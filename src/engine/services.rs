@@ -1,0 +1,292 @@
+//! This node's part in the service registry: what it publishes, what it asks, and the requests
+//! that wait for the DHT.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+
+use crate::engine::event::{Answer, CommandError, Output, RequestId, ServiceSpec, Verdict};
+use crate::engine::measure::{EventKind, Sample};
+use crate::engine::overlay::registry::{self, RecordError};
+use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, Objective, Signed};
+use crate::engine::overlay::{ServiceRecord, ServiceRegistry};
+use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
+
+/// Most requests that wait for the DHT at one time.
+pub const PENDING_MAX: usize = 1_024;
+/// Most services of one node.
+pub const OWN_MAX: usize = 256;
+/// The request id of publications that nobody waits for.
+const NOBODY: RequestId = 0;
+
+struct Pending {
+    kind: EventKind,
+    name: ServiceName,
+    started_at: Timestamp,
+    sequence: u64,
+}
+
+struct Own {
+    spec: ServiceSpec,
+    sequence: u64,
+    republish_at: Timestamp,
+}
+
+/// What this node publishes, and the registry of everybody's records.
+pub struct Services {
+    key: SigningKey,
+    registry: ServiceRegistry,
+    own: BTreeMap<ServiceName, Own>,
+    pending: BTreeMap<RequestId, Pending>,
+}
+
+type Outputs = VecDeque<Output>;
+
+impl Services {
+    pub(super) fn new(key: SigningKey) -> Self {
+        Self {
+            key,
+            registry: ServiceRegistry::default(),
+            own: BTreeMap::new(),
+            pending: BTreeMap::new(),
+        }
+    }
+
+    /// Everybody's records.
+    pub fn registry(&self) -> &ServiceRegistry {
+        &self.registry
+    }
+
+    /// What this node publishes.
+    pub fn own(&self) -> impl Iterator<Item = &ServiceSpec> + '_ {
+        self.own.values().map(|own| &own.spec)
+    }
+
+    pub(super) fn signed(&self) -> impl Iterator<Item = &Signed> + '_ {
+        self.registry.signed()
+    }
+
+    pub(super) fn accept(
+        &mut self,
+        signed: &Signed,
+        now: Timestamp,
+    ) -> (Verdict, Option<RecordError>) {
+        match self.registry.accept(signed, now) {
+            Ok(_) => (Verdict::Accept, None),
+            Err(RecordError::Stale { .. } | RecordError::Expired) => (Verdict::Ignore, None),
+            Err(error @ (RecordError::Full | RecordError::ForeignName { .. })) => {
+                (Verdict::Ignore, Some(error))
+            }
+            Err(error) => (Verdict::Reject, Some(error)),
+        }
+    }
+
+    pub(super) fn publish(
+        &mut self,
+        request: RequestId,
+        spec: ServiceSpec,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) {
+        let full = self.own.len() >= OWN_MAX && !self.own.contains_key(&spec.name);
+        if full || self.pending.len() >= PENDING_MAX {
+            let error = CommandError::Busy("the services of this node");
+            outputs.push_back(Output::Answer { request, answer: Err(error) });
+            return;
+        }
+        let name = spec.name.clone();
+        match self.issue(&spec, false, request, now, outputs) {
+            Ok(sequence) => {
+                let pending =
+                    Pending { kind: EventKind::Registration, name, started_at: now, sequence };
+                self.pending.insert(request, pending);
+                self.remember(spec, sequence, now);
+            }
+            Err(error) => {
+                outputs.push_back(Output::Answer { request, answer: Err(error.into()) });
+            }
+        }
+    }
+
+    pub(super) fn withdraw(
+        &mut self,
+        request: RequestId,
+        name: &ServiceName,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) {
+        let answer = match self.own.remove(name) {
+            Some(own) => self
+                .issue(&own.spec, true, NOBODY, now, outputs)
+                .map(|_| Answer::Withdrawn)
+                .map_err(CommandError::from),
+            None => Err(CommandError::NotPublishedHere(name.clone())),
+        };
+        outputs.push_back(Output::Answer { request, answer });
+    }
+
+    pub(super) fn resolve(
+        &mut self,
+        request: RequestId,
+        name: ServiceName,
+        from_dht: bool,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) {
+        let known = self.providers(&name, now);
+        if !from_dht && !known.is_empty() {
+            outputs.push_back(event(EventKind::Lookup, &name, now, now, true));
+            let answer = Ok(Answer::Resolved { providers: known, from_gossip: true });
+            outputs.push_back(Output::Answer { request, answer });
+        } else if self.pending.len() >= PENDING_MAX {
+            let error = CommandError::Busy("the look-ups under way");
+            outputs.push_back(Output::Answer { request, answer: Err(error) });
+        } else {
+            let pending = Pending {
+                kind: EventKind::Lookup,
+                name: name.clone(),
+                started_at: now,
+                sequence: 0,
+            };
+            self.pending.insert(request, pending);
+            outputs.push_back(Output::DhtGet { request, name });
+        }
+    }
+
+    pub(super) fn stored(
+        &mut self,
+        request: RequestId,
+        error: Option<String>,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) {
+        let Some(pending) = self.pending.remove(&request) else { return };
+        let succeeded = error.is_none();
+        outputs.push_back(event(pending.kind, &pending.name, pending.started_at, now, succeeded));
+        let answer = match error {
+            None => Ok(Answer::Published { sequence: pending.sequence }),
+            Some(reason) => Err(CommandError::NotStored { name: pending.name, reason }),
+        };
+        outputs.push_back(Output::Answer { request, answer });
+    }
+
+    pub(super) fn found(
+        &mut self,
+        request: RequestId,
+        records: &[Vec<u8>],
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) {
+        let Some(pending) = self.pending.remove(&request) else { return };
+        // Only what the DHT itself delivered counts as found there.
+        let mut providers = BTreeMap::new();
+        for bytes in records {
+            let Ok(signed) = wire::decode::<Signed>(bytes, GOSSIP_BYTES_MAX) else { continue };
+            let Ok(record) = registry::verify(&signed, now) else { continue };
+            if record.name != pending.name {
+                continue;
+            }
+            let refused = self.registry.accept(&signed, now).err();
+            let taken = matches!(refused, None | Some(RecordError::Stale { .. }));
+            if taken && self.registry.resolve(&record.name, now).any(|(key, _)| key == signed.key) {
+                providers.insert(signed.key, record);
+            }
+        }
+        let succeeded = !providers.is_empty();
+        outputs.push_back(event(pending.kind, &pending.name, pending.started_at, now, succeeded));
+        let answer = if succeeded {
+            Ok(Answer::Resolved { providers: providers.into_iter().collect(), from_gossip: false })
+        } else {
+            Err(CommandError::UnknownName(pending.name))
+        };
+        outputs.push_back(Output::Answer { request, answer });
+    }
+
+    pub(super) fn republish_due(&mut self, now: Timestamp, outputs: &mut Outputs) {
+        let due: Vec<ServiceSpec> = self
+            .own
+            .values()
+            .filter(|own| own.republish_at <= now)
+            .map(|own| own.spec.clone())
+            .collect();
+        for spec in due {
+            let sequence = self.issue(&spec, false, NOBODY, now, outputs);
+            let known = self.own[&spec.name].sequence;
+            self.remember(spec, sequence.unwrap_or(known), now);
+        }
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Timestamp> {
+        self.own.values().map(|own| own.republish_at).min()
+    }
+
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        self.registry.expire(now);
+    }
+
+    fn providers(&self, name: &ServiceName, now: Timestamp) -> Vec<(PublicKey, ServiceRecord)> {
+        self.registry.resolve(name, now).map(|(key, record)| (key, record.clone())).collect()
+    }
+
+    fn remember(&mut self, spec: ServiceSpec, sequence: u64, now: Timestamp) {
+        let republish_at = now + Duration::from_secs(u64::from(spec.ttl_s)) / 3;
+        self.own.insert(spec.name.clone(), Own { spec, sequence, republish_at });
+    }
+
+    /// Signs a record, takes it into the registry, and sends it by gossip and to the DHT.
+    fn issue(
+        &mut self,
+        spec: &ServiceSpec,
+        withdrawn: bool,
+        request: RequestId,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) -> Result<u64, RecordError> {
+        let me = PublicKey(self.key.verifying_key().to_bytes());
+        let known = self.registry.sequence(&spec.name, me.node_id());
+        let sequence = now.as_micros().max(known.map_or(0, |known| known + 1));
+        let record = ServiceRecord {
+            name: spec.name.clone(),
+            kind: spec.kind,
+            owner: me,
+            metadata: spec.metadata.clone(),
+            sequence,
+            issued_at: now,
+            ttl_s: spec.ttl_s,
+            objective: Objective::Balanced,
+            allowed: spec.allowed.clone(),
+            withdrawn,
+        };
+        let signed = Signed::seal(&self.key, &record);
+        self.registry.accept(&signed, now)?;
+        let bytes = wire::encode(&signed);
+        let message = wire::encode(&GossipMessage::Service(signed));
+        outputs.push_back(Output::Publish(message));
+        outputs.push_back(Output::DhtPut { request, name: spec.name.clone(), bytes });
+        Ok(sequence)
+    }
+
+    /// Whether this node publishes a name and lets `caller` use it.
+    pub fn admits(&self, name: &ServiceName, caller: NodeId) -> bool {
+        self.own
+            .get(name)
+            .is_some_and(|own| own.spec.allowed.is_empty() || own.spec.allowed.contains(&caller))
+    }
+}
+
+fn event(
+    kind: EventKind,
+    name: &ServiceName,
+    started_at: Timestamp,
+    done_at: Timestamp,
+    succeeded: bool,
+) -> Output {
+    Output::Record(Sample::Event {
+        kind,
+        subject: name.to_string(),
+        started_at,
+        done_at,
+        succeeded,
+    })
+}

@@ -1,0 +1,214 @@
+//! Behaviour in simulated worlds: the real engine, virtual time, a seed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use meshwise::engine::Intervals;
+use meshwise::engine::event::{Answer, Command, CommandError, ServiceSpec};
+use meshwise::engine::measure::{EventKind, ProbeKind, Sample};
+use meshwise::engine::overlay::ServiceKind;
+use meshwise::engine::route::PathPolicy;
+use meshwise::engine::types::{Route, ServiceName, Timestamp, TunnelId};
+use meshwise::sim::{LinkModel, World};
+
+const START: Timestamp = Timestamp(1_760_000_000_000_000);
+const TUNNEL: TunnelId = TunnelId(1);
+
+const fn seconds(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+/// S, A, B, C, D, T: S-A-C-T at 60 ms round trip, S-B-D-T at 90 ms, and no link S-T.
+fn diamond(seed: u64) -> World {
+    let mut world = World::new(seed, START);
+    for index in 0..6 {
+        let bootstrap: &[usize] = match index {
+            0 => &[],
+            1 | 2 => &[0],
+            3 => &[1],
+            4 => &[2],
+            _ => &[3, 4],
+        };
+        world.add_node(bootstrap, PathPolicy::default(), Intervals::default());
+    }
+    for (a, b, delay_ms) in
+        [(0, 1, 10.0), (1, 3, 10.0), (3, 5, 10.0), (0, 2, 15.0), (2, 4, 15.0), (4, 5, 15.0)]
+    {
+        world.set_link(a, b, LinkModel { delay_ms, jitter_ms: 1.0, loss: 0.0 });
+    }
+    world
+}
+
+fn open(world: &mut World, from: usize, to: usize) {
+    let destination = world.id(to);
+    world.command(from, Command::OpenTunnel { tunnel: TUNNEL, destination, forced: None });
+}
+
+fn current(world: &World, node: usize) -> Option<Route> {
+    let (_, destination) = world.engine(node).tunnels().next()?;
+    destination.current.as_ref().map(|(route, _)| route.clone())
+}
+
+fn service(name: &str) -> ServiceSpec {
+    ServiceSpec {
+        name: name.parse().unwrap(),
+        kind: ServiceKind::Tcp,
+        metadata: BTreeMap::new(),
+        allowed: vec![],
+        ttl_s: 150,
+    }
+}
+
+#[test]
+fn the_better_way_round_the_diamond_is_taken() {
+    let mut world = diamond(1);
+    world.run_for(seconds(10));
+    assert!((0..6).all(|node| world.engine(node).joined()));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(5));
+    assert_eq!(current(&world, 0), Some(world.route(&[0, 1, 3, 5])));
+    let backup = world.engine(0).tunnels().next().unwrap().1.backup.clone();
+    assert_eq!(backup, Some(world.route(&[0, 2, 4, 5])));
+}
+
+#[test]
+fn a_route_that_turned_bad_is_left_and_taken_again_when_it_is_good() {
+    let mut world = diamond(2);
+    world.run_for(seconds(10));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(5));
+    world.set_link(1, 3, LinkModel::delay(110.0));
+    world.run_for(seconds(8));
+    assert_eq!(current(&world, 0), Some(world.route(&[0, 2, 4, 5])));
+    world.set_link(1, 3, LinkModel::delay(10.0));
+    world.run_for(seconds(60));
+    assert_eq!(current(&world, 0), Some(world.route(&[0, 1, 3, 5])));
+}
+
+#[test]
+fn a_killed_relay_is_left_at_once() {
+    let mut world = diamond(3);
+    world.run_for(seconds(10));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(5));
+    world.kill(3);
+    world.run_for(Duration::from_millis(500));
+    assert_eq!(current(&world, 0), Some(world.route(&[0, 2, 4, 5])));
+}
+
+#[test]
+fn a_silent_cut_is_noticed_by_probes_and_is_on_record() {
+    let mut world = diamond(4);
+    world.run_for(seconds(10));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(5));
+    world.set_link(1, 3, LinkModel { loss: 1.0, ..LinkModel::delay(10.0) });
+    world.run_for(seconds(2));
+    assert_eq!(current(&world, 0), Some(world.route(&[0, 2, 4, 5])));
+    let lost = |sample: &&Sample| {
+        matches!(sample, Sample::Probe { kind: ProbeKind::Route, rtt_us: None, .. })
+    };
+    assert!(world.samples(0).iter().any(|sample| lost(&sample)), "failures are samples too");
+}
+
+#[test]
+fn services_are_published_found_and_withdrawn() {
+    let mut world = diamond(5);
+    world.run_for(seconds(10));
+    let name: ServiceName = "byronwade.local".parse().unwrap();
+    world.command(5, Command::Publish { request: 1, service: service("byronwade.local") });
+    world.run_for(seconds(1));
+    assert!(matches!(world.answer(5, 1), Some(Ok(Answer::Published { .. }))));
+    for (request, from_dht) in [(2, false), (3, true)] {
+        world.command(0, Command::Resolve { request, name: name.clone(), from_dht });
+        world.run_for(seconds(1));
+        let Some(Ok(Answer::Resolved { providers, from_gossip })) = world.answer(0, request) else {
+            panic!("{:?}", world.answer(0, request));
+        };
+        assert_eq!((providers.len(), *from_gossip), (1, !from_dht));
+        assert_eq!(providers[0].0.node_id(), world.id(5));
+    }
+    world.command(5, Command::Withdraw { request: 4, name: name.clone() });
+    world.run_for(seconds(1));
+    world.command(0, Command::Resolve { request: 5, name: name.clone(), from_dht: false });
+    world.run_for(seconds(1));
+    assert_eq!(world.answer(0, 5), Some(&Err(CommandError::UnknownName(name))));
+}
+
+#[test]
+fn a_service_outlives_many_times_its_time_to_live() {
+    let mut world = diamond(6);
+    world.run_for(seconds(10));
+    world.command(5, Command::Publish { request: 1, service: service("byronwade.local") });
+    world.run_for(seconds(1_000));
+    let name = "byronwade.local".parse().unwrap();
+    let registry = world.engine(0).services().registry();
+    assert_eq!(registry.resolve(&name, world.now()).count(), 1);
+}
+
+#[test]
+fn a_node_that_comes_late_knows_everything_at_once() {
+    let mut world = diamond(7);
+    world.run_for(seconds(10));
+    world.command(5, Command::Publish { request: 1, service: service("byronwade.local") });
+    world.run_for(seconds(1));
+    let late = world.add_node(&[0], PathPolicy::default(), Intervals::default());
+    world.set_link(0, late, LinkModel::delay(5.0));
+    world.run_for(seconds(1));
+    assert!(world.engine(late).joined());
+    let name = "byronwade.local".parse().unwrap();
+    let registry = world.engine(late).services().registry();
+    assert_eq!(registry.resolve(&name, world.now()).count(), 1);
+    assert_eq!(world.engine(late).graph().origins().count(), 7);
+    let join = world.samples(late).iter().find_map(|sample| match sample {
+        Sample::Event { kind: EventKind::Join, started_at, done_at, .. } => {
+            Some(done_at.since(*started_at))
+        }
+        _ => None,
+    });
+    assert!(join.unwrap() < seconds(1));
+}
+
+#[test]
+fn a_node_connects_to_three_when_there_are_three() {
+    let mut world = World::new(8, START);
+    for index in 0..6 {
+        let bootstrap: &[usize] = if index == 0 { &[] } else { &[0] };
+        world.add_node(bootstrap, PathPolicy::default(), Intervals::default());
+        for other in 0..index {
+            world.set_link(other, index, LinkModel::delay(5.0));
+        }
+    }
+    world.run_for(seconds(30));
+    for node in 0..6 {
+        assert!(world.engine(node).peers().len() >= 3, "node {node}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_world() {
+    let run = |seed| {
+        let mut world = diamond(seed);
+        world.run_for(seconds(10));
+        open(&mut world, 0, 5);
+        world.run_for(seconds(20));
+        (world.samples(0).to_vec(), world.decisions(0).to_vec())
+    };
+    assert_eq!(run(9), run(9));
+    assert_ne!(run(9).0, run(10).0);
+}
+
+#[test]
+fn garbage_by_gossip_is_dropped_and_nothing_changes() {
+    use meshwise::engine::event::Input;
+    let mut world = diamond(11);
+    world.run_for(seconds(10));
+    let before = world.engine(0).graph().origins().count();
+    for (token, bytes) in [vec![], vec![0xff; 10], vec![0; 20_000]].into_iter().enumerate() {
+        world.input(0, Input::Gossip { token: 1_000_000 + token as u64, bytes });
+    }
+    let from = world.id(1);
+    world.input(0, Input::SyncReceived { from, bytes: vec![9; 50] });
+    world.run_for(seconds(5));
+    assert_eq!(world.engine(0).graph().origins().count(), before);
+}
