@@ -7,3 +7,18 @@
 
 pub mod engine;
 pub mod sim;
+
+#[cfg(feature = "node")]
+pub mod api;
+#[cfg(feature = "node")]
+pub mod cli;
+#[cfg(feature = "node")]
+pub mod config;
+#[cfg(feature = "node")]
+pub mod learn;
+#[cfg(feature = "node")]
+pub mod net;
+#[cfg(feature = "node")]
+pub mod node;
+#[cfg(feature = "node")]
+pub mod store;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `meshwise` program: see `meshwise --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    meshwise::cli::run()
+}

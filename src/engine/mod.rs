@@ -109,7 +109,7 @@ pub struct Engine {
     random: Pcg64Mcg,
     started_at: Timestamp,
     last_stamp: Timestamp,
-    joined: bool,
+    joined_at: Option<Timestamp>,
     peers: BTreeMap<NodeId, Peer>,
     bootstrapper: NetworkBootstrapper,
     links: QualityMonitor,
@@ -139,7 +139,7 @@ impl Engine {
             random: Pcg64Mcg::seed_from_u64(config.seed),
             started_at: now,
             last_stamp: now,
-            joined: false,
+            joined_at: None,
             peers: BTreeMap::new(),
             bootstrapper: NetworkBootstrapper::new(config.bootstrap.clone(), now),
             links: QualityMonitor::default(),
@@ -249,9 +249,14 @@ impl Engine {
         self.me
     }
 
-    /// Whether the mesh's state arrived from a peer.
-    pub fn joined(&self) -> bool {
-        self.joined
+    /// This node's identity.
+    pub fn key(&self) -> PublicKey {
+        PublicKey(self.config.key.verifying_key().to_bytes())
+    }
+
+    /// How long it took from the start until the mesh's state arrived from a peer.
+    pub fn joined_after(&self) -> Option<Duration> {
+        self.joined_at.map(|at| at.since(self.started_at))
     }
 
     /// Connected peers.
@@ -368,9 +373,9 @@ impl Engine {
         for message in response.messages {
             self.message(message, now);
         }
-        if !self.joined {
-            self.joined = true;
+        if self.joined_at.is_none() {
             let done_at = self.stamp(now);
+            self.joined_at = Some(done_at);
             self.record(Sample::Event {
                 kind: EventKind::Join,
                 subject: from.to_string(),

@@ -246,7 +246,7 @@ impl FromStr for Route {
     }
 }
 
-/// A tunnel of the node that opened it, 1 to 65,535. With that node's id it names the tunnel
+/// A tunnel of the node that opened it, 1 to 32,767. With that node's id it names the tunnel
 /// everywhere.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct TunnelId(pub u16);

@@ -63,7 +63,7 @@ fn service(name: &str) -> ServiceSpec {
 fn the_better_way_round_the_diamond_is_taken() {
     let mut world = diamond(1);
     world.run_for(seconds(10));
-    assert!((0..6).all(|node| world.engine(node).joined()));
+    assert!((0..6).all(|node| world.engine(node).joined_after().is_some()));
     open(&mut world, 0, 5);
     world.run_for(seconds(5));
     assert_eq!(current(&world, 0), Some(world.route(&[0, 1, 3, 5])));
@@ -155,7 +155,7 @@ fn a_node_that_comes_late_knows_everything_at_once() {
     let late = world.add_node(&[0], PathPolicy::default(), Intervals::default());
     world.set_link(0, late, LinkModel::delay(5.0));
     world.run_for(seconds(1));
-    assert!(world.engine(late).joined());
+    assert!(world.engine(late).joined_after().is_some());
     let name = "byronwade.local".parse().unwrap();
     let registry = world.engine(late).services().registry();
     assert_eq!(registry.resolve(&name, world.now()).count(), 1);

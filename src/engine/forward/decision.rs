@@ -76,6 +76,7 @@ mod tests {
         let at = |position| Header {
             kind: DatagramKind::Data,
             congestion: false,
+            reply: false,
             position,
             tunnel: TunnelId(1),
             route_id: 0,

@@ -3,7 +3,8 @@
 //! ```text
 //! byte 0      version, 1
 //! byte 1      kind: 0 data, 1 probe, 2 probe answer
-//! byte 2      flags: bit 0 congestion experienced; the others are 0
+//! byte 2      flags: bit 0 congestion experienced, bit 1 towards the node that opened the tunnel;
+//!             the others are 0
 //! byte 3      position: index in the route of the node that receives this copy
 //! byte 4      node count of the route, 2 to 9
 //! 5..7        tunnel id of the node that opened the tunnel (big endian); 0 for probes
@@ -20,6 +21,7 @@ pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 19;
 const FLAG_CONGESTION: u8 = 1;
+const FLAG_REPLY: u8 = 2;
 const POSITION_AT: usize = 3;
 const FLAGS_AT: usize = 2;
 
@@ -41,6 +43,8 @@ pub struct Header {
     pub kind: DatagramKind,
     /// A queue on the way was filling up.
     pub congestion: bool,
+    /// It travels towards the node that opened the tunnel.
+    pub reply: bool,
     /// Index of the receiving node in the route, 1 or more.
     pub position: u8,
     /// The tunnel.
@@ -91,7 +95,8 @@ impl Header {
             DatagramKind::Probe => 1,
             DatagramKind::ProbeAnswer => 2,
         });
-        bytes.push(if self.congestion { FLAG_CONGESTION } else { 0 });
+        let congestion = if self.congestion { FLAG_CONGESTION } else { 0 };
+        bytes.push(congestion | if self.reply { FLAG_REPLY } else { 0 });
         bytes.push(self.position);
         bytes.push(self.route.nodes().len() as u8);
         bytes.extend(self.tunnel.0.to_be_bytes());
@@ -121,7 +126,7 @@ impl Header {
             2 => DatagramKind::ProbeAnswer,
             _ => return Err(HeaderError::Kind),
         };
-        if bytes[FLAGS_AT] & !FLAG_CONGESTION != 0 {
+        if bytes[FLAGS_AT] & !(FLAG_CONGESTION | FLAG_REPLY) != 0 {
             return Err(HeaderError::Kind);
         }
         let (position, count) = (bytes[POSITION_AT], usize::from(bytes[4]));
@@ -151,6 +156,7 @@ impl Header {
         let header = Self {
             kind,
             congestion: bytes[FLAGS_AT] & FLAG_CONGESTION != 0,
+            reply: bytes[FLAGS_AT] & FLAG_REPLY != 0,
             position,
             tunnel: TunnelId(word(5, 2) as u16),
             route_id: word(7, 4) as u32,
@@ -181,6 +187,7 @@ mod tests {
         Header {
             kind: DatagramKind::Data,
             congestion: false,
+            reply: false,
             position: 1,
             tunnel: TunnelId(7),
             route_id: 0x0102_0304,
@@ -216,7 +223,7 @@ mod tests {
         };
         assert_eq!(with(0, 2), HeaderError::Version);
         assert_eq!(with(1, 3), HeaderError::Kind);
-        assert_eq!(with(2, 2), HeaderError::Kind);
+        assert_eq!(with(2, 4), HeaderError::Kind);
         assert_eq!(with(3, 0), HeaderError::Route);
         assert_eq!(with(3, 3), HeaderError::Route);
         assert_eq!(with(4, 10), HeaderError::Route);
@@ -244,8 +251,9 @@ mod tests {
             nodes in 2u8..=9,
             payload in proptest::collection::vec(any::<u8>(), 0..100),
             sequence: u64,
+            reply: bool,
         ) {
-            let header = Header { sequence, position: nodes - 1, ..header(nodes) };
+            let header = Header { sequence, reply, position: nodes - 1, ..header(nodes) };
             let bytes = header.encode(&payload);
             prop_assert_eq!(Header::decode(&bytes), Ok((header, &payload[..])));
         }

@@ -1,0 +1,12 @@
+//! The local control API: HTTP with JSON on `<data-dir>/api.sock` (mode 0600), for the command
+//! line and for scripts. The only JSON types of the control plane are in [`types`].
+
+mod client;
+mod server;
+pub mod types;
+
+pub use client::{Client, ClientError};
+pub use server::{Server, ServerError};
+
+/// Name of the socket within the data directory.
+pub const SOCKET: &str = "api.sock";

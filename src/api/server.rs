@@ -1,0 +1,291 @@
+//! The server side of the control API.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use tokio::net::UnixListener;
+
+use super::types::{
+    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reloaded, Resolved, Service,
+    Status, Tunnel,
+};
+use crate::config::{EmulatedLink, parse_target};
+use crate::engine::event::{CommandError, ServiceSpec};
+use crate::engine::overlay::wire::ServiceKind;
+use crate::engine::types::{NodeId, ServiceName, TunnelId};
+use crate::node::{NodeHandle, RequestError, parse_peer_id};
+
+/// Why the control API could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The socket cannot be made.
+    #[error(
+        "cannot open the control socket {path}: {error}; choose a --data-dir whose path is shorter than 90 characters and writable"
+    )]
+    Socket {
+        /// Which.
+        path: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+/// A running control API. The socket goes away with it.
+pub struct Server {
+    path: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    /// Serves on `<data-dir>/api.sock`. The node holds the data directory's lock, so a socket
+    /// that is there was left by a node that is gone.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn start(handle: NodeHandle) -> Result<Self, ServerError> {
+        let path = handle.data_dir().join(super::SOCKET);
+        let listener = bind(&path)
+            .map_err(|error| ServerError::Socket { path: path.display().to_string(), error })?;
+        let task = tokio::spawn(async move {
+            let _ = axum::serve(listener, router(handle)).await;
+        });
+        Ok(Self { path, task })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn router(handle: NodeHandle) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/peers", get(peers))
+        .route("/v1/services", get(services).post(publish))
+        .route("/v1/services/{name}", get(resolve).delete(withdraw))
+        .route("/v1/tunnels", get(tunnels).post(open_tunnel))
+        .route("/v1/tunnels/{id}", delete(close_tunnel))
+        .route("/v1/routes/{target}", get(routes))
+        .route("/v1/model/reload", post(reload_model))
+        .route("/v1/emulation", post(emulate))
+        .with_state(handle)
+}
+
+/// Any failure, as a status code and one line.
+struct Failure(StatusCode, String);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(ErrorBody { error: self.1 })).into_response()
+    }
+}
+
+impl From<RequestError> for Failure {
+    fn from(error: RequestError) -> Self {
+        let code = match &error {
+            RequestError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            RequestError::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            RequestError::Command(
+                CommandError::UnknownName(_) | CommandError::NotPublishedHere(_),
+            ) => StatusCode::NOT_FOUND,
+            RequestError::Command(CommandError::Refused(_)) => StatusCode::CONFLICT,
+            RequestError::Command(_) | RequestError::NoRoute(_) => StatusCode::BAD_GATEWAY,
+            RequestError::Tunnel(_) => StatusCode::BAD_GATEWAY,
+            RequestError::Path(_) | RequestError::OwnService(_) => StatusCode::BAD_REQUEST,
+            RequestError::TooManyTunnels => StatusCode::TOO_MANY_REQUESTS,
+        };
+        Self(code, error.to_string())
+    }
+}
+
+fn wrong(error: impl std::fmt::Display) -> Failure {
+    Failure(StatusCode::BAD_REQUEST, error.to_string())
+}
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+async fn status(State(node): State<NodeHandle>) -> Answer<Status> {
+    Ok(Json(node.inspect(Status::of).await?))
+}
+
+async fn peers(State(node): State<NodeHandle>) -> Answer<Vec<Peer>> {
+    Ok(Json(node.inspect(Peer::list).await?))
+}
+
+async fn services(State(node): State<NodeHandle>) -> Answer<Vec<Service>> {
+    let list = node.inspect(|view| {
+        let services = view.engine.services().registry().list(view.now);
+        services.map(|(key, record)| Service::of(&key, record)).collect::<Vec<_>>()
+    });
+    let mut list = list.await?;
+    let me = node.key().node_id().to_string();
+    for service in list.iter_mut().filter(|service| service.provider == me) {
+        let name = service.name.parse().map_err(wrong)?;
+        service.target = node.target(&name).map(|target| target.to_string());
+    }
+    Ok(Json(list))
+}
+
+async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> Answer<Published> {
+    let (scheme, target) = parse_target(&body.to).map_err(wrong)?;
+    let name: ServiceName = body.name.parse().map_err(wrong)?;
+    let allowed = body.allow.iter().map(|text| parse_node(text)).collect::<Result<_, _>>()?;
+    let service = ServiceSpec {
+        name: name.clone(),
+        kind: if scheme == "http" { ServiceKind::Http } else { ServiceKind::Tcp },
+        metadata: std::collections::BTreeMap::new(),
+        allowed,
+        ttl_s: body.ttl_s,
+    };
+    let begun = Instant::now();
+    let sequence = node.publish(service, target).await?;
+    let took_ms = begun.elapsed().as_secs_f64() * 1e3;
+    Ok(Json(Published { name: name.to_string(), sequence, took_ms }))
+}
+
+async fn withdraw(
+    State(node): State<NodeHandle>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<serde_json::Value> {
+    let name: ServiceName = name.parse().map_err(wrong)?;
+    node.withdraw(name.clone()).await?;
+    Ok(Json(serde_json::json!({ "withdrawn": name })))
+}
+
+#[derive(Deserialize)]
+struct ResolveQuery {
+    #[serde(default)]
+    dht: bool,
+}
+
+async fn resolve(
+    State(node): State<NodeHandle>,
+    UrlPath(name): UrlPath<String>,
+    Query(query): Query<ResolveQuery>,
+) -> Answer<Resolved> {
+    let name: ServiceName = name.parse().map_err(wrong)?;
+    let begun = Instant::now();
+    let (providers, from_gossip) = node.resolve(name, query.dht).await?;
+    Ok(Json(Resolved {
+        providers: providers.iter().map(|(key, record)| Service::of(key, record)).collect(),
+        source: if from_gossip { "gossip" } else { "dht" }.into(),
+        took_ms: begun.elapsed().as_secs_f64() * 1e3,
+    }))
+}
+
+async fn tunnels(State(node): State<NodeHandle>) -> Answer<Vec<Tunnel>> {
+    let open = node.tunnels();
+    let list = move |view: &mut crate::node::View<'_>| {
+        open.iter().map(|info| Tunnel::of(info, view)).collect::<Vec<_>>()
+    };
+    Ok(Json(node.inspect(list).await?))
+}
+
+async fn open_tunnel(
+    State(node): State<NodeHandle>,
+    Json(body): Json<OpenTunnel>,
+) -> Answer<Tunnel> {
+    let service: ServiceName = body.service.parse().map_err(wrong)?;
+    let listen: SocketAddr = body.listen.parse().map_err(|_| {
+        wrong(format!("'{}' is not an address and a port; write 127.0.0.1:9000", body.listen))
+    })?;
+    let via = body
+        .via
+        .map(|relays| relays.iter().map(|text| parse_node(text)).collect::<Result<Vec<_>, _>>());
+    let (tunnel, _) = node.open_tunnel(service, listen, via.transpose()?).await?;
+    let info = node.tunnels().into_iter().find(|info| info.tunnel == tunnel);
+    let info = info.ok_or(RequestError::Stopped)?;
+    Ok(Json(node.inspect(move |view| Tunnel::of(&info, view)).await?))
+}
+
+async fn close_tunnel(
+    State(node): State<NodeHandle>,
+    UrlPath(id): UrlPath<u16>,
+) -> Answer<serde_json::Value> {
+    if node.close_tunnel(TunnelId(id)).await? {
+        Ok(Json(serde_json::json!({ "closed": id })))
+    } else {
+        let text = format!("no tunnel {id} is open; see 'meshwise tunnel list'");
+        Err(Failure(StatusCode::NOT_FOUND, text))
+    }
+}
+
+async fn routes(
+    State(node): State<NodeHandle>,
+    UrlPath(target): UrlPath<String>,
+) -> Answer<Explanation> {
+    let destination = match parse_node(&target) {
+        Ok(node) => node,
+        Err(_) => {
+            let name: ServiceName = target.parse().map_err(wrong)?;
+            let (providers, _) = node.resolve(name.clone(), false).await?;
+            let first = providers.first().map(|(key, _)| key.node_id());
+            first.ok_or_else(|| RequestError::from(CommandError::UnknownName(name)))?
+        }
+    };
+    let me = node.key().node_id();
+    if destination == me {
+        return Err(wrong(format!(
+            "{target} is on this node itself; there is no route to explain"
+        )));
+    }
+    let explain = move |view: &mut crate::node::View<'_>| {
+        let made = view.decisions.values().find(|decision| decision.destination == destination);
+        match made {
+            Some(decision) => Explanation::from(decision),
+            None => Explanation::from(&view.engine.explain(destination, view.now)),
+        }
+    };
+    Ok(Json(node.inspect(explain).await?))
+}
+
+async fn reload_model(State(node): State<NodeHandle>) -> Answer<Reloaded> {
+    match node.reload_model().await? {
+        Ok(version) => Ok(Json(Reloaded { version })),
+        Err(error) => Err(Failure(StatusCode::CONFLICT, error)),
+    }
+}
+
+async fn emulate(
+    State(node): State<NodeHandle>,
+    Json(body): Json<EmulatedLink>,
+) -> Answer<serde_json::Value> {
+    let neighbour: NodeId = body.neighbour.parse().map_err(wrong)?;
+    if node.emulate(neighbour, body).await? {
+        Ok(Json(serde_json::json!({ "emulating": neighbour.to_string() })))
+    } else {
+        let text = "this node does not emulate links; start it with [emulation] enabled = true";
+        Err(Failure(StatusCode::CONFLICT, text.into()))
+    }
+}
+
+/// A node id or a peer id.
+fn parse_node(text: &str) -> Result<NodeId, Failure> {
+    if let Ok(node) = text.parse() {
+        return Ok(node);
+    }
+    parse_peer_id(text).map(|key| key.node_id()).map_err(|_| {
+        wrong(format!("'{text}' is neither a node id nor a peer id; see 'meshwise peer list'"))
+    })
+}

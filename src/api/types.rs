@@ -1,0 +1,388 @@
+//! What the control API says and takes, as JSON. Units are in the names.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::measure::{LinkQuality, LinkState};
+use crate::engine::overlay::ServiceRecord;
+use crate::engine::overlay::wire::ServiceKind;
+use crate::engine::predict::schema::{FEATURES, MISSING};
+use crate::engine::predict::{ModelCard, Prediction};
+use crate::engine::route::Decision;
+use crate::engine::types::{PublicKey, Route};
+
+use crate::node::{View, peer_id_text};
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Short id.
+    pub node: String,
+    /// libp2p peer id.
+    pub peer_id: String,
+    /// Program version.
+    pub version: String,
+    /// Time since the start (s).
+    pub uptime_s: f64,
+    /// Whether the mesh's state arrived from a peer.
+    pub joined: bool,
+    /// How long that took (ms).
+    pub join_ms: Option<f64>,
+    /// Multiaddresses.
+    pub listening: Vec<String>,
+    /// Connected peers.
+    pub peers: usize,
+    /// Links that carry traffic.
+    pub links_up: usize,
+    /// Nodes whose advertisements are known.
+    pub nodes_known: usize,
+    /// Tunnels of this node.
+    pub tunnels: usize,
+    /// What decides: a model version or `moving-average`.
+    pub model: String,
+    /// Card of the model in use.
+    pub model_card: Option<ModelCard>,
+    /// Forecasts of the model that failed and were replaced by the moving average.
+    pub model_failures: u64,
+    /// When the last scheduled training ended (µs since the epoch).
+    pub last_training_us: Option<u64>,
+    /// What went wrong with it.
+    pub last_training_error: Option<String>,
+    /// How long route calculations took (µs).
+    pub route_calculation_us: Quantiles,
+    /// What the data plane did.
+    pub forwarded: Forwarded,
+    /// Dropped messages and datagrams, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Rows that did not fit the queue to the database.
+    pub samples_dropped: u64,
+    /// What the database said last when it failed.
+    pub store_error: Option<String>,
+}
+
+/// Median and 99th percentile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// Median.
+    pub p50: Option<f64>,
+    /// 99th percentile.
+    pub p99: Option<f64>,
+}
+
+/// What was passed on for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarded {
+    /// Datagrams.
+    pub datagrams: u64,
+    /// Bytes, headers included.
+    pub bytes: u64,
+}
+
+/// One entry of `GET /v1/peers`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// Short id.
+    pub node: String,
+    /// libp2p peer id.
+    pub peer_id: String,
+    /// Where it listens.
+    pub addresses: Vec<String>,
+    /// `up`, `down`, `new`, or `none` without a link.
+    pub link: String,
+    /// Its quality.
+    pub quality: Option<LinkQuality>,
+}
+
+/// One entry of `GET /v1/services`, and of `GET /v1/services/NAME`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// The name.
+    pub name: String,
+    /// `tcp` or `http`.
+    pub kind: String,
+    /// Short id of the provider.
+    pub provider: String,
+    /// Its peer id.
+    pub provider_peer_id: String,
+    /// Where its connections go, when it is this node's.
+    pub target: Option<String>,
+    /// Sequence number of the record.
+    pub sequence: u64,
+    /// Time to live of the record (s).
+    pub ttl_s: u32,
+    /// Nodes that may connect; everybody when empty.
+    pub allowed: Vec<String>,
+}
+
+/// `GET /v1/services/NAME`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Resolved {
+    /// Who provides it.
+    pub providers: Vec<Service>,
+    /// `gossip` when it was known already, else `dht`.
+    pub source: String,
+    /// How long it took (ms).
+    pub took_ms: f64,
+}
+
+/// `POST /v1/services`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    /// The name.
+    pub name: String,
+    /// `tcp://HOST:PORT` or `http://HOST:PORT`.
+    pub to: String,
+    /// Node ids that may connect; everybody when empty.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Time to live of each record (s).
+    pub ttl_s: u32,
+}
+
+/// Answer to `POST /v1/services`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Published {
+    /// The name.
+    pub name: String,
+    /// Sequence number of the record.
+    pub sequence: u64,
+    /// How long it took until a majority stored it (ms).
+    pub took_ms: f64,
+}
+
+/// `POST /v1/tunnels`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenTunnel {
+    /// Name of the service.
+    pub service: String,
+    /// Local address, port 0 for any.
+    pub listen: String,
+    /// Node ids of the relays, to fix the path.
+    #[serde(default)]
+    pub via: Option<Vec<String>>,
+}
+
+/// One entry of `GET /v1/tunnels`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// Its number.
+    pub tunnel: u16,
+    /// To what.
+    pub service: String,
+    /// Short id of the provider.
+    pub provider: String,
+    /// Where it accepts connections.
+    pub listen: String,
+    /// The route in use.
+    pub route: Option<Vec<String>>,
+    /// The route that would replace it.
+    pub backup: Option<Vec<String>>,
+    /// How often the route changed, the first choice included.
+    pub route_changes: u32,
+    /// Connections accepted.
+    pub connections: u64,
+    /// Bytes of closed connections sent through it.
+    pub sent_bytes: u64,
+    /// Bytes of closed connections received through it.
+    pub received_bytes: u64,
+}
+
+/// `GET /v1/routes/NAME|NODE|PEER`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// When (µs since the epoch).
+    pub at_us: u64,
+    /// The far end.
+    pub destination: String,
+    /// The tunnel that the decision is about; none when nothing is open.
+    pub tunnel: Option<u16>,
+    /// What decided.
+    pub model_version: String,
+    /// Why.
+    pub reason: String,
+    /// All candidates, best first.
+    pub candidates: Vec<RouteCandidate>,
+}
+
+/// One candidate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RouteCandidate {
+    /// Node ids, source first.
+    pub route: Vec<String>,
+    /// Links.
+    pub hops: usize,
+    /// Can carry traffic now.
+    pub alive: bool,
+    /// In use.
+    pub chosen: bool,
+    /// Score on the forecast in use.
+    pub score: f64,
+    /// Score on the moving average.
+    pub baseline_score: f64,
+    /// The model's forecast (ms).
+    pub predicted_ms: Option<f64>,
+    /// Its interval (ms).
+    pub interval_ms: Option<(f64, f64)>,
+    /// The moving average (ms).
+    pub moving_average_ms: Option<f64>,
+    /// The last measured value (ms).
+    pub last_value_ms: Option<f64>,
+    /// What was known, by name; unknown ones are left out.
+    pub features: BTreeMap<String, f64>,
+}
+
+/// `POST /v1/model/reload`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Version in use now.
+    pub version: Option<String>,
+}
+
+/// Any error.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// One line: what, why, what to do.
+    pub error: String,
+}
+
+fn route_ids(route: &Route) -> Vec<String> {
+    route.nodes().iter().map(ToString::to_string).collect()
+}
+
+impl Status {
+    /// From the node's state.
+    pub fn of(view: &mut View<'_>) -> Self {
+        let plane = view.net.plane().counters();
+        let (datagrams, bytes) = plane.forwarded();
+        let dropped = plane.dropped().into_iter().chain(view.dropped.clone());
+        let last_training = view.last_training;
+        Self {
+            node: view.engine.me().to_string(),
+            peer_id: peer_id_text(&view.engine.key()),
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: view.now.since(view.started_at).as_secs_f64(),
+            joined: view.engine.joined_after().is_some(),
+            join_ms: view.engine.joined_after().map(|after| after.as_secs_f64() * 1e3),
+            listening: view.net.listening().to_vec(),
+            peers: view.engine.peers().len(),
+            links_up: view.engine.links().filter(|(_, state, _)| *state == LinkState::Up).count(),
+            nodes_known: view.engine.graph().origins().count(),
+            tunnels: view.engine.tunnels().count(),
+            model: view.engine.predictor().version(),
+            model_card: view.model.map(|(_, card)| card.clone()),
+            model_failures: view.engine.predictor().failures(),
+            last_training_us: last_training.map(|(at, _)| at.as_micros()),
+            last_training_error: last_training.and_then(|(_, result)| result.clone().err()),
+            route_calculation_us: Quantiles {
+                p50: view.calculations.quantile_us(0.5),
+                p99: view.calculations.quantile_us(0.99),
+            },
+            forwarded: Forwarded { datagrams, bytes },
+            dropped: dropped.map(|(why, count)| (why.to_owned(), count)).collect(),
+            samples_dropped: view.writer.dropped(),
+            store_error: view.writer.last_error(),
+        }
+    }
+}
+
+impl Peer {
+    /// All connected peers.
+    pub fn list(view: &mut View<'_>) -> Vec<Self> {
+        let links: BTreeMap<_, _> =
+            view.engine.links().map(|(node, state, quality)| (node, (state, quality))).collect();
+        let peers = view.engine.peers().iter();
+        let peer = peers.map(|(node, peer)| {
+            let link = links.get(node);
+            Self {
+                node: node.to_string(),
+                peer_id: peer_id_text(&peer.key),
+                addresses: peer.addresses.clone(),
+                link: match link {
+                    Some((LinkState::Up, _)) => "up",
+                    Some((LinkState::Down, _)) => "down",
+                    Some((LinkState::New, _)) => "new",
+                    None => "none",
+                }
+                .into(),
+                quality: link.and_then(|(_, quality)| *quality),
+            }
+        });
+        peer.collect()
+    }
+}
+
+impl Service {
+    /// From a record.
+    pub fn of(key: &PublicKey, record: &ServiceRecord) -> Self {
+        Self {
+            name: record.name.to_string(),
+            kind: match record.kind {
+                ServiceKind::Tcp => "tcp",
+                ServiceKind::Http => "http",
+            }
+            .into(),
+            provider: key.node_id().to_string(),
+            provider_peer_id: peer_id_text(key),
+            target: None,
+            sequence: record.sequence,
+            ttl_s: record.ttl_s,
+            allowed: record.allowed.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl Tunnel {
+    /// From an open tunnel and the engine's view of it.
+    pub fn of(info: &crate::node::TunnelInfo, view: &View<'_>) -> Self {
+        let found = view.engine.tunnels().find(|(tunnel, _)| *tunnel == info.tunnel);
+        let destination = found.map(|(_, destination)| destination);
+        let current = destination.and_then(|d| d.current.as_ref());
+        Self {
+            tunnel: info.tunnel.0,
+            service: info.service.to_string(),
+            provider: info.provider.node_id().to_string(),
+            listen: info.listen.to_string(),
+            route: current.map(|(route, _)| route_ids(route)),
+            backup: destination.and_then(|d| d.backup.as_ref()).map(route_ids),
+            route_changes: destination.map_or(0, |d| d.route_id),
+            connections: info.connections,
+            sent_bytes: info.bytes.0,
+            received_bytes: info.bytes.1,
+        }
+    }
+}
+
+impl From<&Decision> for Explanation {
+    fn from(decision: &Decision) -> Self {
+        let ms = |prediction: Option<Prediction>| prediction.map(|p| p.latency_ms);
+        let candidates = decision.candidates.iter().enumerate().map(|(index, candidate)| {
+            let forecast = &candidate.forecast;
+            let features = FEATURES.iter().zip(forecast.features);
+            let known = features.filter(|(_, value)| *value != MISSING);
+            RouteCandidate {
+                route: route_ids(&candidate.route),
+                hops: candidate.route.hop_count(),
+                alive: candidate.alive,
+                chosen: decision.chosen == Some(index),
+                score: candidate.score,
+                baseline_score: candidate.baseline_score,
+                predicted_ms: ms(forecast.model),
+                interval_ms: forecast.model.and_then(|p| p.interval_ms),
+                moving_average_ms: ms(forecast.moving_average),
+                last_value_ms: ms(forecast.last_value),
+                features: known.map(|(f, value)| (f.name.to_owned(), value)).collect(),
+            }
+        });
+        Self {
+            at_us: decision.at.as_micros(),
+            destination: decision.destination.to_string(),
+            tunnel: decision.tunnel.map(|tunnel| tunnel.0),
+            model_version: decision.model_version.clone(),
+            reason: decision.reason.as_str().into(),
+            candidates: candidates.collect(),
+        }
+    }
+}

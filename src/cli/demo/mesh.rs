@@ -1,0 +1,290 @@
+//! The demo's nodes: processes of this program, their configuration, and the emulated links.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tokio::process::{Child, Command};
+
+use crate::api::Client;
+use crate::api::types::{Quantiles, Status};
+use crate::config::{
+    Config, EmulatedLink, EmulationConfig, LearningConfig, NetworkConfig, ProbingConfig,
+    RoutingConfig,
+};
+
+use crate::node::{Identity, peer_id_text};
+
+/// The nodes, in the order in which they start.
+const NODES: [&str; 6] = ["S", "A", "B", "C", "D", "T"];
+
+/// One link of the mesh, the same in both directions.
+pub(super) struct Wire {
+    a: &'static str,
+    b: &'static str,
+    delay_ms: f64,
+    /// Height and period of a slow swing of the delay, as of a path that is busy at times.
+    wave: (f64, f64),
+}
+
+const fn wire(a: &'static str, b: &'static str, delay_ms: f64, wave: (f64, f64)) -> Wire {
+    Wire { a, b, delay_ms, wave }
+}
+
+/// Delay (ms one way) and swing (ms, s) of each link. The upper way is the fastest; the two
+/// crossing links swing by far more than a moving average can follow.
+const WIRES: [Wire; 8] = [
+    wire("S", "A", 8.0, (0.0, 0.0)),
+    wire("S", "B", 12.0, (0.0, 0.0)),
+    wire("A", "C", 10.0, (6.0, 20.0)),
+    wire("A", "D", 12.0, (40.0, 14.0)),
+    wire("B", "C", 14.0, (40.0, 10.0)),
+    wire("B", "D", 14.0, (6.0, 16.0)),
+    wire("C", "T", 8.0, (0.0, 0.0)),
+    wire("D", "T", 12.0, (0.0, 0.0)),
+];
+/// On every link: deviation of each datagram (ms), share lost, rate (bytes/s).
+const JITTER_MS: f64 = 1.0;
+const LOSS: f64 = 0.001;
+const RATE: f64 = 2_000_000.0;
+
+struct Process {
+    identity: Identity,
+    data_dir: PathBuf,
+    port: u16,
+    child: Option<Child>,
+}
+
+/// Six running nodes. Dropping it ends them.
+pub(super) struct Mesh {
+    processes: BTreeMap<&'static str, Process>,
+}
+
+impl Mesh {
+    /// Starts all nodes under `folder`.
+    pub(super) async fn start(folder: &Path) -> anyhow::Result<Self> {
+        let mut processes = BTreeMap::new();
+        // Held until all are drawn, so that no port is drawn twice.
+        let mut held = Vec::new();
+        for name in NODES {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let port = listener.local_addr()?.port();
+            held.push(listener);
+            let identity = Identity::generate();
+            let data_dir = folder.join(name);
+            processes.insert(name, Process { identity, data_dir, port, child: None });
+        }
+        drop(held);
+        let mut mesh = Self { processes };
+        for name in NODES {
+            mesh.launch(name).with_context(|| format!("cannot start node {name}"))?;
+            mesh.wait_up(name).await?;
+        }
+        Ok(mesh)
+    }
+
+    fn launch(&mut self, name: &'static str) -> anyhow::Result<()> {
+        let config = self.config(name);
+        let process = &self.processes[name];
+        std::fs::create_dir(&process.data_dir)?;
+        process.identity.save_new(&process.data_dir)?;
+        let path = process.data_dir.join("meshwise.toml");
+        std::fs::write(&path, toml::to_string(&config)?)?;
+        let log = std::fs::File::create(process.data_dir.join("log"))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("node").arg("--config").arg(&path);
+        command.arg("--data-dir").arg(&process.data_dir);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
+        let child = command.spawn()?;
+        if let Some(process) = self.processes.get_mut(name) {
+            process.child = Some(child);
+        }
+        Ok(())
+    }
+
+    fn config(&self, name: &'static str) -> Config {
+        let process = &self.processes[name];
+        let neighbours: Vec<(&str, &Wire)> = WIRES
+            .iter()
+            .filter_map(|wire| match name {
+                name if name == wire.a => Some((wire.b, wire)),
+                name if name == wire.b => Some((wire.a, wire)),
+                _ => None,
+            })
+            .collect();
+        let is_neighbour = |other: &str| neighbours.iter().any(|(name, _)| *name == other);
+        let strangers = NODES.iter().filter(|other| **other != name && !is_neighbour(other));
+        let unreachable =
+            strangers.map(|other| peer_id_text(&self.processes[other].identity.public_key()));
+        let started = NODES.iter().take_while(|other| **other != name);
+        let bootstrap = started
+            .filter(|other| is_neighbour(other))
+            .map(|other| format!("/ip4/127.0.0.1/tcp/{}", self.processes[other].port));
+        let links = neighbours.iter().map(|(other, wire)| self.emulated(other, wire, 0.0));
+        Config {
+            network: NetworkConfig {
+                name: "demo".into(),
+                listen: vec![format!("/ip4/127.0.0.1/tcp/{}", process.port)],
+                bootstrap: bootstrap.collect(),
+                mdns: false,
+                public: false,
+            },
+            routing: RoutingConfig::default(),
+            probing: ProbingConfig {
+                link_ms: 500,
+                active_route_ms: 250,
+                candidate_route_ms: 500,
+                decide_ms: 500,
+            },
+            learning: LearningConfig {
+                predict: true,
+                retrain_s: if name == "S" { super::LEARN_S / 2 } else { 0 },
+                first_train_s: super::LEARN_S,
+            },
+            emulation: EmulationConfig {
+                enabled: true,
+                unreachable: unreachable.collect(),
+                links: links.collect(),
+            },
+            ..Config::default()
+        }
+    }
+
+    fn emulated(&self, neighbour: &str, wire: &Wire, extra_ms: f64) -> EmulatedLink {
+        EmulatedLink {
+            neighbour: self.processes[neighbour].identity.node_id().to_string(),
+            delay_ms: wire.delay_ms + extra_ms,
+            jitter_ms: JITTER_MS,
+            loss: LOSS,
+            rate: RATE,
+            wave_ms: wire.wave.0,
+            wave_period_s: wire.wave.1,
+        }
+    }
+
+    async fn wait_up(&mut self, name: &'static str) -> anyhow::Result<()> {
+        let client = self.client(name);
+        let begun = Instant::now();
+        while client.get::<Status>("/v1/status").await.is_err() {
+            let process = self.processes.get_mut(name).context("every node has a process")?;
+            let ended = process.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if ended.is_some() || begun.elapsed() > super::PATIENCE {
+                let log = std::fs::read_to_string(process.data_dir.join("log")).unwrap_or_default();
+                let said = log.lines().last().unwrap_or("it said nothing");
+                bail!("node {name} did not come up: {said}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until every node knows every other one, and returns how long joining took (ms).
+    pub(super) async fn wait_joined(&self, patience: Duration) -> anyhow::Result<Quantiles> {
+        let deadline = Instant::now() + patience;
+        let mut joins = Vec::new();
+        for name in NODES {
+            loop {
+                let status: Status = self.client(name).get("/v1/status").await?;
+                if status.joined && status.nodes_known == NODES.len() {
+                    // The first node has nobody to join.
+                    joins.extend(status.join_ms.filter(|_| name != NODES[0]));
+                    break;
+                }
+                if Instant::now() > deadline {
+                    bail!("node {name} knows {} of {} nodes", status.nodes_known, NODES.len());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        let quantile = crate::engine::measure::window_statistics::quantile;
+        Ok(Quantiles { p50: quantile(&joins, 0.5), p99: quantile(&joins, 1.0) })
+    }
+
+    /// The control API of a node.
+    pub(super) fn client(&self, name: &str) -> Client {
+        Client::new(&self.data_dir(name))
+    }
+
+    /// Where a node keeps its things.
+    pub(super) fn data_dir(&self, name: &str) -> PathBuf {
+        self.processes[name].data_dir.clone()
+    }
+
+    /// Letters by node id.
+    pub(super) fn ids(&self) -> BTreeMap<String, &'static str> {
+        let id = |(name, process): (&&'static str, &Process)| {
+            (process.identity.node_id().to_string(), *name)
+        };
+        self.processes.iter().map(id).collect()
+    }
+
+    /// The letter of a node id.
+    pub(super) fn name(&self, id: &str) -> String {
+        self.ids().get(id).map_or_else(|| id.to_owned(), |name| (*name).to_owned())
+    }
+
+    /// The letters of a route.
+    pub(super) fn names(&self, route: &[String]) -> String {
+        let names: Vec<String> = route.iter().map(|id| self.name(id)).collect();
+        names.join("-")
+    }
+
+    /// Makes a link slower in both directions.
+    pub(super) async fn degrade(&self, a: &str, b: &str, extra_ms: f64) -> anyhow::Result<()> {
+        let joins = |wire: &&Wire| [(wire.a, wire.b), (wire.b, wire.a)].contains(&(a, b));
+        let wire = WIRES.iter().find(joins).context("the route uses an emulated link")?;
+        for (from, to) in [(a, b), (b, a)] {
+            let link = self.emulated(to, wire, extra_ms);
+            let _: serde_json::Value = self.client(from).post("/v1/emulation", &link).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a node without a good-bye (SIGKILL).
+    pub(super) fn kill(&mut self, name: &str) -> anyhow::Result<()> {
+        let process = self.processes.get_mut(name).context("the victim is a node")?;
+        if let Some(child) = &mut process.child {
+            child.start_kill()?;
+        }
+        Ok(())
+    }
+
+    /// Ends all nodes politely (SIGTERM), so that what they measured is on disk.
+    pub(super) async fn stop(&mut self) {
+        for process in self.processes.values_mut() {
+            let Some(child) = &mut process.child else { continue };
+            let pid = child.id().and_then(|id| i32::try_from(id).ok());
+            if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+        for process in self.processes.values_mut() {
+            let Some(mut child) = process.child.take() else { continue };
+            if tokio::time::timeout(Duration::from_secs(8), child.wait()).await.is_err() {
+                let _ = child.kill().await;
+            }
+        }
+    }
+
+    /// The emulated round trip of a route (ms) for a request between two times (s since the
+    /// epoch): what the links alone take on average, swings included. `None` for a route that
+    /// uses no emulated link.
+    pub(super) fn emulated_rtt_ms(route: &[&str], begun_s: f64, ended_s: f64) -> Option<f64> {
+        let mut total = 0.0;
+        for pair in route.windows(2) {
+            let joins =
+                |wire: &&Wire| [(wire.a, wire.b), (wire.b, wire.a)].contains(&(pair[0], pair[1]));
+            let wire = WIRES.iter().find(joins)?;
+            let swing = |at_s: f64| {
+                let (height, period) = wire.wave;
+                let turn = if period > 0.0 { at_s / period * std::f64::consts::TAU } else { 0.0 };
+                height * (1.0 - turn.cos()) / 2.0
+            };
+            total += 2.0 * wire.delay_ms + swing(begun_s) + swing(ended_s);
+        }
+        Some(total)
+    }
+}

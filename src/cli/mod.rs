@@ -1,0 +1,145 @@
+//! The command line: what was typed ([`Cli`], clap types) is parsed apart from what it does (one
+//! file a group). Data goes to standard output, talk to standard error. Exit code 0 done, 1
+//! failed with one line (what, why, what to do), 2 wrong usage.
+
+mod data;
+mod demo;
+mod model;
+mod node;
+mod output;
+mod peer;
+mod route;
+mod service;
+mod status;
+mod tunnel;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::api::Client;
+
+/// A peer-to-peer routing node that forecasts route quality and routes real traffic on the
+/// forecast.
+#[derive(Debug, Parser)]
+#[command(name = "meshwise", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// What the node keeps: identity, database, models, control socket
+    /// [default: $MESHWISE_DATA_DIR, else meshwise in the user's data directory].
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Print one JSON document instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Group,
+}
+
+#[derive(Debug, Subcommand)]
+enum Group {
+    /// Run a local mesh of real nodes that learns, loses links and a relay, and shows what happened.
+    Demo(demo::Args),
+    /// Run a node.
+    Node(node::Args),
+    /// Publish, find and withdraw services.
+    #[command(subcommand)]
+    Service(service::Verb),
+    /// Carry local connections to a service.
+    #[command(subcommand)]
+    Tunnel(tunnel::Verb),
+    /// Look at routes, and at why one was chosen.
+    #[command(subcommand)]
+    Route(route::Verb),
+    /// Look at connected peers.
+    #[command(subcommand)]
+    Peer(peer::Verb),
+    /// Train, list and ask models.
+    #[command(subcommand)]
+    Model(model::Verb),
+    /// Look at the measurements, and export them.
+    #[command(subcommand)]
+    Data(data::Verb),
+    /// Show what the running node is doing.
+    Status,
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What every command gets.
+struct Context {
+    data_dir: PathBuf,
+    json: bool,
+}
+
+impl Context {
+    fn client(&self) -> Client {
+        Client::new(&self.data_dir)
+    }
+}
+
+/// Parses the arguments, does what they say, and returns the exit code.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    if let Group::Completions { shell } = &cli.command {
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Cli::command(), "meshwise", &mut script);
+        return output::finish(output::print(&String::from_utf8_lossy(&script)));
+    }
+    output::finish(execute(cli))
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    let data_dir = match cli.data_dir {
+        Some(dir) => dir,
+        None => default_data_dir()?,
+    };
+    let context = Context { data_dir, json: cli.json };
+    // Commands that work on files need no runtime.
+    match cli.command {
+        Group::Model(verb) if verb.is_offline() => return model::offline(&verb, &context),
+        Group::Data(verb) => return data::run(&verb, &context),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Group::Demo(args) => demo::run(args, &context).await,
+            Group::Node(args) => node::run(args, &context).await,
+            Group::Service(verb) => service::run(verb, &context).await,
+            Group::Tunnel(verb) => tunnel::run(verb, &context).await,
+            Group::Route(verb) => route::run(verb, &context).await,
+            Group::Peer(verb) => peer::run(&verb, &context).await,
+            Group::Model(verb) => model::run(&verb, &context).await,
+            Group::Status => status::run(&context).await,
+            Group::Data(_) | Group::Completions { .. } => Ok(()),
+        }
+    })
+}
+
+fn default_data_dir() -> anyhow::Result<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(dir) = variable("MESHWISE_DATA_DIR") {
+        return Ok(dir.into());
+    }
+    if let Some(dir) = variable("XDG_DATA_HOME") {
+        return Ok(PathBuf::from(dir).join("meshwise"));
+    }
+    let home = variable("HOME").ok_or_else(|| {
+        anyhow::anyhow!("no home directory is set; say where to keep data with --data-dir")
+    })?;
+    Ok(PathBuf::from(home).join(".local/share/meshwise"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,79 @@
+//! `meshwise node`
+
+use std::path::PathBuf;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{Context, output};
+use crate::api::Server;
+use crate::config::Config;
+use crate::node::{Node, NodeOptions};
+
+/// Run a node until it is interrupted. Without any setting it listens on port 4747, finds other
+/// nodes on the local network, and keeps its data in the user's data directory.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Settings as TOML; `--print-config` shows all of them.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Listen here instead; may be given several times.
+    #[arg(long, value_name = "MULTIADDRESS")]
+    listen: Vec<String>,
+    /// Join through this node too; may be given several times.
+    #[arg(long, value_name = "MULTIADDRESS")]
+    bootstrap: Vec<String>,
+    /// Do not search the local network for nodes.
+    #[arg(long)]
+    no_mdns: bool,
+    /// Let the moving average decide instead of a model.
+    #[arg(long)]
+    no_predict: bool,
+    /// Print all settings with their defaults and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    if args.print_config {
+        return output::print(&Config::template());
+    }
+    let mut config = match &args.config {
+        Some(path) => Config::load(path)?,
+        None => Config::default(),
+    };
+    if !args.listen.is_empty() {
+        config.network.listen = args.listen;
+    }
+    config.network.bootstrap.extend(args.bootstrap);
+    config.network.mdns &= !args.no_mdns;
+    config.learning.predict &= !args.no_predict;
+
+    let filter = EnvFilter::try_from_env("MESHWISE_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("meshwise=info,warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    // Before anything else runs, so that no signal is missed.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let data_dir = context.data_dir.clone();
+    let node = Node::start(NodeOptions { config, data_dir, trainer: None }).await?;
+    let server = Server::start(node.handle().clone())?;
+    let status = node.handle().inspect(|view| view.net.listening().to_vec()).await?;
+    if context.json {
+        let node_id = node.handle().key().node_id().to_string();
+        output::json(&serde_json::json!({ "node": node_id, "listening": status }))?;
+    } else {
+        output::print(&format!("node       {}", node.handle().key().node_id()))?;
+        for address in &status {
+            output::print(&format!("listening  {address}"))?;
+        }
+    }
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping");
+    drop(server);
+    node.stop().await;
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! `meshwise service`
+
+use super::{Context, output};
+use crate::api::types::{Publish, Published, Resolved, Service};
+
+/// Publish, find and withdraw services.
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Offer a local TCP service to the mesh under a name.
+    Publish {
+        /// The name, for example byronwade.local.
+        name: String,
+        /// Where its connections go, for example tcp://127.0.0.1:8080.
+        #[arg(long, value_name = "TARGET")]
+        to: String,
+        /// Let only this node connect (node id or peer id); may be given several times.
+        #[arg(long, value_name = "NODE")]
+        allow: Vec<String>,
+        /// Time to live of each record (s); it is renewed after a third of it.
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(3..=86_400))]
+        ttl: u32,
+    },
+    /// Stop offering a service.
+    Withdraw {
+        /// The name.
+        name: String,
+    },
+    /// List the services known here.
+    List,
+    /// Find out who provides a name.
+    Resolve {
+        /// The name.
+        name: String,
+        /// Ask the DHT even when gossip brought the answer already.
+        #[arg(long)]
+        dht: bool,
+    },
+}
+
+pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
+    let client = context.client();
+    match verb {
+        Verb::Publish { name, to, allow, ttl } => {
+            let body = Publish { name, to, allow, ttl_s: ttl };
+            let published: Published = client.post("/v1/services", &body).await?;
+            if context.json {
+                return output::json(&published);
+            }
+            output::print(&format!("published {} in {:.0} ms", published.name, published.took_ms))
+        }
+        Verb::Withdraw { name } => {
+            let done: serde_json::Value = client.delete(&format!("/v1/services/{name}")).await?;
+            if context.json {
+                return output::json(&done);
+            }
+            output::print(&format!("withdrew {name}"))
+        }
+        Verb::List => {
+            let services: Vec<Service> = client.get("/v1/services").await?;
+            if context.json {
+                return output::json(&services);
+            }
+            print(&services)
+        }
+        Verb::Resolve { name, dht } => {
+            let path = format!("/v1/services/{name}?dht={dht}");
+            let resolved: Resolved = client.get(&path).await?;
+            if context.json {
+                return output::json(&resolved);
+            }
+            eprintln!("found by {} in {:.1} ms", resolved.source, resolved.took_ms);
+            print(&resolved.providers)
+        }
+    }
+}
+
+fn print(services: &[Service]) -> anyhow::Result<()> {
+    let mut table = output::table(&["name", "kind", "provider", "target", "allowed"]);
+    for service in services {
+        table.add_row([
+            service.name.clone(),
+            service.kind.clone(),
+            service.provider.clone(),
+            service.target.clone().unwrap_or_else(|| "-".into()),
+            if service.allowed.is_empty() { "all".into() } else { service.allowed.join(" ") },
+        ]);
+    }
+    output::rows(&table, "no services are known here")
+}

@@ -1,0 +1,402 @@
+//! One documented configuration tree. Every setting has a working default, unknown keys are
+//! refused, and [`Config::template`] is the file that documents them all.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Intervals;
+use crate::engine::overlay::BootstrapPolicy;
+use crate::engine::route::{PathPolicy, ScoreWeights, SwitchingPolicy};
+use crate::engine::types::MAX_ROUTE_HOPS;
+
+/// A configuration that cannot be used. The message names the file or key and what to write.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {error}")]
+    Read {
+        /// Which file.
+        path: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("the configuration {path} is wrong: {error}")]
+    Parse {
+        /// Which file.
+        path: String,
+        /// Where and what.
+        error: Box<toml::de::Error>,
+    },
+    /// A value outside its range.
+    #[error("the setting {key} is {value}, but must be {expected}")]
+    Range {
+        /// Which setting.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        expected: &'static str,
+    },
+}
+
+/// All settings of a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Who to talk to.
+    pub network: NetworkConfig,
+    /// How routes are chosen.
+    pub routing: RoutingConfig,
+    /// How often to measure.
+    pub probing: ProbingConfig,
+    /// How to learn.
+    pub learning: LearningConfig,
+    /// How long to keep measurements.
+    pub storage: StorageConfig,
+    /// Link conditions for demonstrations; never on a normal node.
+    pub emulation: EmulationConfig,
+}
+
+/// Who to talk to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Nodes of different names do not speak to each other. Lower-case letters, digits, hyphens.
+    pub name: String,
+    /// Multiaddresses to listen on.
+    pub listen: Vec<String>,
+    /// Multiaddresses of nodes to join through.
+    pub bootstrap: Vec<String>,
+    /// Find nodes on the local network by multicast DNS. Has no effect on a node that listens on
+    /// loopback only.
+    pub mdns: bool,
+    /// Also accept and keep connections with addresses outside loopback and private ranges. Until
+    /// there are membership certificates, whoever knows the name of a network is a member of it.
+    pub public: bool,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            listen: vec!["/ip4/0.0.0.0/tcp/4747".into(), "/ip4/0.0.0.0/udp/4747/quic-v1".into()],
+            bootstrap: Vec::new(),
+            mdns: true,
+            public: false,
+        }
+    }
+}
+
+/// How routes are chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoutingConfig {
+    /// Candidate routes for each destination, 1 to 32.
+    pub candidates: usize,
+    /// Longest candidate (links), 1 to 8.
+    pub max_hops: usize,
+    /// Bandwidth that scores full marks (bytes/s), above 0.
+    pub bandwidth_reference: f64,
+    /// Relative gain in score below which the current route stays, 0 to 1.
+    pub switch_margin: f64,
+    /// Shortest time between two voluntary changes (ms).
+    pub hold_ms: u64,
+}
+
+impl Default for RoutingConfig {
+    fn default() -> Self {
+        let switching = SwitchingPolicy::default();
+        let paths = PathPolicy::default();
+        Self {
+            candidates: paths.candidates,
+            max_hops: paths.max_hops,
+            bandwidth_reference: ScoreWeights::default().bandwidth_reference,
+            switch_margin: switching.margin,
+            hold_ms: switching.hold.as_millis() as u64,
+        }
+    }
+}
+
+/// How often to measure and decide.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProbingConfig {
+    /// Between two probes of a link (ms), 20 or more.
+    pub link_ms: u64,
+    /// Between two probes of a route in use (ms), 20 or more.
+    pub active_route_ms: u64,
+    /// Between two probes of a route that might be used (ms), 20 or more.
+    pub candidate_route_ms: u64,
+    /// Between two decisions about a tunnel (ms), 20 or more.
+    pub decide_ms: u64,
+}
+
+impl Default for ProbingConfig {
+    fn default() -> Self {
+        let intervals = Intervals::default();
+        let ms = |duration: Duration| duration.as_millis() as u64;
+        Self {
+            link_ms: ms(intervals.link_probe),
+            active_route_ms: ms(intervals.active_probe),
+            candidate_route_ms: ms(intervals.candidate_probe),
+            decide_ms: ms(intervals.decide),
+        }
+    }
+}
+
+/// How to learn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LearningConfig {
+    /// Let a trained model decide. Off: the moving average does; measuring and training go on.
+    pub predict: bool,
+    /// Between two trainings (s); 0 switches scheduled training off.
+    pub retrain_s: u64,
+    /// Time after the start until the first scheduled training (s).
+    pub first_train_s: u64,
+}
+
+impl Default for LearningConfig {
+    fn default() -> Self {
+        Self { predict: true, retrain_s: 3_600, first_train_s: 600 }
+    }
+}
+
+/// How long to keep measurements.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageConfig {
+    /// Oldest measurement kept (days), 1 or more.
+    pub max_age_days: u32,
+    /// Largest database (MB), 16 or more; the oldest measurements make room.
+    pub max_mb: u32,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { max_age_days: 30, max_mb: 1_024 }
+    }
+}
+
+/// Link conditions emulated inside the link lanes, for demonstrations and tests on one machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EmulationConfig {
+    /// Emulate. A normal node leaves this off, and then nothing below has an effect.
+    pub enabled: bool,
+    /// Peer ids that this node cannot reach and that cannot reach it.
+    pub unreachable: Vec<String>,
+    /// Conditions of the direction from this node to a neighbour.
+    pub links: Vec<EmulatedLink>,
+}
+
+/// Conditions of one direction of one link.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EmulatedLink {
+    /// Node id of the neighbour (16 hexadecimal digits).
+    pub neighbour: String,
+    /// Delay (ms).
+    pub delay_ms: f64,
+    /// Largest deviation from it (ms), uniform on both sides.
+    pub jitter_ms: f64,
+    /// Share of datagrams lost, 0 to 1.
+    pub loss: f64,
+    /// Rate (bytes/s); 0 is unlimited.
+    pub rate: f64,
+    /// Height of a slow swing of the delay (ms), as of a path that is busy at times.
+    pub wave_ms: f64,
+    /// Period of that swing (s).
+    pub wave_period_s: f64,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the file and the key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.display().to_string(), error })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads and checks text; `path` is for the message.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            error: Box::new(error),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// [`ConfigError::Range`], naming the first setting that is out of its range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let check = |key, good: bool, value: String, expected| {
+            if good { Ok(()) } else { Err(ConfigError::Range { key, value, expected }) }
+        };
+        let name = &self.network.name;
+        let name_is_good = (1..=32).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        check(
+            "network.name",
+            name_is_good,
+            format!("'{name}'"),
+            "1 to 32 lower-case letters, digits and hyphens",
+        )?;
+        let routing = &self.routing;
+        let text = |value: &dyn ToString| value.to_string();
+        let within = |range: std::ops::RangeInclusive<usize>, value| range.contains(&value);
+        check(
+            "routing.candidates",
+            within(1..=32, routing.candidates),
+            text(&routing.candidates),
+            "1 to 32",
+        )?;
+        check(
+            "routing.max_hops",
+            within(1..=MAX_ROUTE_HOPS, routing.max_hops),
+            text(&routing.max_hops),
+            "1 to 8",
+        )?;
+        check(
+            "routing.bandwidth_reference",
+            routing.bandwidth_reference.is_finite() && routing.bandwidth_reference > 0.0,
+            text(&routing.bandwidth_reference),
+            "a number of bytes/s above 0",
+        )?;
+        check(
+            "routing.switch_margin",
+            (0.0..=1.0).contains(&routing.switch_margin),
+            text(&routing.switch_margin),
+            "0 to 1",
+        )?;
+        let probing = &self.probing;
+        for (key, value) in [
+            ("probing.link_ms", probing.link_ms),
+            ("probing.active_route_ms", probing.active_route_ms),
+            ("probing.candidate_route_ms", probing.candidate_route_ms),
+            ("probing.decide_ms", probing.decide_ms),
+        ] {
+            check(key, (20..=3_600_000).contains(&value), text(&value), "20 to 3600000")?;
+        }
+        let storage = &self.storage;
+        let days = storage.max_age_days;
+        check("storage.max_age_days", days >= 1, text(&days), "1 or more")?;
+        check("storage.max_mb", storage.max_mb >= 16, text(&storage.max_mb), "16 or more")?;
+        for link in &self.emulation.links {
+            let numbers =
+                [link.delay_ms, link.jitter_ms, link.rate, link.wave_ms, link.wave_period_s];
+            let good = numbers.iter().all(|number| number.is_finite() && *number >= 0.0)
+                && (0.0..=1.0).contains(&link.loss);
+            check(
+                "emulation.links",
+                good,
+                format!("{link:?}"),
+                "numbers of 0 or more, loss 0 to 1",
+            )?;
+        }
+        Ok(())
+    }
+
+    /// How to join, for the engine.
+    pub fn bootstrap_policy(&self) -> BootstrapPolicy {
+        BootstrapPolicy { addresses: self.network.bootstrap.clone(), ..BootstrapPolicy::default() }
+    }
+
+    /// How routes are chosen, for the engine.
+    pub fn path_policy(&self) -> PathPolicy {
+        let routing = &self.routing;
+        PathPolicy {
+            candidates: routing.candidates,
+            max_hops: routing.max_hops,
+            weights: ScoreWeights {
+                bandwidth_reference: routing.bandwidth_reference,
+                ..ScoreWeights::default()
+            },
+            switching: SwitchingPolicy {
+                margin: routing.switch_margin,
+                hold: Duration::from_millis(routing.hold_ms),
+            },
+        }
+    }
+
+    /// How often to measure, for the engine.
+    pub fn intervals(&self) -> Intervals {
+        let probing = &self.probing;
+        Intervals {
+            link_probe: Duration::from_millis(probing.link_ms),
+            active_probe: Duration::from_millis(probing.active_route_ms),
+            candidate_probe: Duration::from_millis(probing.candidate_route_ms),
+            decide: Duration::from_millis(probing.decide_ms),
+        }
+    }
+
+    /// All settings with their defaults, as a file.
+    pub fn template() -> String {
+        toml::to_string(&Self::default()).expect("settings are numbers, text and lists")
+    }
+}
+
+/// Parses the target of a service: `tcp://HOST:PORT` or `http://HOST:PORT`.
+///
+/// # Errors
+/// One line that says what is expected.
+pub fn parse_target(text: &str) -> Result<(&'static str, SocketAddr), String> {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let scheme = match scheme {
+        "tcp" => "tcp",
+        "http" => "http",
+        _ => return Err(format!("'{text}' is not a target; write tcp://127.0.0.1:8080")),
+    };
+    let address = rest.trim_end_matches('/').parse().map_err(|_| {
+        format!("'{text}' does not end in an address and a port; write {scheme}://127.0.0.1:8080")
+    })?;
+    Ok((scheme, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_is_the_default() {
+        assert_eq!(Config::parse(&Config::template(), "template").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn unknown_keys_and_values_out_of_range_are_named() {
+        for (text, word) in [
+            ("[network]\nlisten_on = 1", "listen_on"),
+            ("[routing]\nmax_hops = 9", "routing.max_hops"),
+            ("[routing]\nswitch_margin = 2.0", "routing.switch_margin"),
+            ("[probing]\nlink_ms = 1", "probing.link_ms"),
+            ("[network]\nname = 'A B'", "network.name"),
+            ("[[emulation.links]]\nloss = 2.0", "emulation.links"),
+            ("nonsense", "nonsense"),
+        ] {
+            let error = Config::parse(text, "f.toml").unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn targets_are_addresses_with_a_scheme() {
+        assert!(parse_target("tcp://127.0.0.1:80").is_ok());
+        assert_eq!(parse_target("http://127.0.0.1:80/").unwrap().0, "http");
+        for wrong in ["127.0.0.1:80", "udp://127.0.0.1:80", "tcp://localhost", "tcp://:1"] {
+            assert!(parse_target(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Export: the store as Parquet, partitioned by UTC day, for any other tool.
+//!
+//! `<out>/<table>/day=YYYY-MM-DD/part-0.parquet`, hive style: the day is in the path and not in
+//! the file. Tables: `probe` (both kinds), `link_state`, and `route_features`, which is the frame
+//! that training uses. The day is that of `sent_us` or `at_us`.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::Path;
+
+use polars::prelude::*;
+
+use super::dataset::feature_frame;
+use super::{LearnError, file_error, frame_error};
+use crate::engine::measure::ProbeKind;
+use crate::store::{LinkStateRow, ProbeRow, Reader};
+
+/// The tables, in the order of the report.
+const TABLES: [&str; 3] = ["probe", "link_state", "route_features"];
+const PART: &str = "part-0.parquet";
+const DAY: &str = "day";
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+
+/// What was written of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportedTable {
+    /// Its name, which is also its folder's.
+    pub table: &'static str,
+    /// Its rows.
+    pub rows: usize,
+    /// Its files, one a day.
+    pub files: usize,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// All tables, empty ones included.
+    pub tables: Vec<ExportedTable>,
+}
+
+/// Writes the whole store to `out`, which is made when it is missing. With `force`, the files of
+/// an earlier export there are replaced; nothing else in the folder is touched.
+///
+/// # Errors
+/// [`LearnError::NotEmpty`], [`LearnError::Store`], [`LearnError::Frame`], [`LearnError::File`].
+/// Files already written stay; each is whole.
+pub fn export(store_path: &Path, out: &Path, force: bool) -> Result<Exported, LearnError> {
+    let reader = Reader::open(store_path)?;
+    let is_empty = match fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        Err(error) => return Err(file_error("read the folder", out)(error)),
+    };
+    if !is_empty && !force {
+        return Err(LearnError::NotEmpty(out.to_owned()));
+    }
+    let link_states = reader.link_states(0)?;
+    let route_probes = reader.probes(ProbeKind::Route, 0)?;
+    let features = feature_frame(&route_probes, &link_states, 0)?;
+    let mut probes = reader.probes(ProbeKind::Link, 0)?;
+    probes.extend(route_probes);
+    probes.sort_by_key(|probe| probe.sent_us);
+
+    let wrong = frame_error("lay out the tables");
+    let frames = [
+        (probe_frame(&probes).map_err(&wrong)?, "sent_us"),
+        (link_state_frame(&link_states).map_err(&wrong)?, "at_us"),
+        (features, "sent_us"),
+    ];
+    let mut tables = Vec::new();
+    for (table, (frame, time)) in TABLES.into_iter().zip(frames) {
+        let folder = out.join(table);
+        remove_earlier(&folder)?;
+        let files = write_days(&folder, &frame, time)?;
+        tables.push(ExportedTable { table, rows: frame.height(), files });
+    }
+    Ok(Exported { tables })
+}
+
+fn probe_frame(probes: &[ProbeRow]) -> PolarsResult<DataFrame> {
+    let text = |value: fn(&ProbeRow) -> &str| probes.iter().map(value).collect::<Vec<_>>();
+    let micros = |value: fn(&ProbeRow) -> i64| probes.iter().map(value).collect::<Vec<_>>();
+    let rtt_us: Vec<Option<i64>> = probes.iter().map(|p| p.rtt_us.map(|us| us as i64)).collect();
+    let columns = vec![
+        Column::new("kind".into(), text(|p| p.kind.as_str())),
+        Column::new("route".into(), text(|p| &p.route)),
+        Column::new("hops".into(), probes.iter().map(|p| p.hops).collect::<Vec<_>>()),
+        Column::new("sent_us".into(), micros(|p| p.sent_us as i64)),
+        Column::new("done_us".into(), micros(|p| p.done_us as i64)),
+        Column::new("rtt_us".into(), rtt_us),
+    ];
+    DataFrame::new(probes.len(), columns)
+}
+
+fn link_state_frame(states: &[LinkStateRow]) -> PolarsResult<DataFrame> {
+    let text = |value: fn(&LinkStateRow) -> &str| states.iter().map(value).collect::<Vec<_>>();
+    let number =
+        |value: fn(&LinkStateRow) -> Option<f64>| states.iter().map(value).collect::<Vec<_>>();
+    let columns = vec![
+        Column::new("at_us".into(), states.iter().map(|s| s.at_us as i64).collect::<Vec<_>>()),
+        Column::new("origin".into(), text(|s| &s.origin)),
+        Column::new("neighbour".into(), text(|s| &s.neighbour)),
+        Column::new("rtt_ms".into(), number(|s| s.quality.map(|q| q.rtt_ms))),
+        Column::new("jitter_ms".into(), number(|s| s.quality.map(|q| q.jitter_ms))),
+        Column::new("loss".into(), number(|s| s.quality.map(|q| q.loss))),
+        Column::new("bandwidth".into(), number(|s| s.quality.and_then(|q| q.bandwidth))),
+        Column::new("utilisation".into(), number(|s| s.quality.map(|q| q.utilisation))),
+    ];
+    DataFrame::new(states.len(), columns)
+}
+
+/// Removes what an earlier export wrote in a table's folder, and nothing else.
+fn remove_earlier(folder: &Path) -> Result<(), LearnError> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
+        let day = entry.map_err(file_error("read the folder", folder))?.path();
+        let is_day = day.file_name().is_some_and(|n| n.to_string_lossy().starts_with("day="));
+        let part = day.join(PART);
+        if is_day && part.is_file() {
+            fs::remove_file(&part).map_err(file_error("remove", &part))?;
+            // Fails when somebody put other files there; those stay.
+            drop(fs::remove_dir(&day));
+        }
+    }
+    Ok(())
+}
+
+/// One file a day; returns their number.
+fn write_days(folder: &Path, frame: &DataFrame, time: &str) -> Result<usize, LearnError> {
+    if frame.height() == 0 {
+        return Ok(0);
+    }
+    let mut files = 0;
+    for (day, mut part) in by_day(frame, time).map_err(frame_error("split a table by day"))? {
+        let folder = folder.join(format!("{DAY}={}", date(day)));
+        fs::create_dir_all(&folder).map_err(file_error("make the folder", &folder))?;
+        write_part(&folder, &mut part)?;
+        files += 1;
+    }
+    Ok(files)
+}
+
+/// The rows of each day, with its number since the epoch.
+fn by_day(frame: &DataFrame, time: &str) -> PolarsResult<Vec<(i64, DataFrame)>> {
+    let days: Vec<i64> =
+        frame.column(time)?.i64()?.no_null_iter().map(|us| us.div_euclid(MICROS_PER_DAY)).collect();
+    let mut with_day = frame.clone();
+    with_day.with_column(Column::new(DAY.into(), days))?;
+    let parts = with_day.partition_by_stable([DAY], true)?.into_iter().map(|part| {
+        let day = part.column(DAY)?.i64()?.get(0).unwrap_or_default();
+        Ok((day, part.drop(DAY)?))
+    });
+    parts.collect()
+}
+
+fn write_part(folder: &Path, part: &mut DataFrame) -> Result<(), LearnError> {
+    let path = folder.join(PART);
+    let beside = folder.join(format!("{PART}.tmp"));
+    let wrong = file_error("write", &path);
+    let mut file = BufWriter::new(File::create(&beside).map_err(&wrong)?);
+    ParquetWriter::new(&mut file).finish(part).map_err(frame_error("write a Parquet file"))?;
+    file.flush().map_err(&wrong)?;
+    file.get_ref().sync_all().map_err(&wrong)?;
+    fs::rename(&beside, &path).map_err(wrong)
+}
+
+/// `YYYY-MM-DD` of a day since the epoch, UTC (Hinnant, "chrono-compatible low-level date
+/// algorithms", civil_from_days).
+fn date(day: i64) -> String {
+    let shifted = day + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day_of_month = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day_of_month:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::measure::{LinkQuality, Sample};
+    use crate::engine::predict::schema::FEATURES;
+    use crate::engine::types::{NodeId, Route, Timestamp};
+    use crate::store::{Retention, Writer};
+
+    /// Probes every 10 minutes over two days (2023-11-14 and 15), with one lost in ten.
+    fn filled(path: &Path) {
+        let writer = Writer::start(path, Retention::default()).unwrap();
+        let route = Route::new([NodeId([1; 8]), NodeId([2; 8])]).unwrap();
+        let start_us = 1_699_920_000_000_000_u64;
+        for index in 0..288 {
+            let at = Timestamp(start_us + index * 600_000_000);
+            let kind = if index % 2 == 0 { ProbeKind::Route } else { ProbeKind::Link };
+            let done_at = Timestamp(at.0 + 9_000);
+            let rtt_us = (index % 10 != 0).then_some(9_000);
+            writer.write(Sample::Probe {
+                kind,
+                route: route.clone(),
+                sent_at: at,
+                done_at,
+                rtt_us,
+            });
+        }
+        let quality = LinkQuality {
+            rtt_ms: 9.0,
+            jitter_ms: 0.0,
+            loss: 0.0,
+            bandwidth: None,
+            utilisation: 0.5,
+        };
+        let (origin, neighbour) = (route.source(), route.destination());
+        for (at, quality) in [(start_us + 1, Some(quality)), (start_us + 2, None)] {
+            writer.write(Sample::LinkState { at: Timestamp(at), origin, neighbour, quality });
+        }
+        writer.flush().unwrap();
+    }
+
+    fn read(path: &Path) -> DataFrame {
+        ParquetReader::new(File::open(path).unwrap()).finish().unwrap()
+    }
+
+    #[test]
+    fn a_parquet_reader_finds_every_row_in_its_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, out) = (folder.path().join("store.db"), folder.path().join("a/b"));
+        filled(&store);
+        let exported = export(&store, &out, false).unwrap();
+        // 144 route probes, of which every fifth is lost.
+        let expected = [("probe", 288, 2), ("link_state", 2, 1), ("route_features", 115, 2)];
+        let told: Vec<_> = exported.tables.iter().map(|t| (t.table, t.rows, t.files)).collect();
+        assert_eq!(told, expected);
+        let mut sent_us = Vec::new();
+        for day in ["2023-11-14", "2023-11-15"] {
+            let probes = read(&out.join(format!("probe/day={day}/part-0.parquet")));
+            assert_eq!(probes.shape(), (144, 6));
+            sent_us.extend(probes.column("sent_us").unwrap().i64().unwrap().no_null_iter());
+        }
+        assert_eq!(sent_us.len(), 288);
+        assert!(sent_us.is_sorted());
+        let states = read(&out.join("link_state/day=2023-11-14/part-0.parquet"));
+        assert_eq!(states.column("rtt_ms").unwrap().f64().unwrap().to_vec(), [Some(9.0), None]);
+        let features = read(&out.join("route_features/day=2023-11-15/part-0.parquet"));
+        assert_eq!(features.width(), 4 + FEATURES.len());
+        let means = features.column("route_mean5_ms").unwrap().f64().unwrap();
+        assert!(means.iter().all(|mean| mean.is_some_and(|mean| (mean - 9.0).abs() < 1e-9)));
+    }
+
+    #[test]
+    fn an_earlier_export_is_replaced_only_when_forced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, out) = (folder.path().join("store.db"), folder.path().join("out"));
+        filled(&store);
+        export(&store, &out, false).unwrap();
+        let notes = out.join("notes.txt");
+        fs::write(&notes, "mine").unwrap();
+        let stale = out.join("probe/day=2001-01-01");
+        fs::create_dir_all(&stale).unwrap();
+        fs::write(stale.join(PART), "old").unwrap();
+        assert!(matches!(export(&store, &out, false), Err(LearnError::NotEmpty(_))));
+        assert!(stale.exists());
+        let exported = export(&store, &out, true).unwrap();
+        assert_eq!(exported.tables[0].rows, 288);
+        assert!(!stale.exists(), "or a reader would count it");
+        assert_eq!(fs::read_to_string(notes).unwrap(), "mine");
+        assert_eq!(read(&out.join("probe/day=2023-11-14/part-0.parquet")).height(), 144);
+    }
+
+    #[test]
+    fn an_empty_store_gives_no_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, out) = (folder.path().join("store.db"), folder.path().join("out"));
+        assert!(matches!(export(&store, &out, false), Err(LearnError::Store(_))));
+        drop(Writer::start(&store, Retention::default()).unwrap());
+        let exported = export(&store, &out, false).unwrap();
+        assert!(exported.tables.iter().all(|table| table.rows == 0 && table.files == 0));
+    }
+
+    #[test]
+    fn dates_of_known_days() {
+        for (day, text) in [
+            (0, "1970-01-01"),
+            (-1, "1969-12-31"),
+            (11_016, "2000-02-29"),
+            (19_675, "2023-11-14"),
+            (47_540, "2100-02-28"),
+            (47_541, "2100-03-01"),
+        ] {
+            assert_eq!(date(day), text);
+        }
+    }
+}

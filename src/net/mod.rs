@@ -1,0 +1,154 @@
+//! The network: everything that knows libp2p and quinn. It decides nothing.
+//!
+//! - [`identity`]: the node's key, and peer ids.
+//! - [`swarm`]: connections, identify, Kademlia ([`dht`]), gossip, synchronisation, mDNS.
+//! - [`links`]: framed lanes to neighbours, on libp2p streams; [`emulation`] can slow them down.
+//! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped.
+//! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
+//!
+//! What happens becomes an [`Input`](crate::engine::event::Input) for the engine; what the engine
+//! wants done comes in through [`Net::carry_out`].
+
+pub mod dht;
+pub mod emulation;
+pub mod identity;
+pub mod links;
+pub mod overlay_socket;
+pub mod plane;
+pub mod swarm;
+pub mod tunnel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::engine::event::{Input, Output};
+use crate::engine::measure::LinkReport;
+use crate::engine::types::NodeId;
+
+use identity::Identity;
+use plane::DataPlane;
+use swarm::SwarmCommand;
+use tunnel::Tunnels;
+
+/// Events that may wait for the engine; beyond, the network waits.
+pub const EVENTS_MAX: usize = 4_096;
+/// Commands that may wait for the network; beyond, they are dropped and counted.
+pub const COMMANDS_MAX: usize = 4_096;
+/// Length of a slice: how often the data plane's counters become samples.
+pub const SLICE: Duration = Duration::from_secs(10);
+
+/// Why the network could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// The identity file is unusable.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// Not a multiaddress.
+    #[error("'{0}' is not a multiaddress; write for example /ip4/127.0.0.1/tcp/4747")]
+    Address(String),
+    /// The port is taken, or the address is not of this machine.
+    #[error("cannot listen on {address}: {reason}; choose another with --listen")]
+    Listen {
+        /// Where.
+        address: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// Anything else while building.
+    #[error("cannot start the network: {0}")]
+    Build(String),
+}
+
+/// A running network. Dropping it stops everything.
+pub struct Net {
+    commands: mpsc::Sender<SwarmCommand>,
+    plane: Arc<DataPlane>,
+    tunnels: Arc<Tunnels>,
+    listening: Vec<String>,
+    tasks: tokio_util::task::TaskTracker,
+    stop: tokio_util::sync::CancellationToken,
+}
+
+impl Net {
+    /// Starts listening. What happens from now on arrives at the receiver.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn start(
+        config: &Config,
+        identity: &Identity,
+    ) -> Result<(Self, mpsc::Receiver<Input>), NetError> {
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let tasks = tokio_util::task::TaskTracker::new();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let plane = Arc::new(DataPlane::new(identity.node_id(), events.clone()));
+        let emulator = emulation::Emulator::start(&config.emulation).map_err(NetError::Build)?;
+        plane.set_emulator(emulator);
+        let tunnels = Tunnels::start(identity, plane.clone(), &tasks, &stop)
+            .map_err(|error| NetError::Build(error.to_string()))?;
+        let (commands, command_receiver) = mpsc::channel(COMMANDS_MAX);
+        let listening = swarm::start(swarm::Start {
+            config,
+            identity,
+            plane: plane.clone(),
+            events,
+            commands: command_receiver,
+            tasks: &tasks,
+            stop: &stop,
+        })
+        .await?;
+        tasks.close();
+        Ok((Self { commands, plane, tunnels, listening, tasks, stop }, receiver))
+    }
+
+    /// Does what the engine wants done. Outputs that are not about the network are ignored.
+    pub fn carry_out(&self, output: Output) {
+        let command = match output {
+            Output::Dial(address) => SwarmCommand::Dial(address),
+            Output::RequestSync(node) => SwarmCommand::RequestSync(node),
+            Output::SyncResponse { token, bytes } => SwarmCommand::SyncResponse { token, bytes },
+            Output::Publish(bytes) => SwarmCommand::Publish(bytes),
+            Output::GossipVerdict { token, verdict } => SwarmCommand::Verdict { token, verdict },
+            Output::DhtPut { request, name, bytes } => SwarmCommand::Put { request, name, bytes },
+            Output::DhtGet { request, name } => SwarmCommand::Get { request, name },
+            Output::SendProbe { id, route } => return self.plane.send_probe(id, &route),
+            Output::Forwarding(snapshot) => return self.plane.set_snapshot(snapshot),
+            Output::Record(_) | Output::Decision(_) | Output::Answer { .. } | Output::Notice(_) => {
+                return;
+            }
+        };
+        if self.commands.try_send(command).is_err() {
+            self.plane.counters().count("command-queue-full");
+        }
+    }
+
+    /// Where this node listens, as multiaddresses with its peer id.
+    pub fn listening(&self) -> &[String] {
+        &self.listening
+    }
+
+    /// The data plane, for its counters.
+    pub fn plane(&self) -> &Arc<DataPlane> {
+        &self.plane
+    }
+
+    /// The tunnels.
+    pub fn tunnels(&self) -> &Arc<Tunnels> {
+        &self.tunnels
+    }
+
+    /// What each link counted since the last call.
+    pub fn take_slice(&self) -> Vec<(NodeId, LinkReport)> {
+        self.plane.take_slice()
+    }
+
+    /// Stops everything and waits for it, at most 5 s.
+    pub async fn stop(self) {
+        self.tunnels.close();
+        self.stop.cancel();
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
+    }
+}

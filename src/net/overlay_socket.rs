@@ -1,0 +1,105 @@
+//! The socket that QUIC believes to be UDP: packets leave and arrive over overlay routes.
+//!
+//! Congestion marks become ECN, so the end-to-end congestion controller reacts before the loss.
+
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::sync::mpsc;
+
+use super::plane::{DataPlane, FarEnd, Inbound};
+use crate::engine::types::TunnelId;
+
+/// See the module documentation.
+pub struct OverlaySocket {
+    plane: Arc<DataPlane>,
+    inbound: Mutex<mpsc::Receiver<Inbound>>,
+}
+
+impl OverlaySocket {
+    /// The socket of a data plane; `None` when it was taken before.
+    pub fn new(plane: Arc<DataPlane>) -> Option<Self> {
+        let inbound = plane.take_inbound()?;
+        Some(Self { plane, inbound: Mutex::new(inbound) })
+    }
+}
+
+impl fmt::Debug for OverlaySocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OverlaySocket of {}", self.plane.me())
+    }
+}
+
+/// Sending never waits: a full queue on the way loses the packet, and QUIC sends it again.
+#[derive(Debug)]
+struct AlwaysWritable;
+
+impl UdpPoller for AlwaysWritable {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncUdpSocket for OverlaySocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(AlwaysWritable)
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let length = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        for packet in transmit.contents.chunks(length) {
+            self.plane.send_packet(transmit.destination, packet);
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut inbound = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filled = 0;
+        while filled < buffers.len().min(meta.len()) {
+            match inbound.poll_recv(context) {
+                Poll::Ready(Some(packet)) => {
+                    let length = packet.bytes.len();
+                    if length == 0 || length > buffers[filled].len() {
+                        self.plane.counters().count("packet-size");
+                        continue;
+                    }
+                    buffers[filled][..length].copy_from_slice(&packet.bytes);
+                    let ecn = if packet.congestion { EcnCodepoint::Ce } else { EcnCodepoint::Ect0 };
+                    meta[filled] = RecvMeta {
+                        addr: packet.from,
+                        len: length,
+                        stride: length,
+                        ecn: Some(ecn),
+                        dst_ip: None,
+                    };
+                    filled += 1;
+                }
+                Poll::Ready(None) if filled == 0 => {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                }
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        if filled == 0 { Poll::Pending } else { Poll::Ready(Ok(filled)) }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(FarEnd { node: self.plane.me(), tunnel: TunnelId(1), ours: true }.to_addr())
+    }
+
+    fn may_fragment(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,411 @@
+//! The data plane: what arrives on a lane is passed on, taken or dropped; what tunnels and probes
+//! send gets its route from the engine's snapshot. No waiting, no model, no decision of its own.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::mpsc;
+
+use super::emulation::Emulator;
+use super::links::Link;
+use crate::config::EmulatedLink;
+use crate::engine::event::Input;
+use crate::engine::forward::{DatagramKind, ForwardingSnapshot, Header, Verdict, decide};
+use crate::engine::measure::LinkReport;
+use crate::engine::measure::prober::OUTSTANDING_MAX;
+use crate::engine::types::{NodeId, Route, TunnelId};
+
+/// Packets waiting for the tunnels of this node; beyond, they are dropped.
+pub const INBOUND_MAX: usize = 4_096;
+/// Callers whose way back is remembered; the one heard of longest ago makes room.
+pub const REPLIES_MAX: usize = 4_096;
+/// Route changes that may be under way at one time.
+const OVERTAKEN_MAX: i32 = 16;
+/// Fixed half of the virtual addresses: an IPv6 unique local prefix (RFC 4193) of our own.
+const PREFIX: [u8; 8] = [0xfd, b'm', b'e', b's', b'h', b'w', b's', 0];
+/// Set in the port of a virtual address when the other end opened the tunnel.
+const THEIRS: u16 = 0x8000;
+
+/// The far end of a tunnel as a virtual address, which is all that QUIC sees of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FarEnd {
+    /// The node.
+    pub node: NodeId,
+    /// The tunnel.
+    pub tunnel: TunnelId,
+    /// Whether this node opened it.
+    pub ours: bool,
+}
+
+impl FarEnd {
+    /// As a socket address.
+    pub fn to_addr(self) -> SocketAddr {
+        let mut octets = [0; 16];
+        octets[..8].copy_from_slice(&PREFIX);
+        octets[8..].copy_from_slice(&self.node.0);
+        let port = self.tunnel.0 | if self.ours { 0 } else { THEIRS };
+        SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)), port)
+    }
+
+    /// From a socket address; `None` when it is not one of ours.
+    pub fn from_addr(addr: SocketAddr) -> Option<Self> {
+        let IpAddr::V6(ip) = addr.ip() else { return None };
+        let octets = ip.octets();
+        if octets[..8] != PREFIX {
+            return None;
+        }
+        let node = NodeId(octets[8..].try_into().ok()?);
+        let tunnel = TunnelId(addr.port() & !THEIRS);
+        Some(Self { node, tunnel, ours: addr.port() & THEIRS == 0 })
+    }
+}
+
+/// A packet for a tunnel of this node.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Where it came from.
+    pub from: SocketAddr,
+    /// The packet.
+    pub bytes: Vec<u8>,
+    /// It met congestion.
+    pub congestion: bool,
+}
+
+/// What the data plane counted since the node started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    forwarded_datagrams: AtomicU64,
+    forwarded_bytes: AtomicU64,
+    delivered_datagrams: AtomicU64,
+    dropped: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Counters {
+    /// Counts a drop.
+    pub fn count(&self, why: &'static str) {
+        let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        *dropped.entry(why).or_default() += 1;
+    }
+
+    /// Datagrams and bytes passed on for others.
+    pub fn forwarded(&self) -> (u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.forwarded_datagrams), load(&self.forwarded_bytes))
+    }
+
+    /// Datagrams that arrived here.
+    pub fn delivered(&self) -> u64 {
+        self.delivered_datagrams.load(Ordering::Relaxed)
+    }
+
+    /// Drops by reason.
+    pub fn dropped(&self) -> BTreeMap<&'static str, u64> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+struct Reply {
+    route: Route,
+    route_id: u32,
+    heard_at: Instant,
+}
+
+/// See the module documentation.
+pub struct DataPlane {
+    me: NodeId,
+    snapshot: ArcSwap<ForwardingSnapshot>,
+    links: ArcSwap<BTreeMap<NodeId, Arc<Link>>>,
+    emulator: ArcSwapOption<Emulator>,
+    replies: Mutex<BTreeMap<(NodeId, TunnelId), Reply>>,
+    probes: Mutex<BTreeMap<u64, Instant>>,
+    sequence: AtomicU64,
+    inbound: mpsc::Sender<Inbound>,
+    inbound_receiver: Mutex<Option<mpsc::Receiver<Inbound>>>,
+    events: mpsc::Sender<Input>,
+    counters: Counters,
+    tap: ArcSwapOption<mpsc::Sender<Vec<u8>>>,
+}
+
+impl DataPlane {
+    /// A data plane without links; what it measures goes to `events`.
+    pub fn new(me: NodeId, events: mpsc::Sender<Input>) -> Self {
+        let (inbound, receiver) = mpsc::channel(INBOUND_MAX);
+        Self {
+            me,
+            snapshot: ArcSwap::default(),
+            links: ArcSwap::default(),
+            emulator: ArcSwapOption::empty(),
+            replies: Mutex::default(),
+            probes: Mutex::default(),
+            sequence: AtomicU64::new(0),
+            inbound,
+            inbound_receiver: Mutex::new(Some(receiver)),
+            events,
+            counters: Counters::default(),
+            tap: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The node that this is.
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Copies every datagram that is passed on for others to `tap`, as a packet capture would.
+    pub fn set_tap(&self, tap: mpsc::Sender<Vec<u8>>) {
+        self.tap.store(Some(Arc::new(tap)));
+    }
+
+    /// Changes the emulated conditions of a link. Returns false when this node does not emulate.
+    pub fn emulate(&self, neighbour: NodeId, link: EmulatedLink) -> bool {
+        let emulator = self.emulator.load();
+        emulator.as_ref().inspect(|emulator| emulator.set(neighbour, link)).is_some()
+    }
+
+    pub(super) fn set_emulator(&self, emulator: Option<Arc<Emulator>>) {
+        self.emulator.store(emulator);
+    }
+
+    pub(super) fn set_snapshot(&self, snapshot: Arc<ForwardingSnapshot>) {
+        self.snapshot.store(snapshot);
+    }
+
+    pub(super) fn add_link(&self, link: Arc<Link>) {
+        self.links.rcu(|links| {
+            let mut links = BTreeMap::clone(links);
+            links.insert(link.neighbour(), link.clone());
+            links
+        });
+    }
+
+    pub(super) fn remove_link(&self, link: &Arc<Link>) {
+        self.links.rcu(|links| {
+            let mut links = BTreeMap::clone(links);
+            if links.get(&link.neighbour()).is_some_and(|known| Arc::ptr_eq(known, link)) {
+                links.remove(&link.neighbour());
+            }
+            links
+        });
+    }
+
+    pub(super) fn take_slice(&self) -> Vec<(NodeId, LinkReport)> {
+        self.links.load().iter().map(|(node, link)| (*node, link.take_report())).collect()
+    }
+
+    pub(super) fn take_inbound(&self) -> Option<mpsc::Receiver<Inbound>> {
+        self.inbound_receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// A datagram arrived from a neighbour.
+    pub(super) fn received(&self, from: NodeId, mut bytes: Vec<u8>) {
+        let (header, payload) = match Header::decode(&bytes) {
+            Ok(decoded) => decoded,
+            Err(_) => return self.counters.count("malformed"),
+        };
+        let verdict = {
+            let links = self.links.load();
+            decide(&header, self.me, from, |node| links.contains_key(&node))
+        };
+        match verdict {
+            Verdict::Drop(why) => self.counters.count(why.as_str()),
+            Verdict::Forward(next) => {
+                Header::advance(&mut bytes);
+                self.counters.forwarded_datagrams.fetch_add(1, Ordering::Relaxed);
+                self.counters.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                if let Some(tap) = self.tap.load().as_ref() {
+                    let _ = tap.try_send(bytes.clone());
+                }
+                self.send(next, bytes);
+            }
+            Verdict::Deliver => {
+                self.counters.delivered_datagrams.fetch_add(1, Ordering::Relaxed);
+                match header.kind {
+                    DatagramKind::Data => self.deliver(&header, payload.to_vec()),
+                    DatagramKind::Probe => self.answer_probe(header),
+                    DatagramKind::ProbeAnswer => self.probe_answered(header.sequence),
+                }
+            }
+        }
+    }
+
+    /// Sends a probe over a route; its answer becomes an event with the round-trip time.
+    pub(super) fn send_probe(&self, id: u64, route: &Route) {
+        {
+            let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+            while probes.len() >= OUTSTANDING_MAX {
+                probes.pop_first();
+            }
+            probes.insert(id, Instant::now());
+        }
+        let header = Header {
+            kind: DatagramKind::Probe,
+            congestion: false,
+            reply: false,
+            position: 1,
+            tunnel: TunnelId(0),
+            route_id: 0,
+            sequence: id,
+            route: route.clone(),
+        };
+        self.send(route.nodes()[1], header.encode(&[]));
+    }
+
+    /// Sends a packet of a tunnel. Without a route it is lost, as on any network.
+    pub(super) fn send_packet(&self, to: SocketAddr, packet: &[u8]) {
+        let Some(far_end) = FarEnd::from_addr(to) else {
+            return self.counters.count("not-a-tunnel-address");
+        };
+        let found = if far_end.ours {
+            let snapshot = self.snapshot.load();
+            let binding = snapshot.tunnels.get(&far_end.tunnel);
+            let binding = binding.filter(|binding| binding.destination == far_end.node);
+            binding.and_then(|binding| Some((binding.route.clone()?, binding.route_id)))
+        } else {
+            let replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
+            let reply = replies.get(&(far_end.node, far_end.tunnel));
+            reply.map(|reply| (reply.route.clone(), reply.route_id))
+        };
+        let Some((route, route_id)) = found else { return self.counters.count("no-route") };
+        let header = Header {
+            kind: DatagramKind::Data,
+            congestion: false,
+            reply: !far_end.ours,
+            position: 1,
+            tunnel: far_end.tunnel,
+            route_id,
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
+            route,
+        };
+        self.send(header.route.nodes()[1], header.encode(packet));
+    }
+
+    fn send(&self, next: NodeId, bytes: Vec<u8>) {
+        let links = self.links.load();
+        let Some(link) = links.get(&next) else { return self.counters.count("no-link") };
+        match self.emulator.load().as_ref() {
+            Some(emulator) => {
+                if !emulator.submit(link, bytes) {
+                    link.note_dropped();
+                }
+            }
+            None => link.enqueue(bytes),
+        }
+    }
+
+    fn deliver(&self, header: &Header, bytes: Vec<u8>) {
+        let node = header.route.source();
+        if !header.reply {
+            self.remember_way_back(node, header);
+        }
+        let from = FarEnd { node, tunnel: header.tunnel, ours: header.reply }.to_addr();
+        if self.inbound.try_send(Inbound { from, bytes, congestion: header.congestion }).is_err() {
+            self.counters.count("inbound-queue-full");
+        }
+    }
+
+    /// The answer to a caller takes the caller's newest route backwards.
+    fn remember_way_back(&self, node: NodeId, header: &Header) {
+        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (node, header.tunnel);
+        let heard_at = Instant::now();
+        match replies.get_mut(&key) {
+            Some(reply) => {
+                reply.heard_at = heard_at;
+                // Datagrams that were overtaken do not bring an old route back; a caller that was
+                // restarted, and counts from 1 again, is far behind and believed.
+                let ahead = header.route_id.wrapping_sub(reply.route_id) as i32;
+                let overtaken = (-OVERTAKEN_MAX..0).contains(&ahead);
+                let same = reply.route.nodes().iter().eq(header.route.nodes().iter().rev());
+                if !overtaken && !(same && ahead == 0) {
+                    reply.route = header.route.reversed();
+                    reply.route_id = header.route_id;
+                }
+            }
+            None => {
+                if replies.len() >= REPLIES_MAX {
+                    let oldest = replies.iter().min_by_key(|(_, reply)| reply.heard_at);
+                    if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                        replies.remove(&oldest);
+                    }
+                }
+                let route = header.route.reversed();
+                replies.insert(key, Reply { route, route_id: header.route_id, heard_at });
+            }
+        }
+    }
+
+    fn answer_probe(&self, probe: Header) {
+        let route = probe.route.reversed();
+        let next = route.nodes()[1];
+        let answer = Header { kind: DatagramKind::ProbeAnswer, position: 1, route, ..probe };
+        self.send(next, answer.encode(&[]));
+    }
+
+    fn probe_answered(&self, id: u64) {
+        let sent = self.probes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let Some(sent) = sent else { return self.counters.count("unasked-probe-answer") };
+        let rtt_us = sent.elapsed().as_micros() as u64;
+        if self.events.try_send(Input::ProbeAnswered { id, rtt_us }).is_err() {
+            self.counters.count("event-queue-full");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(byte: u8) -> NodeId {
+        NodeId([byte; 8])
+    }
+
+    #[test]
+    fn far_ends_survive_being_addresses() {
+        for ours in [true, false] {
+            let far_end = FarEnd { node: node(7), tunnel: TunnelId(300), ours };
+            assert_eq!(FarEnd::from_addr(far_end.to_addr()), Some(far_end));
+        }
+        assert_eq!(FarEnd::from_addr("127.0.0.1:1".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn wrong_datagrams_are_counted_drops() {
+        let (events, _receiver) = mpsc::channel(8);
+        let plane = DataPlane::new(node(1), events);
+        let header = |position, nodes: &[u8]| Header {
+            kind: DatagramKind::Data,
+            congestion: false,
+            reply: false,
+            position,
+            tunnel: TunnelId(1),
+            route_id: 1,
+            sequence: 0,
+            route: Route::new(nodes.iter().map(|n| node(*n)).collect::<Vec<_>>()).unwrap(),
+        };
+        plane.received(node(0), vec![1, 2, 3]);
+        plane.received(node(0), header(1, &[0, 2]).encode(b""));
+        plane.received(node(5), header(1, &[0, 1]).encode(b""));
+        plane.received(node(0), header(1, &[0, 1, 2]).encode(b""));
+        plane.send_packet("[::1]:9".parse().unwrap(), b"x");
+        let expected = BTreeMap::from([
+            ("malformed", 1),
+            ("misaddressed", 1),
+            ("wrong-neighbour", 1),
+            ("no-link", 1),
+            ("not-a-tunnel-address", 1),
+        ]);
+        assert_eq!(plane.counters().dropped(), expected);
+        plane.received(node(0), header(1, &[0, 1]).encode(b"hello"));
+        let inbound = plane.take_inbound().unwrap().try_recv().unwrap();
+        assert_eq!(inbound.bytes, b"hello");
+    }
+}

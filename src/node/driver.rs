@@ -1,0 +1,311 @@
+//! The driver: one loop that hands inputs to the engine and carries out its outputs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{AnswerSender, Clock, NodeOptions, Request, retrain};
+use crate::engine::Engine;
+use crate::engine::event::{Command, Input, Notice, Output, RequestId};
+use crate::engine::predict::{ModelCard, QualityModel};
+use crate::engine::route::Decision;
+use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+use crate::learn::ModelRegistry;
+use crate::net::{Net, SLICE};
+use crate::store::Writer;
+
+/// Route calculations whose duration is kept.
+const CALCULATIONS_MAX: usize = 4_096;
+
+/// Durations of the newest route calculations.
+#[derive(Clone, Debug, Default)]
+pub struct CalculationTimes(VecDeque<u64>);
+
+impl CalculationTimes {
+    fn push(&mut self, us: u64) {
+        if self.0.len() >= CALCULATIONS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(us);
+    }
+
+    /// The `q`-quantile (µs), 0 to 1; `None` before the first calculation.
+    pub fn quantile_us(&self, q: f64) -> Option<f64> {
+        let values: Vec<f64> = self.0.iter().map(|us| *us as f64).collect();
+        crate::engine::measure::window_statistics::quantile(&values, q)
+    }
+}
+
+/// The node's state, as [`super::NodeHandle::inspect`] shows it.
+pub struct View<'a> {
+    /// The control plane.
+    pub engine: &'a mut Engine,
+    /// The network.
+    pub net: &'a Net,
+    /// The store's writer.
+    pub writer: &'a Writer,
+    /// The newest decision about each tunnel.
+    pub decisions: &'a BTreeMap<TunnelId, Decision>,
+    /// How long route calculations took.
+    pub calculations: &'a CalculationTimes,
+    /// Version and card of the model in use.
+    pub model: Option<&'a (String, ModelCard)>,
+    /// What the last scheduled training said, and when it ended.
+    pub last_training: Option<&'a (Timestamp, Result<(), String>)>,
+    /// Drops that the engine reported, by kind.
+    pub dropped: &'a BTreeMap<&'static str, u64>,
+    /// Now.
+    pub now: Timestamp,
+    /// When the node started.
+    pub started_at: Timestamp,
+}
+
+pub(super) struct Driver {
+    engine: Engine,
+    net: Net,
+    writer: Writer,
+    clock: Clock,
+    models: Arc<ModelRegistry>,
+    trainer: Option<PathBuf>,
+    data_dir: PathBuf,
+    retrain_every: Option<Duration>,
+    train_at: Option<Timestamp>,
+    training: Option<tokio::task::JoinHandle<Result<(), String>>>,
+    last_training: Option<(Timestamp, Result<(), String>)>,
+    model: Option<(String, ModelCard)>,
+    answers: BTreeMap<RequestId, AnswerSender>,
+    next_request: RequestId,
+    next_tunnel: u16,
+    decisions: BTreeMap<TunnelId, Decision>,
+    calculations: CalculationTimes,
+    dropped: BTreeMap<&'static str, u64>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        engine: Engine,
+        net: Net,
+        writer: Writer,
+        clock: Clock,
+        options: &NodeOptions,
+        models: Arc<ModelRegistry>,
+    ) -> Self {
+        let learning = &options.config.learning;
+        let first = Duration::from_secs(learning.first_train_s);
+        let retrain_every =
+            (learning.retrain_s > 0).then(|| Duration::from_secs(learning.retrain_s));
+        Self {
+            engine,
+            net,
+            writer,
+            models,
+            trainer: options.trainer.clone(),
+            data_dir: options.data_dir.clone(),
+            retrain_every,
+            train_at: retrain_every.map(|_| clock.now() + first),
+            clock,
+            training: None,
+            last_training: None,
+            model: None,
+            answers: BTreeMap::new(),
+            next_request: 0,
+            next_tunnel: 0,
+            decisions: BTreeMap::new(),
+            calculations: CalculationTimes::default(),
+            dropped: BTreeMap::new(),
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Input>,
+        mut requests: mpsc::Receiver<Request>,
+    ) {
+        if let Err(error) = self.load_model() {
+            tracing::warn!("{error}; the moving average decides");
+        }
+        let mut slice = tokio::time::interval(SLICE);
+        slice.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let now = self.clock.now();
+            let timeout =
+                self.engine.next_timeout(now).min(self.train_at.unwrap_or(Timestamp(u64::MAX)));
+            tokio::select! {
+                input = events.recv() => match input {
+                    Some(input) => self.handle(input),
+                    None => break,
+                },
+                request = requests.recv() => match request {
+                    Some(Request::Stop) | None => break,
+                    Some(request) => self.request(request),
+                },
+                () = tokio::time::sleep_until(self.clock.instant(timeout)) => self.timeout(),
+                _ = slice.tick() => {
+                    let reports = self.net.take_slice();
+                    self.handle(Input::Slice(reports));
+                }
+                result = wait(&mut self.training) => self.trained(result),
+            }
+        }
+        self.net.stop().await;
+        // Dropping the writer commits what is left.
+    }
+
+    fn handle(&mut self, input: Input) {
+        let begun = Instant::now();
+        self.engine.handle(self.clock.now(), input);
+        self.drain(begun);
+    }
+
+    fn timeout(&mut self) {
+        let begun = Instant::now();
+        let now = self.clock.now();
+        self.engine.handle_timeout(now);
+        self.drain(begun);
+        if self.train_at.is_some_and(|at| at <= now) {
+            self.train_at = self.retrain_every.map(|every| now + every);
+            if self.training.is_none() {
+                let (program, data_dir) = (self.trainer.clone(), self.data_dir.clone());
+                let task = async move { retrain::train(program, &data_dir).await };
+                self.training = Some(tokio::spawn(task));
+            }
+        }
+    }
+
+    /// Carries out what the engine wants; `begun` is when it was called.
+    fn drain(&mut self, begun: Instant) {
+        let took_us = begun.elapsed().as_micros() as u64;
+        while let Some(output) = self.engine.poll_output() {
+            match output {
+                Output::Record(sample) => self.writer.write(sample),
+                Output::Decision(decision) => {
+                    self.calculations.push(took_us);
+                    if let Some(tunnel) = decision.tunnel {
+                        self.decisions.insert(tunnel, (*decision).clone());
+                    }
+                    self.writer.decision(*decision, took_us);
+                }
+                Output::Answer { request, answer } => {
+                    if let Some(reply) = self.answers.remove(&request) {
+                        let _ = reply.send(answer);
+                    }
+                }
+                Output::Notice(notice) => self.notice(notice),
+                network => self.net.carry_out(network),
+            }
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Joined => tracing::info!("joined the network"),
+            Notice::BootstrapGaveUp => {
+                tracing::warn!("no bootstrap node answered; waiting to be found");
+            }
+            Notice::Dropped { what, why } => {
+                *self.dropped.entry(what).or_default() += 1;
+                tracing::debug!(what, why, "dropped");
+            }
+            Notice::Link { neighbour, up } => tracing::info!(%neighbour, up, "link"),
+            Notice::RouteChanged { tunnel, route, reason } => {
+                let route = route.map(|route| route.to_string());
+                tracing::info!(%tunnel, route, reason, "route");
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Inspect(look) => {
+                let now = self.clock.now();
+                look(&mut View {
+                    engine: &mut self.engine,
+                    net: &self.net,
+                    writer: &self.writer,
+                    decisions: &self.decisions,
+                    calculations: &self.calculations,
+                    model: self.model.as_ref(),
+                    last_training: self.last_training.as_ref(),
+                    dropped: &self.dropped,
+                    now,
+                    started_at: self.clock.started_at(),
+                });
+            }
+            Request::Ask(command, reply) => {
+                self.next_request += 1;
+                self.answers.retain(|_, reply| !reply.is_closed());
+                self.answers.insert(self.next_request, reply);
+                self.handle(Input::Command(command(self.next_request)));
+            }
+            Request::Bind { destination, forced, reply } => {
+                let tunnel = self.bind(destination, forced);
+                let _ = reply.send(tunnel);
+            }
+            Request::Unbind(tunnel) => {
+                self.decisions.remove(&tunnel);
+                self.handle(Input::Command(Command::CloseTunnel(tunnel)));
+            }
+            Request::ReloadModel(reply) => self.reload(reply),
+            Request::Stop => {}
+        }
+    }
+
+    fn bind(&mut self, destination: NodeId, forced: Option<Route>) -> Option<TunnelId> {
+        let taken = |id: u16| self.engine.tunnels().any(|(tunnel, _)| tunnel.0 == id);
+        let after = (0..0x7fff).map(|step| (self.next_tunnel + step) % 0x7fff + 1);
+        let id = after.into_iter().find(|id| !taken(*id))?;
+        self.next_tunnel = id;
+        let tunnel = TunnelId(id);
+        self.handle(Input::Command(Command::OpenTunnel { tunnel, destination, forced }));
+        self.engine.tunnels().any(|(open, _)| open == tunnel).then_some(tunnel)
+    }
+
+    fn trained(&mut self, result: Result<(), String>) {
+        match &result {
+            Ok(()) => tracing::info!("trained"),
+            Err(why) => tracing::warn!("training failed: {why}"),
+        }
+        let result = result.and_then(|()| self.load_model());
+        self.last_training = Some((self.clock.now(), result));
+    }
+
+    fn reload(&mut self, reply: oneshot::Sender<Result<Option<String>, String>>) {
+        let loaded = self.load_model();
+        let version = self.model.as_ref().map(|(version, _)| version.clone());
+        let _ = reply.send(loaded.map(|()| version));
+    }
+
+    /// Hands the champion to the engine. When it cannot be used, the model in use stays.
+    fn load_model(&mut self) -> Result<(), String> {
+        let champion = self.models.champion().map_err(|error| error.to_string())?;
+        let known = self.model.as_ref().map(|(version, _)| version.clone());
+        match champion {
+            Some(model) if Some(&model.version) == known.as_ref() => {}
+            Some(model) => {
+                tracing::info!(version = model.version, "model in use");
+                self.model = Some((model.version.clone(), model.card.clone()));
+                let model: Arc<dyn QualityModel> = Arc::new(model);
+                self.handle(Input::Model(Some(model)));
+            }
+            None => {
+                if self.model.take().is_some() {
+                    self.handle(Input::Model(None));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The result of the running training; never, when there is none.
+async fn wait(
+    training: &mut Option<tokio::task::JoinHandle<Result<(), String>>>,
+) -> Result<(), String> {
+    let Some(task) = training else { return std::future::pending().await };
+    let result = task.await.unwrap_or_else(|error| Err(error.to_string()));
+    *training = None;
+    result
+}

@@ -1,0 +1,422 @@
+//! The process: one driver loop over the engine, the network, the store and the trainer.
+//!
+//! [`Node::start`] brings everything up; [`NodeHandle`] is how the control API and tests talk to
+//! the driver. Everything that changes state goes through the driver's one `select!`
+//! ([`driver`]); [`retrain`] runs training in a child process and hands the new model over.
+
+mod clock;
+mod driver;
+mod retrain;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::{Config, EmulatedLink};
+use crate::engine::event::{Answer, Command, CommandError, RequestId, ServiceSpec};
+use crate::engine::overlay::ServiceRecord;
+use crate::engine::types::{NodeId, ParseError, PublicKey, Route, ServiceName, TunnelId};
+use crate::engine::{Engine, EngineConfig};
+use crate::learn::ModelRegistry;
+use crate::net::Net;
+
+use crate::net::tunnel::{Export, TunnelError, Tunnels};
+use crate::store::{Retention, StoreError, Writer};
+
+pub use crate::net::identity::{Identity, parse_peer_id, peer_id_text};
+pub use crate::net::tunnel::TunnelInfo;
+pub use clock::Clock;
+pub use driver::{CalculationTimes, View};
+
+/// Name of the database within the data directory.
+pub const DATABASE: &str = "meshwise.db";
+/// Name of the folder of models within the data directory.
+pub const MODELS: &str = "models";
+/// Requests that may wait for the driver.
+const REQUESTS_MAX: usize = 1_024;
+/// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the DHT may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a node could not start. One line: what, why, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data directory cannot be made.
+    #[error("cannot use the data directory {path}: {error}; choose another with --data-dir")]
+    DataDir {
+        /// Which.
+        path: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// Another process holds it.
+    #[error(
+        "another node runs on the data directory {path}; stop it, or choose another with --data-dir"
+    )]
+    InUse {
+        /// Which.
+        path: String,
+    },
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The network did not start.
+    #[error(transparent)]
+    Net(#[from] crate::net::NetError),
+    /// The database is unusable.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a request to a running node failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopped,
+    /// The DHT took too long.
+    #[error("no answer within {} s; see 'meshwise peer list' for the connections", ANSWER_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The engine said no.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// The tunnel did not come up.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// No route to the provider.
+    #[error("no route to {0}; see 'meshwise peer list' and 'meshwise route explain {0}'")]
+    NoRoute(NodeId),
+    /// A path that is none.
+    #[error("the path is wrong: {0}")]
+    Path(#[from] ParseError),
+    /// The service is on this node.
+    #[error("{0} is provided by this node itself; connect to its target directly")]
+    OwnService(ServiceName),
+    /// Every tunnel id is taken.
+    #[error("32767 tunnels are open; close one with 'meshwise tunnel close'")]
+    TooManyTunnels,
+}
+
+/// Where a node keeps its things, and how it behaves.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Settings.
+    pub config: Config,
+    /// Identity, database, models, control socket.
+    pub data_dir: PathBuf,
+    /// Program that trains: this one, unless a test says otherwise.
+    pub trainer: Option<PathBuf>,
+}
+
+/// A running node. Dropping it without [`Node::stop`] ends it less politely.
+pub struct Node {
+    handle: NodeHandle,
+    driver: tokio::task::JoinHandle<()>,
+    _lock: std::fs::File,
+}
+
+impl Node {
+    /// Starts a node.
+    ///
+    /// # Errors
+    /// [`NodeError`]; nothing keeps running.
+    pub async fn start(options: NodeOptions) -> Result<Self, NodeError> {
+        options.config.check()?;
+        let data_dir = &options.data_dir;
+        let path = data_dir.display().to_string();
+        let dir_error = |error| NodeError::DataDir { path: path.clone(), error };
+        std::fs::create_dir_all(data_dir).map_err(dir_error)?;
+        let lock = lock(data_dir).map_err(dir_error)?;
+        let lock = lock.ok_or_else(|| NodeError::InUse { path: path.clone() })?;
+        let identity = Identity::load_or_create(data_dir).map_err(crate::net::NetError::from)?;
+        let storage = &options.config.storage;
+        let retention = Retention {
+            max_age: Duration::from_secs(u64::from(storage.max_age_days) * 86_400),
+            max_bytes: u64::from(storage.max_mb) * 1_000_000,
+        };
+        let writer = Writer::start(data_dir.join(DATABASE), retention)?;
+        let models = ModelRegistry::new(data_dir.join(MODELS));
+        let clock = Clock::new();
+        let config = &options.config;
+        let engine = Engine::new(
+            EngineConfig {
+                key: identity.signing_key(),
+                bootstrap: config.bootstrap_policy(),
+                paths: config.path_policy(),
+                intervals: config.intervals(),
+                prediction: config.learning.predict,
+                seed: clock.now().as_micros(),
+            },
+            clock.now(),
+        );
+        let (net, events) = Net::start(config, &identity).await?;
+        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        let handle = NodeHandle {
+            me: identity.public_key(),
+            requests,
+            tunnels: net.tunnels().clone(),
+            models: Arc::new(models),
+            data_dir: data_dir.clone(),
+        };
+        let driver =
+            driver::Driver::new(engine, net, writer, clock, &options, handle.models.clone());
+        let driver = tokio::spawn(driver.run(events, receiver));
+        Ok(Self { handle, driver, _lock: lock })
+    }
+
+    /// How to talk to it.
+    pub fn handle(&self) -> &NodeHandle {
+        &self.handle
+    }
+
+    /// Stops it: says good-bye, commits what was measured.
+    pub async fn stop(self) {
+        let _ = self.handle.requests.send(Request::Stop).await;
+        let _ = self.driver.await;
+    }
+}
+
+/// Takes the data directory for this process; `None` when another one has it.
+fn lock(data_dir: &Path) -> std::io::Result<Option<std::fs::File>> {
+    let mut options = std::fs::OpenOptions::new();
+    let options = options.create(true).truncate(false).write(true);
+    let file = options.open(data_dir.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+type Inspection = Box<dyn FnOnce(&mut View<'_>) + Send>;
+type AnswerSender = oneshot::Sender<Result<Answer, CommandError>>;
+
+enum Request {
+    Inspect(Inspection),
+    Ask(Box<dyn FnOnce(RequestId) -> Command + Send>, AnswerSender),
+    Bind { destination: NodeId, forced: Option<Route>, reply: oneshot::Sender<Option<TunnelId>> },
+    Unbind(TunnelId),
+    ReloadModel(oneshot::Sender<Result<Option<String>, String>>),
+    Stop,
+}
+
+/// Talks to a running node. Cheap to clone.
+#[derive(Clone)]
+pub struct NodeHandle {
+    me: PublicKey,
+    requests: mpsc::Sender<Request>,
+    tunnels: Arc<Tunnels>,
+    models: Arc<ModelRegistry>,
+    data_dir: PathBuf,
+}
+
+impl NodeHandle {
+    /// Who this is.
+    pub fn key(&self) -> PublicKey {
+        self.me
+    }
+
+    /// Where it keeps its things.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The models on disk.
+    pub fn models(&self) -> &ModelRegistry {
+        &self.models
+    }
+
+    /// Looks at the node's state from within the driver, and returns what `look` makes of it.
+    ///
+    /// # Errors
+    /// [`RequestError::Stopped`].
+    pub async fn inspect<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut View<'_>) -> T + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let inspection: Inspection = Box::new(move |view| {
+            let _ = reply.send(look(view));
+        });
+        self.send(Request::Inspect(inspection)).await?;
+        answer.await.map_err(|_| RequestError::Stopped)
+    }
+
+    /// Publishes a service whose connections go to `target`.
+    ///
+    /// # Errors
+    /// [`RequestError::Command`] and others; after an error of storing in the DHT the service is
+    /// nevertheless served and known by gossip.
+    pub async fn publish(
+        &self,
+        service: ServiceSpec,
+        target: SocketAddr,
+    ) -> Result<u64, RequestError> {
+        let name = service.name.clone();
+        let export = Export { target, allowed: service.allowed.clone() };
+        let before = self.tunnels.target(&name);
+        self.tunnels.export(name.clone(), export);
+        let answer = self.ask(move |request| Command::Publish { request, service }).await;
+        match answer {
+            Ok(Answer::Published { sequence }) => Ok(sequence),
+            Ok(_) => Err(RequestError::Stopped),
+            Err(error) => {
+                // Gossip has announced it all the same when only the DHT failed.
+                let announced =
+                    matches!(&error, RequestError::Command(CommandError::NotStored { .. }));
+                if !announced && before.is_none() {
+                    self.tunnels.unexport(&name);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Withdraws a service.
+    ///
+    /// # Errors
+    /// [`RequestError::Command`], when this node does not publish it.
+    pub async fn withdraw(&self, name: ServiceName) -> Result<(), RequestError> {
+        let asked = name.clone();
+        self.ask(move |request| Command::Withdraw { request, name: asked }).await?;
+        self.tunnels.unexport(&name);
+        Ok(())
+    }
+
+    /// The providers of a name, and whether gossip had brought them already.
+    ///
+    /// # Errors
+    /// [`RequestError::Command`], when nobody provides it.
+    pub async fn resolve(
+        &self,
+        name: ServiceName,
+        from_dht: bool,
+    ) -> Result<(Vec<(PublicKey, ServiceRecord)>, bool), RequestError> {
+        match self.ask(move |request| Command::Resolve { request, name, from_dht }).await? {
+            Answer::Resolved { providers, from_gossip } => Ok((providers, from_gossip)),
+            _ => Err(RequestError::Stopped),
+        }
+    }
+
+    /// Opens a tunnel to a service and accepts TCP connections for it on `listen`. `via` fixes
+    /// the relays; otherwise routes are chosen.
+    ///
+    /// # Errors
+    /// [`RequestError`]; nothing stays open.
+    pub async fn open_tunnel(
+        &self,
+        name: ServiceName,
+        listen: SocketAddr,
+        via: Option<Vec<NodeId>>,
+    ) -> Result<(TunnelId, SocketAddr), RequestError> {
+        let (providers, _) = self.resolve(name.clone(), false).await?;
+        let provider = providers.first().map(|(key, _)| *key);
+        let provider = provider.ok_or_else(|| CommandError::UnknownName(name.clone()))?;
+        let destination = provider.node_id();
+        if provider == self.me {
+            return Err(RequestError::OwnService(name));
+        }
+        let forced = match via {
+            Some(relays) => {
+                let ends = (self.me.node_id(), destination);
+                let nodes = std::iter::once(ends.0).chain(relays).chain([ends.1]);
+                Some(Route::new(nodes.collect::<Vec<_>>())?)
+            }
+            None => None,
+        };
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Bind { destination, forced, reply }).await?;
+        let tunnel = answer.await.map_err(|_| RequestError::Stopped)?;
+        let tunnel = tunnel.ok_or(RequestError::TooManyTunnels)?;
+        let opened = async {
+            self.wait_for_route(tunnel, destination).await?;
+            Ok(self.tunnels.open(tunnel, provider, name, listen).await?)
+        };
+        match opened.await {
+            Ok(listen) => Ok((tunnel, listen)),
+            Err(error) => {
+                self.send(Request::Unbind(tunnel)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn wait_for_route(&self, tunnel: TunnelId, to: NodeId) -> Result<(), RequestError> {
+        let deadline = tokio::time::Instant::now() + ROUTE_TIMEOUT;
+        loop {
+            let routed = move |view: &mut View<'_>| {
+                let mut tunnels = view.engine.tunnels();
+                tunnels.any(|(id, destination)| id == tunnel && destination.current.is_some())
+            };
+            if self.inspect(routed).await? {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(RequestError::NoRoute(to));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Closes a tunnel. Returns whether it was open.
+    ///
+    /// # Errors
+    /// [`RequestError::Stopped`].
+    pub async fn close_tunnel(&self, tunnel: TunnelId) -> Result<bool, RequestError> {
+        self.send(Request::Unbind(tunnel)).await?;
+        Ok(self.tunnels.close_one(tunnel))
+    }
+
+    /// The tunnels of this node.
+    pub fn tunnels(&self) -> Vec<TunnelInfo> {
+        self.tunnels.list()
+    }
+
+    /// Where the connections of a service of this node go.
+    pub fn target(&self, name: &ServiceName) -> Option<SocketAddr> {
+        self.tunnels.target(name)
+    }
+
+    /// Loads the champion from disk again. Returns its version.
+    ///
+    /// # Errors
+    /// The text of what is wrong with it; the model in use stays.
+    pub async fn reload_model(&self) -> Result<Result<Option<String>, String>, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::ReloadModel(reply)).await?;
+        answer.await.map_err(|_| RequestError::Stopped)
+    }
+
+    /// Changes the emulated conditions of a link. Returns false when this node does not emulate.
+    ///
+    /// # Errors
+    /// [`RequestError::Stopped`].
+    pub async fn emulate(
+        &self,
+        neighbour: NodeId,
+        link: EmulatedLink,
+    ) -> Result<bool, RequestError> {
+        self.inspect(move |view| view.net.plane().emulate(neighbour, link)).await
+    }
+
+    async fn ask(
+        &self,
+        command: impl FnOnce(RequestId) -> Command + Send + 'static,
+    ) -> Result<Answer, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Ask(Box::new(command), reply)).await?;
+        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => Ok(answer?),
+            Ok(Err(_)) => Err(RequestError::Stopped),
+            Err(_) => Err(RequestError::TimedOut),
+        }
+    }
+
+    async fn send(&self, request: Request) -> Result<(), RequestError> {
+        self.requests.send(request).await.map_err(|_| RequestError::Stopped)
+    }
+}

@@ -1,0 +1,445 @@
+//! Readers: committed rows as plain structs, ordered by time.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, Params, Row};
+
+use super::schema::{self, Check, SCHEMA_VERSION};
+use super::{BUSY_TIMEOUT, StoreError};
+use crate::engine::measure::{LinkQuality, ProbeKind};
+
+/// A row of `probe`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeRow {
+    /// Link or whole route.
+    pub kind: ProbeKind,
+    /// `id>id>id`.
+    pub route: String,
+    /// Number of links.
+    pub hops: u32,
+    /// When it left (µs since the epoch).
+    pub sent_us: u64,
+    /// When the answer came or waiting ended (µs since the epoch).
+    pub done_us: u64,
+    /// Round-trip time (µs); `None` when lost.
+    pub rtt_us: Option<u64>,
+}
+
+/// A row of `link_state`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinkStateRow {
+    /// When it was accepted (µs since the epoch).
+    pub at_us: u64,
+    /// The advertiser.
+    pub origin: String,
+    /// The other end.
+    pub neighbour: String,
+    /// The quality; `None` when the link was withdrawn.
+    pub quality: Option<LinkQuality>,
+}
+
+/// What was forecast for one candidate of a decision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CandidatePredictionRow {
+    /// `id>id>id`.
+    pub route: String,
+    /// When (µs since the epoch).
+    pub at_us: u64,
+    /// The model's forecast (ms); `None` when no model was asked or it failed.
+    pub predicted_ms: Option<f64>,
+    /// The moving average's (ms).
+    pub moving_average_ms: Option<f64>,
+    /// The last value's (ms).
+    pub last_value_ms: Option<f64>,
+    /// Version of the model that decided.
+    pub model_version: String,
+}
+
+/// A row of `candidate`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CandidateRow {
+    /// `id>id>id`.
+    pub route: String,
+    /// Whether it could carry traffic.
+    pub alive: bool,
+    /// Whether it was the route in use after the decision.
+    pub chosen: bool,
+    /// Score on the forecast in use, 0 to 1.
+    pub score: f64,
+    /// Score on the moving average, 0 to 1.
+    pub baseline_score: f64,
+    /// The model's forecast (ms).
+    pub predicted_ms: Option<f64>,
+    /// Lower and upper end of its interval (ms).
+    pub predicted_interval_ms: Option<(f64, f64)>,
+    /// The moving average's forecast (ms).
+    pub moving_average_ms: Option<f64>,
+    /// The last value's forecast (ms).
+    pub last_value_ms: Option<f64>,
+    /// The features, in schema order.
+    pub features: Vec<f64>,
+}
+
+/// A row of `decision` with its candidates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecisionRow {
+    /// Number of the row.
+    pub id: i64,
+    /// When (µs since the epoch).
+    pub at_us: u64,
+    /// For which tunnel; `None` when somebody only asked.
+    pub tunnel: Option<u16>,
+    /// Where to.
+    pub destination: String,
+    /// Why.
+    pub reason: String,
+    /// Whether the route in use changed.
+    pub changed: bool,
+    /// Version of the model that decided.
+    pub model_version: String,
+    /// Probability with which the policy makes this choice.
+    pub propensity: f64,
+    /// The route in use after the decision.
+    pub chosen_route: Option<String>,
+    /// How long the decision took (µs).
+    pub calculation_us: u64,
+    /// What was weighed, best score first.
+    pub candidates: Vec<CandidateRow>,
+}
+
+/// How much one table holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableCount {
+    /// Its name.
+    pub table: &'static str,
+    /// Its rows.
+    pub rows: u64,
+    /// Time of the oldest row (µs since the epoch); `None` when empty.
+    pub first_us: Option<u64>,
+    /// Time of the newest row (µs since the epoch); `None` when empty.
+    pub last_us: Option<u64>,
+}
+
+/// How much the store holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// All tables, in the order of [`crate::store`]'s list.
+    pub tables: Vec<TableCount>,
+    /// Size of the file and its log (bytes).
+    pub file_bytes: u64,
+}
+
+/// A read-only view of a store, beside the writer and in any process.
+pub struct Reader {
+    connection: Connection,
+    path: PathBuf,
+}
+
+impl Reader {
+    /// Opens a store for reading. Pages are not checked: the writer does that.
+    ///
+    /// # Errors
+    /// [`StoreError`]; an older or empty file is [`StoreError::Older`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = path.as_ref();
+        match schema::inspect(path, Check::Header)? {
+            None => return Err(StoreError::Missing(path.to_owned())),
+            Some(found) if found < SCHEMA_VERSION => {
+                return Err(StoreError::Older { path: path.to_owned(), found });
+            }
+            Some(_) => {}
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let wrong = |source| schema::error(path, "open", source);
+        let connection = Connection::open_with_flags(path, flags).map_err(wrong)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(wrong)?;
+        Ok(Self { connection, path: path.to_owned() })
+    }
+
+    /// Rows of each table, their time span, and the size of the file.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`] or [`StoreError::Damaged`], as all readers.
+    pub fn counts(&self) -> Result<Counts, StoreError> {
+        let parts = [
+            ("probe", "sent_us", "probe"),
+            ("link_state", "at_us", "link_state"),
+            ("slice", "at_us", "slice"),
+            ("event", "started_us", "event"),
+            ("decision", "at_us", "decision"),
+            ("candidate", "at_us", "candidate JOIN decision ON decision.id = decision_id"),
+        ];
+        let mut tables = Vec::new();
+        for (table, time, from) in parts {
+            let sql = format!("SELECT count(*), min({time}), max({time}) FROM {from}");
+            tables.extend(self.rows(&sql, [], |row| {
+                Ok(TableCount {
+                    table,
+                    rows: unsigned(row, 0)?,
+                    first_us: row.get::<_, Option<i64>>(1)?.map(|us| us as u64),
+                    last_us: row.get::<_, Option<i64>>(2)?.map(|us| us as u64),
+                })
+            })?);
+        }
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        Ok(Counts { tables, file_bytes: size(&self.path) + size(Path::new(&log)) })
+    }
+
+    /// Probes of one kind that left at `since_us` (µs since the epoch) or later, in order of
+    /// `sent_us`.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn probes(&self, kind: ProbeKind, since_us: u64) -> Result<Vec<ProbeRow>, StoreError> {
+        let sql = "SELECT route, hops, sent_us, done_us, rtt_us FROM probe
+                   WHERE kind = ?1 AND sent_us >= ?2 ORDER BY sent_us, id";
+        self.rows(sql, (kind.as_str(), signed(since_us)), |row| {
+            Ok(ProbeRow {
+                kind,
+                route: row.get(0)?,
+                hops: row.get(1)?,
+                sent_us: unsigned(row, 2)?,
+                done_us: unsigned(row, 3)?,
+                rtt_us: row.get::<_, Option<i64>>(4)?.map(|us| us as u64),
+            })
+        })
+    }
+
+    /// When the oldest of the newest `count` answered route probes left (µs since the epoch);
+    /// `None` when there are fewer.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn newest_route_probes_since(&self, count: usize) -> Result<Option<u64>, StoreError> {
+        let sql = "SELECT sent_us FROM probe WHERE kind = 'route' AND rtt_us IS NOT NULL
+                   ORDER BY sent_us DESC LIMIT 1 OFFSET ?1";
+        let skip = signed(count.saturating_sub(1) as u64);
+        Ok(self.rows(sql, [skip], |row| unsigned(row, 0))?.first().copied())
+    }
+
+    /// Link states accepted at `since_us` (µs since the epoch) or later, in order of `at_us`.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn link_states(&self, since_us: u64) -> Result<Vec<LinkStateRow>, StoreError> {
+        let sql = "SELECT at_us, origin, neighbour, rtt_ms, jitter_ms, loss, bandwidth, utilisation
+                   FROM link_state WHERE at_us >= ?1 ORDER BY at_us, id";
+        self.rows(sql, [signed(since_us)], |row| {
+            let quality = match row.get::<_, Option<f64>>(3)? {
+                None => None,
+                Some(rtt_ms) => Some(LinkQuality {
+                    rtt_ms,
+                    jitter_ms: row.get(4)?,
+                    loss: row.get(5)?,
+                    bandwidth: row.get(6)?,
+                    utilisation: row.get(7)?,
+                }),
+            };
+            Ok(LinkStateRow {
+                at_us: unsigned(row, 0)?,
+                origin: row.get(1)?,
+                neighbour: row.get(2)?,
+                quality,
+            })
+        })
+    }
+
+    /// Forecasts of decisions made at `since_us` (µs since the epoch) or later, in order of time.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn candidate_predictions(
+        &self,
+        since_us: u64,
+    ) -> Result<Vec<CandidatePredictionRow>, StoreError> {
+        let sql = "SELECT route, at_us, predicted_ms, moving_average_ms, last_value_ms,
+                   model_version FROM decision JOIN candidate ON decision_id = decision.id
+                   WHERE at_us >= ?1 ORDER BY at_us, decision_id, rank";
+        self.rows(sql, [signed(since_us)], |row| {
+            Ok(CandidatePredictionRow {
+                route: row.get(0)?,
+                at_us: unsigned(row, 1)?,
+                predicted_ms: row.get(2)?,
+                moving_average_ms: row.get(3)?,
+                last_value_ms: row.get(4)?,
+                model_version: row.get(5)?,
+            })
+        })
+    }
+
+    /// The newest `limit` decisions with their candidates, oldest first.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn latest_decisions(&self, limit: usize) -> Result<Vec<DecisionRow>, StoreError> {
+        let sql = "SELECT id, at_us, tunnel, destination, reason, changed, model_version,
+                   propensity, chosen_route, calculation_us
+                   FROM decision ORDER BY at_us DESC, id DESC LIMIT ?1";
+        let mut decisions = self.rows(sql, [signed(limit as u64)], |row| {
+            Ok(DecisionRow {
+                id: row.get(0)?,
+                at_us: unsigned(row, 1)?,
+                tunnel: row.get(2)?,
+                destination: row.get(3)?,
+                reason: row.get(4)?,
+                changed: row.get(5)?,
+                model_version: row.get(6)?,
+                propensity: row.get(7)?,
+                chosen_route: row.get(8)?,
+                calculation_us: unsigned(row, 9)?,
+                candidates: Vec::new(),
+            })
+        })?;
+        decisions.reverse();
+        for decision in &mut decisions {
+            decision.candidates = self.candidates(decision.id)?;
+        }
+        Ok(decisions)
+    }
+
+    fn candidates(&self, decision: i64) -> Result<Vec<CandidateRow>, StoreError> {
+        let sql = "SELECT route, alive, chosen, score, baseline_score, predicted_ms,
+                   predicted_low_ms, predicted_high_ms, moving_average_ms, last_value_ms, features
+                   FROM candidate WHERE decision_id = ?1 ORDER BY rank";
+        self.rows(sql, [decision], |row| {
+            let low: Option<f64> = row.get(6)?;
+            let features: String = row.get(10)?;
+            Ok(CandidateRow {
+                route: row.get(0)?,
+                alive: row.get(1)?,
+                chosen: row.get(2)?,
+                score: row.get(3)?,
+                baseline_score: row.get(4)?,
+                predicted_ms: row.get(5)?,
+                predicted_interval_ms: low.zip(row.get(7)?),
+                moving_average_ms: row.get(8)?,
+                last_value_ms: row.get(9)?,
+                features: serde_json::from_str(&features).unwrap_or_default(),
+            })
+        })
+    }
+
+    fn rows<T>(
+        &self,
+        sql: &str,
+        parameters: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let collect = || {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            statement.query_map(parameters, read)?.collect::<rusqlite::Result<Vec<T>>>()
+        };
+        collect().map_err(|source| schema::error(&self.path, "read", source))
+    }
+}
+
+fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(index).map(|value| value.max(0) as u64)
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::predict::schema::{FEATURES, MISSING};
+    use crate::engine::predict::{Forecast, Prediction};
+    use crate::engine::route::{Candidate, Decision, Reason};
+    use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+    use crate::store::{Retention, Store, Writer};
+
+    fn decision(at_us: u64) -> Decision {
+        let route =
+            |relay: u8| Route::new([NodeId([1; 8]), NodeId([relay; 8]), NodeId([2; 8])]).unwrap();
+        let mut features = [MISSING; FEATURES.len()];
+        features[3] = 0.1 + 0.2;
+        let some = |latency_ms| Some(Prediction { latency_ms, interval_ms: None });
+        let model = Some(Prediction { latency_ms: 20.0, interval_ms: Some((15.0, 30.0)) });
+        let candidate = |relay, model| Candidate {
+            route: route(relay),
+            alive: true,
+            forecast: Forecast {
+                features,
+                model,
+                moving_average: some(25.0),
+                last_value: some(26.0),
+            },
+            score: 0.75,
+            baseline_score: 0.5,
+        };
+        Decision {
+            at: Timestamp(at_us),
+            tunnel: Some(TunnelId(4)),
+            destination: NodeId([2; 8]),
+            candidates: vec![candidate(7, model), candidate(8, None)],
+            chosen: Some(1),
+            reason: Reason::Held,
+            changed: false,
+            model_version: "v1".into(),
+            propensity: 1.0,
+        }
+    }
+
+    #[test]
+    fn decisions_come_back_with_their_candidates() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let writer = Writer::start(&path, Retention::default()).unwrap();
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
+        for index in 0..3 {
+            writer.decision(decision(now + index), 77);
+        }
+        writer.flush().unwrap();
+        let reader = Reader::open(&path).unwrap();
+        let found = reader.latest_decisions(2).unwrap();
+        assert_eq!(found.iter().map(|d| d.at_us).collect::<Vec<_>>(), [now + 1, now + 2]);
+        let newest = &found[1];
+        assert_eq!((newest.tunnel, newest.reason.as_str()), (Some(4), "held"));
+        assert_eq!((newest.calculation_us, newest.changed), (77, false));
+        let [first, second] = &newest.candidates[..] else { panic!("{newest:?}") };
+        assert_eq!(first.predicted_interval_ms, Some((15.0, 30.0)));
+        assert_eq!((first.chosen, second.chosen), (false, true));
+        assert_eq!(newest.chosen_route.as_ref(), Some(&second.route));
+        assert_eq!(second.features[3], 0.1 + 0.2, "to the last bit");
+        assert_eq!(second.features[0], MISSING);
+        let predictions = reader.candidate_predictions(now + 2).unwrap();
+        let told: Vec<_> = predictions.iter().map(|p| (p.predicted_ms, p.last_value_ms)).collect();
+        assert_eq!(told, [(Some(20.0), Some(26.0)), (None, Some(26.0))]);
+        for view in ["route_quality", "forecast"] {
+            let sql = format!("SELECT count(*) FROM {view}");
+            assert_eq!(reader.rows(&sql, [], |row| unsigned(row, 0)).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn candidates_go_with_their_decision() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let writer = Writer::start(&path, Retention::default()).unwrap();
+        for second in 0..10 {
+            writer.decision(decision(second * 1_000_000), 1);
+        }
+        drop(writer);
+        let mut store = Store::open(&path).unwrap();
+        let max_age = std::time::Duration::from_secs(3);
+        store.prune(&Retention { max_age, max_bytes: u64::MAX }).unwrap();
+        let rows: Vec<u64> =
+            Reader::open(&path).unwrap().counts().unwrap().tables.iter().map(|t| t.rows).collect();
+        assert_eq!(rows, [0, 0, 0, 0, 4, 8]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        assert!(matches!(Reader::open(&path), Err(StoreError::Missing(_))));
+        std::fs::write(&path, "").unwrap();
+        assert!(matches!(Reader::open(&path), Err(StoreError::Older { found: 0, .. })));
+        std::fs::write(&path, "rubbish").unwrap();
+        assert!(matches!(Reader::open(&path), Err(StoreError::Damaged { .. })));
+    }
+}
