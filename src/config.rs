@@ -190,7 +190,8 @@ pub struct EmulationConfig {
     pub enabled: bool,
     /// Peer ids that this node cannot reach and that cannot reach it.
     pub unreachable: Vec<String>,
-    /// Conditions of the direction from this node to a neighbour.
+    /// Links exist only to the neighbours listed here, each with the conditions of the direction
+    /// from this node. Connections with others carry control messages only.
     pub links: Vec<EmulatedLink>,
 }
 

@@ -10,6 +10,8 @@
 //! is and when to probe, [`predict`] forecasts, [`route`] chooses, [`forward`] passes datagrams
 //! on, [`overlay`] joins, advertises and keeps the registry.
 
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
 pub mod event;
 pub mod forward;
 pub mod measure;

@@ -5,7 +5,7 @@
 //! runtime tick in milliseconds and would add up to one for every hop.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,7 +15,7 @@ use rand_pcg::Pcg64Mcg;
 
 use super::links::Link;
 use crate::config::{EmulatedLink, EmulationConfig};
-use crate::engine::types::NodeId;
+use crate::engine::types::{NodeId, ParseError};
 
 /// Datagrams under way in the emulator of one node; beyond, they are lost.
 const WAITING_MAX: usize = 65_536;
@@ -103,6 +103,19 @@ impl Emulator {
             order: 0,
         };
         Ok(Some(Arc::new(Self { state: Mutex::new(state), waiting })))
+    }
+
+    /// The neighbours that links may exist to, when `config` emulates.
+    ///
+    /// # Errors
+    /// One line, when one is not a node id.
+    pub fn neighbours(config: &EmulationConfig) -> Result<Option<BTreeSet<NodeId>>, String> {
+        if !config.enabled {
+            return Ok(None);
+        }
+        let parse = |link: &EmulatedLink| link.neighbour.parse();
+        let neighbours: Result<_, ParseError> = config.links.iter().map(parse).collect();
+        neighbours.map(Some).map_err(|error| format!("emulation: {error}"))
     }
 
     /// Changes the conditions towards one neighbour.

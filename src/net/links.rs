@@ -212,6 +212,9 @@ pub async fn accept(mut incoming: IncomingStreams, plane: Arc<DataPlane>, stop: 
         let Some(neighbour) = super::identity::public_key(&peer).map(|key| key.node_id()) else {
             continue;
         };
+        if !plane.may_link(neighbour) {
+            continue;
+        }
         let count = {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
             open.retain(|_, count| count.load(Ordering::Relaxed) > 0);

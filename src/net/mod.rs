@@ -86,7 +86,8 @@ impl Net {
         let stop = tokio_util::sync::CancellationToken::new();
         let plane = Arc::new(DataPlane::new(identity.node_id(), events.clone()));
         let emulator = emulation::Emulator::start(&config.emulation).map_err(NetError::Build)?;
-        plane.set_emulator(emulator);
+        let only = emulation::Emulator::neighbours(&config.emulation).map_err(NetError::Build)?;
+        plane.set_emulator(emulator, only);
         let tunnels = Tunnels::start(identity, plane.clone(), &tasks, &stop)
             .map_err(|error| NetError::Build(error.to_string()))?;
         let (commands, command_receiver) = mpsc::channel(COMMANDS_MAX);

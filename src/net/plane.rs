@@ -1,7 +1,7 @@
 //! The data plane: what arrives on a lane is passed on, taken or dropped; what tunnels and probes
 //! send gets its route from the engine's snapshot. No waiting, no model, no decision of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -120,6 +120,8 @@ pub struct DataPlane {
     snapshot: ArcSwap<ForwardingSnapshot>,
     links: ArcSwap<BTreeMap<NodeId, Arc<Link>>>,
     emulator: ArcSwapOption<Emulator>,
+    /// The only neighbours that links may exist to, on a node that emulates.
+    only: ArcSwapOption<BTreeSet<NodeId>>,
     replies: Mutex<BTreeMap<(NodeId, TunnelId), Reply>>,
     probes: Mutex<BTreeMap<u64, Instant>>,
     sequence: AtomicU64,
@@ -139,6 +141,7 @@ impl DataPlane {
             snapshot: ArcSwap::default(),
             links: ArcSwap::default(),
             emulator: ArcSwapOption::empty(),
+            only: ArcSwapOption::empty(),
             replies: Mutex::default(),
             probes: Mutex::default(),
             sequence: AtomicU64::new(0),
@@ -171,8 +174,18 @@ impl DataPlane {
         emulator.as_ref().inspect(|emulator| emulator.set(neighbour, link)).is_some()
     }
 
-    pub(super) fn set_emulator(&self, emulator: Option<Arc<Emulator>>) {
+    pub(super) fn set_emulator(
+        &self,
+        emulator: Option<Arc<Emulator>>,
+        only: Option<BTreeSet<NodeId>>,
+    ) {
         self.emulator.store(emulator);
+        self.only.store(only.map(Arc::new));
+    }
+
+    /// Whether there may be a link to this peer.
+    pub(super) fn may_link(&self, peer: NodeId) -> bool {
+        self.only.load().as_ref().is_none_or(|only| only.contains(&peer))
     }
 
     pub(super) fn set_snapshot(&self, snapshot: Arc<ForwardingSnapshot>) {

@@ -605,15 +605,17 @@ impl Task {
             let link = self.stop.child_token();
             self.peers.insert(peer, Peer { link: link.clone(), sync_failures: 0 });
             self.by_node.insert(key.node_id(), peer);
-            tokio::spawn(links::maintain(
-                self.swarm.behaviour().stream.new_control(),
-                self.protocols.link.clone(),
-                peer,
-                key.node_id(),
-                self.plane.clone(),
-                self.events.clone(),
-                link,
-            ));
+            if self.plane.may_link(key.node_id()) {
+                tokio::spawn(links::maintain(
+                    self.swarm.behaviour().stream.new_control(),
+                    self.protocols.link.clone(),
+                    peer,
+                    key.node_id(),
+                    self.plane.clone(),
+                    self.events.clone(),
+                    link,
+                ));
+            }
             inputs.push(Input::PeerConnected(key));
         }
         inputs.push(Input::PeerHeardOf(PeerAddresses { key, addresses }));

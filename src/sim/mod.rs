@@ -4,6 +4,8 @@
 //! loss. Nothing here waits: an hour of a ten-node network takes about a second. The same seed
 //! gives the same world to the last byte.
 
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;

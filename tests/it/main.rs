@@ -3,3 +3,12 @@
 
 mod sim;
 mod tidy;
+
+#[cfg(feature = "node")]
+mod cli;
+#[cfg(feature = "node")]
+mod mesh;
+#[cfg(feature = "node")]
+mod processes;
+#[cfg(feature = "node")]
+mod support;

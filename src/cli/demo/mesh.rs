@@ -49,7 +49,7 @@ const WIRES: [Wire; 8] = [
 /// On every link: deviation of each datagram (ms), share lost, rate (bytes/s).
 const JITTER_MS: f64 = 1.0;
 const LOSS: f64 = 0.001;
-const RATE: f64 = 2_000_000.0;
+const RATE: f64 = 12_500_000.0;
 
 struct Process {
     identity: Identity,
@@ -115,13 +115,15 @@ impl Mesh {
                 _ => None,
             })
             .collect();
-        let is_neighbour = |other: &str| neighbours.iter().any(|(name, _)| *name == other);
-        let strangers = NODES.iter().filter(|other| **other != name && !is_neighbour(other));
-        let unreachable =
-            strangers.map(|other| peer_id_text(&self.processes[other].identity.public_key()));
+        let far_end = match name {
+            "S" => Some("T"),
+            "T" => Some("S"),
+            _ => None,
+        };
+        let peer_id = |other: &str| peer_id_text(&self.processes[other].identity.public_key());
         let started = NODES.iter().take_while(|other| **other != name);
         let bootstrap = started
-            .filter(|other| is_neighbour(other))
+            .filter(|other| neighbours.iter().any(|(name, _)| name == *other))
             .map(|other| format!("/ip4/127.0.0.1/tcp/{}", self.processes[other].port));
         let links = neighbours.iter().map(|(other, wire)| self.emulated(other, wire, 0.0));
         Config {
@@ -146,7 +148,7 @@ impl Mesh {
             },
             emulation: EmulationConfig {
                 enabled: true,
-                unreachable: unreachable.collect(),
+                unreachable: far_end.map(peer_id).into_iter().collect(),
                 links: links.collect(),
             },
             ..Config::default()

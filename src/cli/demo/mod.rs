@@ -2,11 +2,14 @@
 //!
 //! ```text
 //!        A --- C
-//!      / . \ / . \        every line is a link; S and T cannot reach each other,
-//!     S    . X .   T      nor can any two nodes without a line
-//!      \ . / \ . /
+//!      /   \ /   \
+//!     S     X     T        every line is a link
+//!      \   / \   /
 //!        B --- D
 //! ```
+//!
+//! Datagrams travel along the lines only. S and T cannot reach each other at all; the other nodes
+//! can connect for control messages (Kademlia needs that), without delay.
 //!
 //! The demo only uses what a person could use: the program, its configuration file and its
 //! control API. Each figure is measured in the run that prints it.

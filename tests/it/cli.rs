@@ -1,0 +1,121 @@
+//! The command line as a person meets it: exit codes, one-line errors, JSON.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(data_dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_meshwise"))
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(data_dir)
+        .output()
+        .unwrap()
+}
+
+/// Fails with exit code 1 and one line that holds all these words; nothing on standard output.
+fn fails(data_dir: &Path, arguments: &[&str], words: &[&str]) {
+    let output = run(data_dir, arguments);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+    let last = error.lines().last().unwrap_or_default();
+    for word in words {
+        assert!(last.contains(word), "{arguments:?} does not say {word}: {error}");
+    }
+    assert!(!error.contains("panicked"), "{error}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn without_a_node_commands_say_how_to_start_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["status"][..],
+        &["peer", "list"],
+        &["service", "list"],
+        &["service", "publish", "a.local", "--to", "tcp://127.0.0.1:1"],
+        &["tunnel", "list"],
+        &["route", "explain", "a.local"],
+        &["model", "predict", "a.local"],
+    ] {
+        fails(dir.path(), arguments, &["no node runs on", "meshwise node --data-dir"]);
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_two() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [&["tunnel", "open"][..], &["fly"], &["service", "publish", "a.local"]] {
+        assert_eq!(run(dir.path(), arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_wrong_address_and_a_taken_port_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    fails(dir.path(), &["node", "--listen", "127.0.0.1:1"], &["not a multiaddress", "/ip4/"]);
+    fails(
+        dir.path(),
+        &["node", "--listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", "nonsense"],
+        &["'nonsense' is not a multiaddress"],
+    );
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("/ip4/127.0.0.1/tcp/{}", taken.local_addr().unwrap().port());
+    let words = [address.as_str(), "in use", "--listen"];
+    fails(dir.path(), &["node", "--listen", &address], &words);
+}
+
+#[test]
+fn a_foreign_or_damaged_database_is_named_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meshwise.db");
+    let garbage = b"this is no database, but somebody may want it".repeat(100);
+    std::fs::write(&path, &garbage).unwrap();
+    let node = ["node", "--listen", "/ip4/127.0.0.1/tcp/0"];
+    fails(dir.path(), &node, &["meshwise.db", "move"]);
+    fails(dir.path(), &["data", "stats"], &["meshwise.db"]);
+    assert_eq!(std::fs::read(&path).unwrap(), garbage, "not touched");
+}
+
+#[test]
+fn unknown_settings_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    std::fs::write(&path, "[routing]\nspeed = 9\n").unwrap();
+    let output = run(dir.path(), &["node", "--config", path.to_str().unwrap()]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("speed") && error.contains("c.toml"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn models_and_data_are_shown_without_a_node() {
+    let dir = tempfile::tempdir().unwrap();
+    fails(dir.path(), &["model", "show"], &["no model is in use", "model train"]);
+    fails(dir.path(), &["model", "show", "../x"], &["../x"]);
+    fails(dir.path(), &["data", "stats"], &["meshwise.db"]);
+    let list = run(dir.path(), &["model", "list", "--json"]);
+    assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "[]");
+    std::fs::create_dir(dir.path().join("models")).unwrap();
+    std::fs::write(dir.path().join("models/v1.json"), "{\"format\":\"mesh").unwrap();
+    let list = run(dir.path(), &["model", "list", "--json"]);
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert!(list[0]["error"].as_str().unwrap().contains("damaged"), "{list}");
+}
+
+#[test]
+fn the_configuration_file_that_is_printed_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let printed = run(dir.path(), &["node", "--print-config"]);
+    let text = String::from_utf8(printed.stdout).unwrap();
+    let config = meshwise::config::Config::parse(&text, "printed").unwrap();
+    assert_eq!(config, meshwise::config::Config::default());
+}
+
+#[test]
+fn completions_are_printed_for_a_shell() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = run(dir.path(), &["completions", "bash"]);
+    assert!(script.status.success());
+    assert!(String::from_utf8_lossy(&script.stdout).contains("meshwise"));
+}

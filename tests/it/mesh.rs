@@ -1,0 +1,244 @@
+//! A mesh of real nodes with real sockets on loopback, in this process.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwise::engine::event::CommandError;
+use meshwise::engine::measure::ProbeKind;
+use meshwise::engine::predict::ForestModel;
+use meshwise::engine::predict::schema::FEATURES;
+use meshwise::engine::types::{NodeId, ServiceName};
+use meshwise::learn::{ModelRegistry, TrainConfig, train_from_store};
+use meshwise::node::{DATABASE, Identity, MODELS, Node, RequestError};
+use meshwise::store::Reader;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use crate::support::{
+    config, echo_server, eventually, exchange, listening, only_links_to, service, start,
+};
+
+const NAME: &str = "byronwade.local";
+
+/// S - A - T and S - B - T; no link between S and T, nor between A and B.
+struct Diamond {
+    _folder: TempDir,
+    nodes: Vec<Node>,
+    ids: Vec<NodeId>,
+}
+
+const S: usize = 0;
+const A: usize = 1;
+const B: usize = 2;
+const T: usize = 3;
+
+impl Diamond {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let identities: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
+        let ids: Vec<NodeId> = identities.iter().map(Identity::node_id).collect();
+        let links: [&[usize]; 4] = [&[A, B], &[S, T], &[S, T], &[A, B]];
+        let mut nodes: Vec<Node> = Vec::new();
+        for (index, identity) in identities.iter().enumerate() {
+            let mut bootstrap = Vec::new();
+            for node in &nodes {
+                bootstrap.extend(listening(node).await);
+            }
+            let mut config = config(bootstrap);
+            let neighbours: Vec<NodeId> = links[index].iter().map(|other| ids[*other]).collect();
+            config.emulation = only_links_to(&neighbours);
+            nodes.push(start(&folder.path().join(index.to_string()), identity, config).await);
+        }
+        let diamond = Self { _folder: folder, nodes, ids };
+        for index in 0..4 {
+            eventually("every node knows every other one", || diamond.knows(index)).await;
+        }
+        diamond
+    }
+
+    async fn knows(&self, index: usize) -> bool {
+        let complete = |view: &mut meshwise::node::View<'_>| {
+            let origins: Vec<usize> =
+                view.engine.graph().origins().map(|(_, links)| links).collect();
+            origins == [2, 2, 2, 2]
+        };
+        self.nodes[index].handle().inspect(complete).await.unwrap()
+    }
+
+    fn data_dir(&self, index: usize) -> &Path {
+        self.nodes[index].handle().data_dir()
+    }
+
+    /// Publishes an echo service on T and opens a tunnel from S.
+    async fn tunnel(&self) -> SocketAddr {
+        let target = echo_server().await;
+        self.nodes[T].handle().publish(service(NAME), target).await.unwrap();
+        let handle = self.nodes[S].handle();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let name: ServiceName = NAME.parse().unwrap();
+        handle.resolve(name.clone(), true).await.unwrap();
+        handle.open_tunnel(name, listen, None).await.unwrap().1
+    }
+
+    /// The relay that S uses now.
+    async fn relay(&self) -> usize {
+        let route = |view: &mut meshwise::node::View<'_>| {
+            let (_, destination) = view.engine.tunnels().next().unwrap();
+            destination.current.clone().unwrap().0
+        };
+        let route = self.nodes[S].handle().inspect(route).await.unwrap();
+        assert_eq!(route.hop_count(), 2, "no direct link: {route}");
+        self.ids.iter().position(|id| *id == route.relays()[0]).unwrap()
+    }
+
+    async fn stop(self) {
+        for node in self.nodes {
+            node.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_forwards_ciphertext_only() {
+    let diamond = Diamond::start().await;
+    let address = diamond.tunnel().await;
+    let (tap, mut captured) = mpsc::channel(10_000);
+    let relay = diamond.relay().await;
+    diamond.nodes[relay].handle().inspect(move |view| view.net.plane().set_tap(tap)).await.unwrap();
+    let secret = b"attack at dawn, by the northern gate, with everything we have".repeat(50);
+    assert_eq!(exchange(address, &secret).await.unwrap(), secret);
+    let mut bytes = 0;
+    let mut seen = 0;
+    while let Ok(datagram) = captured.try_recv() {
+        bytes += datagram.len();
+        seen += usize::from(datagram.windows(8).any(|window| window == b"northern"));
+        for id in [NAME.as_bytes(), b"attack"] {
+            assert!(!datagram.windows(id.len()).any(|window| window == id));
+        }
+    }
+    assert!(bytes > 2 * secret.len(), "the relay carried both directions: {bytes} bytes");
+    assert_eq!(seen, 0);
+    diamond.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_connection_survives_the_death_of_its_relay() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut diamond = Diamond::start().await;
+    let address = diamond.tunnel().await;
+    let relay = diamond.relay().await;
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut answer = [0; 5];
+    stream.write_all(b"first").await.unwrap();
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"first");
+    let node = diamond.nodes.remove(relay);
+    node.stop().await;
+    stream.write_all(b"after").await.unwrap();
+    let reading = stream.read_exact(&mut answer);
+    tokio::time::timeout(Duration::from_secs(30), reading).await.unwrap().unwrap();
+    assert_eq!(&answer, b"after", "the same connection goes on over the other relay");
+    diamond.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_recorded_and_a_model_is_swapped_in_without_a_restart() {
+    let diamond = Diamond::start().await;
+    let address = diamond.tunnel().await;
+    assert_eq!(exchange(address, b"x").await.unwrap(), b"x");
+    let database = diamond.data_dir(S).join(DATABASE);
+    let probes = || Reader::open(&database).unwrap().probes(ProbeKind::Route, 0).unwrap();
+    eventually("200 route probes are stored", || async { probes().len() > 200 }).await;
+    let reader = Reader::open(&database).unwrap();
+    let counts = reader.counts().unwrap();
+    for table in ["probe", "link_state", "event", "decision", "candidate"] {
+        let rows = counts.tables.iter().find(|count| count.table == table).unwrap().rows;
+        assert!(rows > 0, "{table} is empty");
+    }
+    let decision = reader.latest_decisions(1).unwrap().pop().unwrap();
+    assert_eq!(decision.candidates.len(), 2);
+    assert_eq!(decision.model_version, "moving-average");
+    assert!(decision.candidates.iter().all(|c| c.features.len() == FEATURES.len()));
+
+    let models = diamond.data_dir(S).join(MODELS);
+    let train = TrainConfig { trees: 5, ..TrainConfig::default() };
+    let (at, from) = (1_800_000_000_000_000, database.clone());
+    let outcome = tokio::task::spawn_blocking({
+        let models = models.clone();
+        move || train_from_store(&from, &models, &train, at).unwrap()
+    });
+    let outcome = outcome.await.unwrap();
+    // Whether it earns its place on loopback is chance; here it is only swapped in.
+    let registry = ModelRegistry::new(&models);
+    registry.set_champion(&outcome.model.version).unwrap();
+    let handle = diamond.nodes[S].handle();
+    let version = handle.reload_model().await.unwrap().unwrap();
+    assert_eq!(version.as_ref(), Some(&outcome.model.version));
+    eventually("decisions are made and logged under the model", || async {
+        let decision = reader.latest_decisions(1).unwrap().pop().unwrap();
+        decision.model_version == outcome.model.version
+            && decision.candidates.iter().any(|c| c.predicted_ms.is_some())
+    })
+    .await;
+
+    // A damaged champion is refused with a reason, and the good one goes on.
+    let file = models.join(format!("{}.json", outcome.model.version));
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, &text[..text.len() / 2]).unwrap();
+    let error = handle.reload_model().await.unwrap().unwrap_err();
+    assert!(error.contains(&outcome.model.version) && error.contains("train"), "{error}");
+    let in_use = |view: &mut meshwise::node::View<'_>| view.engine.predictor().version();
+    assert_eq!(handle.inspect(in_use).await.unwrap(), outcome.model.version);
+    let foreign = ForestModel { schema_hash: "0123456789abcdef".into(), ..outcome.model.clone() };
+    std::fs::write(&file, foreign.to_json()).unwrap();
+    let error = handle.reload_model().await.unwrap().unwrap_err();
+    assert!(error.contains("0123456789abcdef"), "{error}");
+    assert_eq!(exchange(address, b"y").await.unwrap(), b"y", "traffic never stopped");
+    diamond.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_work_says_why() {
+    let diamond = Diamond::start().await;
+    let address = diamond.tunnel().await;
+    let handle = diamond.nodes[S].handle();
+    let name = |text: &str| text.parse::<ServiceName>().unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+
+    let unknown = handle.open_tunnel(name("nobody.local"), any, None).await.unwrap_err();
+    assert!(matches!(unknown, RequestError::Command(CommandError::UnknownName(_))), "{unknown}");
+    let taken = handle.open_tunnel(name(NAME), address, None).await.unwrap_err();
+    assert!(taken.to_string().contains("--listen"), "{taken}");
+    let own = diamond.nodes[T].handle().open_tunnel(name(NAME), any, None).await.unwrap_err();
+    assert!(matches!(own, RequestError::OwnService(_)), "{own}");
+    let nowhere = vec![NodeId([9; 8])];
+    let forced = handle.open_tunnel(name(NAME), any, Some(nowhere)).await.unwrap_err();
+    assert!(matches!(forced, RequestError::NoRoute(_)), "{forced}");
+    assert_eq!(handle.tunnels().len(), 1, "nothing stays open");
+    let bound = |view: &mut meshwise::node::View<'_>| view.engine.tunnels().count();
+    assert_eq!(handle.inspect(bound).await.unwrap(), 1, "nothing stays bound");
+
+    // A caller that is not on the allow list gets nothing.
+    let mut private = service("private.local");
+    private.allowed = vec![diamond.ids[A]];
+    let target = echo_server().await;
+    diamond.nodes[T].handle().publish(private, target).await.unwrap();
+    let (_, refused) = handle.open_tunnel(name("private.local"), any, None).await.unwrap();
+    let answer = exchange(refused, b"let me in").await;
+    assert!(answer.is_err() || answer.is_ok_and(|bytes| bytes.is_empty()));
+    let counted = |view: &mut meshwise::node::View<'_>| view.net.plane().counters().dropped();
+    let dropped = handle.inspect(counted).await.unwrap();
+    assert_eq!(dropped.get("stream-refused-not-allowed"), Some(&1), "{dropped:?}");
+
+    // Withdrawn is gone for everybody.
+    diamond.nodes[T].handle().withdraw(name(NAME)).await.unwrap();
+    let gone = Arc::new(name(NAME));
+    eventually("the withdrawal is known", || {
+        let (handle, gone) = (handle.clone(), gone.clone());
+        async move { handle.resolve((*gone).clone(), false).await.is_err() }
+    })
+    .await;
+    diamond.stop().await;
+}

@@ -1,0 +1,114 @@
+//! What the tests with real nodes share.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use meshwise::config::{Config, EmulatedLink, EmulationConfig, NetworkConfig, ProbingConfig};
+use meshwise::engine::event::ServiceSpec;
+use meshwise::engine::overlay::ServiceKind;
+use meshwise::engine::types::NodeId;
+use meshwise::node::{Identity, Node, NodeOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Longest wait for anything on a machine that may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `what` is so.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
+/// A node on loopback: any free port, no multicast, quick probes, no scheduled training.
+pub fn config(bootstrap: Vec<String>) -> Config {
+    let mut config = Config {
+        network: NetworkConfig {
+            name: "test".into(),
+            listen: vec!["/ip4/127.0.0.1/tcp/0".into()],
+            bootstrap,
+            mdns: false,
+            public: false,
+        },
+        probing: ProbingConfig {
+            link_ms: 200,
+            active_route_ms: 100,
+            candidate_route_ms: 200,
+            decide_ms: 200,
+        },
+        ..Config::default()
+    };
+    config.learning.retrain_s = 0;
+    config
+}
+
+/// Emulation that only restricts which links exist.
+pub fn only_links_to(neighbours: &[NodeId]) -> EmulationConfig {
+    let link = |neighbour: &NodeId| EmulatedLink {
+        neighbour: neighbour.to_string(),
+        ..EmulatedLink::default()
+    };
+    EmulationConfig {
+        enabled: true,
+        unreachable: Vec::new(),
+        links: neighbours.iter().map(link).collect(),
+    }
+}
+
+/// Starts a node with this identity.
+pub async fn start(data_dir: &Path, identity: &Identity, config: Config) -> Node {
+    std::fs::create_dir_all(data_dir).unwrap();
+    identity.save_new(data_dir).unwrap();
+    let options = NodeOptions { config, data_dir: data_dir.to_owned(), trainer: None };
+    Node::start(options).await.unwrap()
+}
+
+/// Where a node listens.
+pub async fn listening(node: &Node) -> Vec<String> {
+    node.handle().inspect(|view| view.net.listening().to_vec()).await.unwrap()
+}
+
+/// A TCP service.
+pub fn service(name: &str) -> ServiceSpec {
+    ServiceSpec {
+        name: name.parse().unwrap(),
+        kind: ServiceKind::Tcp,
+        metadata: std::collections::BTreeMap::new(),
+        allowed: Vec::new(),
+        ttl_s: 600,
+    }
+}
+
+/// A TCP server that sends back what it gets, until its side is closed.
+pub async fn echo_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    });
+    address
+}
+
+/// Sends `bytes`, closes the sending half, and reads to the end.
+pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).await?;
+    let (mut read, mut write) = stream.split();
+    let send = async {
+        write.write_all(bytes).await?;
+        write.shutdown().await
+    };
+    let mut answer = Vec::new();
+    let receive = read.read_to_end(&mut answer);
+    tokio::try_join!(send, receive)?;
+    Ok(answer)
+}
