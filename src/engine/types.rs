@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 /// Most hops (links) that a route may have on the wire.
 ///
 /// The header spends 8 bytes a node; 8 hops keep it below 100 bytes. Path search
-/// stops earlier, at [`crate::engine::EngineConfig::max_hops`].
+/// stops earlier, at [`PathPolicy::max_hops`](crate::engine::route::PathPolicy::max_hops).
 pub const MAX_ROUTE_HOPS: usize = 8;
 
 /// A node in datagram headers, tables and logs: the first 8 bytes of the SHA-256 of its

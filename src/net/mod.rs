@@ -6,7 +6,7 @@
 //! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped.
 //! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
 //!
-//! What happens becomes an [`Input`](crate::engine::event::Input) for the engine; what the engine
+//! What happens becomes an [`Input`] for the engine; what the engine
 //! wants done comes in through [`Net::carry_out`].
 
 pub mod dht;

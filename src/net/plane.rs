@@ -338,7 +338,8 @@ impl DataPlane {
                 let ahead = header.route_id.wrapping_sub(reply.route_id) as i32;
                 let overtaken = (-OVERTAKEN_MAX..0).contains(&ahead);
                 let same = reply.route.nodes().iter().eq(header.route.nodes().iter().rev());
-                if !overtaken && !(same && ahead == 0) {
+                let known = same && ahead == 0;
+                if !overtaken && !known {
                     reply.route = header.route.reversed();
                     reply.route_id = header.route_id;
                 }

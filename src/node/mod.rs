@@ -2,7 +2,7 @@
 //!
 //! [`Node::start`] brings everything up; [`NodeHandle`] is how the control API and tests talk to
 //! the driver. Everything that changes state goes through the driver's one `select!`
-//! ([`driver`]); [`retrain`] runs training in a child process and hands the new model over.
+//! (`driver`); `retrain` runs training in a child process and hands the new model over.
 
 mod clock;
 mod driver;

@@ -290,7 +290,7 @@ mod tests {
             route: Route::new([NodeId([1; 8]), NodeId([2; 8])]).unwrap(),
             sent_at: Timestamp(at_us),
             done_at: Timestamp(at_us + 10),
-            rtt_us: (at_us % 7 != 0).then_some(9),
+            rtt_us: (!at_us.is_multiple_of(7)).then_some(9),
         }
     }
 

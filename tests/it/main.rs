@@ -1,6 +1,8 @@
 //! One integration binary: simulated worlds, the rules of the tree, and (with the default
 //! features) real nodes on loopback.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod sim;
 mod tidy;
 

@@ -1,6 +1,6 @@
 //! Predict: from what is known about a route now to a forecast of what it will deliver next.
 //!
-//! [`schema`] names the features, [`features`] computes them, a [`QualityModel`] turns them into
+//! [`schema`] names the features, [`route_features`] computes them, a [`QualityModel`] turns them into
 //! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it.
 
 mod baseline;
