@@ -215,6 +215,29 @@ pub struct EmulatedLink {
     pub wave_period_s: f64,
 }
 
+impl EmulatedLink {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// [`ConfigError::Range`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let times = [self.delay_ms, self.jitter_ms, self.wave_ms];
+        let good = times.iter().all(|ms| (0.0..=60_000.0).contains(ms))
+            && (0.0..=86_400.0).contains(&self.wave_period_s)
+            && (0.0..=1.0).contains(&self.loss)
+            && (self.rate == 0.0 || (1_000.0..=1e12).contains(&self.rate));
+        if good {
+            return Ok(());
+        }
+        Err(ConfigError::Range {
+            key: "emulation.links",
+            value: format!("{self:?}"),
+            expected: "times of 0 to 60000 ms, a period of 0 to 86400 s, loss of 0 to 1, and a \
+                       rate of 0 or 1000 to 1e12 bytes/s",
+        })
+    }
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
@@ -296,19 +319,7 @@ impl Config {
         let days = storage.max_age_days;
         check("storage.max_age_days", days >= 1, text(&days), "1 or more")?;
         check("storage.max_mb", storage.max_mb >= 16, text(&storage.max_mb), "16 or more")?;
-        for link in &self.emulation.links {
-            let numbers =
-                [link.delay_ms, link.jitter_ms, link.rate, link.wave_ms, link.wave_period_s];
-            let good = numbers.iter().all(|number| number.is_finite() && *number >= 0.0)
-                && (0.0..=1.0).contains(&link.loss);
-            check(
-                "emulation.links",
-                good,
-                format!("{link:?}"),
-                "numbers of 0 or more, loss 0 to 1",
-            )?;
-        }
-        Ok(())
+        self.emulation.links.iter().try_for_each(EmulatedLink::check)
     }
 
     /// How to join, for the engine.

@@ -272,6 +272,7 @@ async fn emulate(
     Json(body): Json<EmulatedLink>,
 ) -> Answer<serde_json::Value> {
     let neighbour: NodeId = body.neighbour.parse().map_err(wrong)?;
+    body.check().map_err(wrong)?;
     if node.emulate(neighbour, body).await? {
         Ok(Json(serde_json::json!({ "emulating": neighbour.to_string() })))
     } else {

@@ -266,7 +266,7 @@ impl Status {
             uptime_s: view.now.since(view.started_at).as_secs_f64(),
             joined: view.engine.joined_after().is_some(),
             join_ms: view.engine.joined_after().map(|after| after.as_secs_f64() * 1e3),
-            listening: view.net.listening().to_vec(),
+            listening: view.net.listening(),
             peers: view.engine.peers().len(),
             links_up: view.engine.links().filter(|(_, state, _)| *state == LinkState::Up).count(),
             nodes_known: view.engine.graph().origins().count(),

@@ -58,7 +58,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let data_dir = context.data_dir.clone();
     let node = Node::start(NodeOptions { config, data_dir, trainer: None }).await?;
     let server = Server::start(node.handle().clone())?;
-    let status = node.handle().inspect(|view| view.net.listening().to_vec()).await?;
+    let status = node.handle().inspect(|view| view.net.listening()).await?;
     if context.json {
         let node_id = node.handle().key().node_id().to_string();
         output::json(&serde_json::json!({ "node": node_id, "listening": status }))?;

@@ -136,8 +136,8 @@ pub struct ServiceSpec {
 
 /// Something to be done.
 pub enum Output {
-    /// Connect to this multiaddress.
-    Dial(String),
+    /// Connect to a peer at one of these multiaddresses.
+    Dial(Vec<String>),
     /// Ask this peer for its peer list and newest gossip.
     RequestSync(NodeId),
     /// Answer [`Input::SyncRequested`].
@@ -203,15 +203,15 @@ pub enum Verdict {
     Accept,
     /// Valid, but known already or of no use: it ends here.
     Ignore,
-    /// Malformed or forged: it ends here, and its sender loses credit.
+    /// Malformed or forged: it ends here.
     Reject,
 }
 
 /// What a command achieved.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Published and stored by a majority of the responsible nodes; or, on a node without peers,
-    /// stored by itself.
+    /// Published, and acknowledged by a majority of the responsible nodes that are known; or, on a
+    /// node without peers, stored by itself.
     Published {
         /// Sequence number of the record.
         sequence: u64,

@@ -31,7 +31,7 @@ use rand_pcg::Pcg64Mcg;
 
 use event::{Command, Input, Notice, Output, Verdict};
 use forward::{Binding, ForwardingSnapshot};
-use measure::prober::Prober;
+use measure::prober::{Prober, TARGETS_MAX};
 use measure::{
     EventKind, LinkQuality, LinkState, ProbeKind, QualityMonitor, RouteHistories, Sample,
 };
@@ -51,6 +51,18 @@ const PROBE_TIMEOUT_MS_MAX: f64 = 2_000.0;
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Most connected peers that the engine keeps track of.
 pub const PEERS_MAX: usize = 512;
+
+/// Room for the peer list in a synchronisation answer (bytes).
+const SYNC_PEERS_BYTES: usize =
+    wire::SYNC_PEERS_MAX * (64 + wire::ADDRESSES_MAX * (wire::ADDRESS_BYTES_MAX + 4));
+
+/// All items, beginning at a random one; `at` is drawn uniformly from 0 to 1.
+fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Item = T> {
+    let mut items: Vec<T> = items.collect();
+    let start = ((items.len() as f64 * at) as usize).min(items.len());
+    items.rotate_left(start);
+    items.into_iter()
+}
 
 /// How often to measure and decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,9 +148,11 @@ impl Engine {
     pub fn new(config: EngineConfig, now: Timestamp) -> Self {
         let key = PublicKey(config.key.verifying_key().to_bytes());
         let me = key.node_id();
+        let mut random = Pcg64Mcg::seed_from_u64(config.seed);
         Self {
             me,
-            random: Pcg64Mcg::seed_from_u64(config.seed),
+            prober: Prober::new(random.random()),
+            random,
             started_at: now,
             last_stamp: now,
             joined_at: None,
@@ -146,7 +160,6 @@ impl Engine {
             bootstrapper: NetworkBootstrapper::new(config.bootstrap.clone(), now),
             links: QualityMonitor::default(),
             histories: RouteHistories::default(),
-            prober: Prober::default(),
             advertiser: Advertiser::default(),
             graph: OverlayGraph::default(),
             advertisements: BTreeMap::new(),
@@ -218,7 +231,7 @@ impl Engine {
             let known: std::collections::BTreeSet<NodeId> =
                 graph.origins().map(|(o, _)| o).collect();
             self.advertisements.retain(|origin, _| known.contains(origin));
-            self.services.expire(now);
+            self.services.expire(now, &mut self.outputs);
         }
         self.services.republish_due(now, &mut self.outputs);
         self.settle(now);
@@ -346,22 +359,40 @@ impl Engine {
         let jitter = self.random.random();
         let connected = |node| self.peers.contains_key(&node);
         let dials = self.bootstrapper.poll(connected, self.peers.len(), jitter, now);
-        if self.bootstrapper.has_given_up() && self.peers.is_empty() {
+        if self.bootstrapper.take_given_up() && self.peers.is_empty() {
             self.notice(Notice::BootstrapGaveUp);
         }
         self.outputs.extend(dials.into_iter().map(Output::Dial));
     }
 
-    fn sync_response(&self) -> Vec<u8> {
+    fn sync_response(&mut self) -> Vec<u8> {
+        let jitter = self.random.random();
         let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
         let peers = peers.take(wire::SYNC_PEERS_MAX);
         let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
         let links = self.advertisements.values().cloned().map(GossipMessage::LinkState);
         let services = self.services.signed().cloned().map(GossipMessage::Service);
-        // Half for each kind at least, so that neither starves the other.
-        let services: Vec<_> = services.take(wire::SYNC_MESSAGES_MAX / 2).collect();
-        let messages = links.take(wire::SYNC_MESSAGES_MAX - services.len()).chain(services);
-        wire::encode(&SyncResponse { peers: peers.collect(), messages: messages.collect() })
+        // In turn, so that neither kind starves the other; from a random place on, so that what
+        // does not fit is not always the same.
+        let mut messages: Vec<GossipMessage> = Vec::new();
+        let (mut bytes, mut links, mut services) =
+            (SYNC_PEERS_BYTES, random_start(links, jitter), random_start(services, jitter));
+        let mut turn = false;
+        while messages.len() < wire::SYNC_MESSAGES_MAX {
+            turn = !turn;
+            let next = if turn {
+                links.next().or_else(|| services.next())
+            } else {
+                services.next().or_else(|| links.next())
+            };
+            let Some(message) = next else { break };
+            bytes += wire::encode(&message).len();
+            if bytes > wire::SYNC_BYTES_MAX {
+                break;
+            }
+            messages.push(message);
+        }
+        wire::encode(&SyncResponse { peers: peers.collect(), messages })
     }
 
     fn sync_received(&mut self, from: NodeId, bytes: &[u8], now: Timestamp) {
@@ -421,6 +452,7 @@ impl Engine {
             Ok(advertisement) => {
                 let age_limit = route::graph::LIFETIME + overlay::registry::CLOCK_SKEW;
                 if Timestamp(advertisement.sequence) + age_limit <= now {
+                    self.dropped("link-state", format!("{origin} is minutes behind our clock"));
                     return Verdict::Ignore;
                 }
                 let accepted_at = self.stamp(now);
@@ -430,7 +462,14 @@ impl Engine {
                     advertisement.links,
                     accepted_at,
                 );
-                let Ok(changes) = taken else { return Verdict::Ignore };
+                let changes = match taken {
+                    Ok(changes) => changes,
+                    Err(route::graph::Refused::Stale) => return Verdict::Ignore,
+                    Err(route::graph::Refused::Full) => {
+                        self.dropped("link-state", "the graph is full".into());
+                        return Verdict::Ignore;
+                    }
+                };
                 self.advertisements.insert(origin, signed);
                 self.links_changed(changes, accepted_at);
                 Verdict::Accept
@@ -552,7 +591,7 @@ impl Engine {
                 self.router.close(tunnel);
                 self.aim = true;
             }
-            Command::Connect(address) => self.outputs.push_back(Output::Dial(address)),
+            Command::Connect(address) => self.outputs.push_back(Output::Dial(vec![address])),
         }
     }
 
@@ -618,14 +657,17 @@ impl Engine {
                 targets.insert((ProbeKind::Link, route), intervals.link_probe);
             }
         }
-        for (_, destination) in self.router.tunnels() {
-            for route in &destination.candidates {
-                let target = (ProbeKind::Route, route.clone());
-                targets.entry(target).or_insert(intervals.candidate_probe);
+        // Links first, then what is in use, then what might be, as far as there is room.
+        let current = self.router.tunnels().filter_map(|(_, d)| d.current.as_ref());
+        for (route, _) in current.take(TARGETS_MAX - targets.len()) {
+            targets.insert((ProbeKind::Route, route.clone()), intervals.active_probe);
+        }
+        for route in self.router.tunnels().flat_map(|(_, destination)| &destination.candidates) {
+            if targets.len() >= TARGETS_MAX {
+                break;
             }
-            if let Some((route, _)) = &destination.current {
-                targets.insert((ProbeKind::Route, route.clone()), intervals.active_probe);
-            }
+            let target = (ProbeKind::Route, route.clone());
+            targets.entry(target).or_insert(intervals.candidate_probe);
         }
         let random = &mut self.random;
         self.prober.set_targets(&targets, now, || random.random());

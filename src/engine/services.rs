@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 
-use crate::engine::event::{Answer, CommandError, Output, RequestId, ServiceSpec, Verdict};
+use crate::engine::event::{Answer, CommandError, Notice, Output, RequestId, ServiceSpec, Verdict};
 use crate::engine::measure::{EventKind, Sample};
 use crate::engine::overlay::registry::{self, RecordError};
 use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, Objective, Signed};
 use crate::engine::overlay::{ServiceRecord, ServiceRegistry};
-use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
+use crate::engine::types::{PublicKey, ServiceName, Timestamp};
 
 /// Most requests that wait for the DHT at one time.
 pub const PENDING_MAX: usize = 1_024;
+/// How long the DHT may take: longer than any query of it.
+const PENDING_TIMEOUT: Duration = Duration::from_secs(25);
 /// Most services of one node.
 pub const OWN_MAX: usize = 256;
 /// The request id of publications that nobody waits for.
@@ -29,7 +31,6 @@ struct Pending {
 
 struct Own {
     spec: ServiceSpec,
-    sequence: u64,
     republish_at: Timestamp,
 }
 
@@ -101,7 +102,7 @@ impl Services {
                 let pending =
                     Pending { kind: EventKind::Registration, name, started_at: now, sequence };
                 self.pending.insert(request, pending);
-                self.remember(spec, sequence, now);
+                self.remember(spec, now);
             }
             Err(error) => {
                 outputs.push_back(Output::Answer { request, answer: Err(error.into()) });
@@ -211,9 +212,11 @@ impl Services {
             .map(|own| own.spec.clone())
             .collect();
         for spec in due {
-            let sequence = self.issue(&spec, false, NOBODY, now, outputs);
-            let known = self.own[&spec.name].sequence;
-            self.remember(spec, sequence.unwrap_or(known), now);
+            if let Err(error) = self.issue(&spec, false, NOBODY, now, outputs) {
+                let why = format!("{} was not renewed: {error}", spec.name);
+                outputs.push_back(Output::Notice(Notice::Dropped { what: "own-service", why }));
+            }
+            self.remember(spec, now);
         }
     }
 
@@ -221,17 +224,26 @@ impl Services {
         self.own.values().map(|own| own.republish_at).min()
     }
 
-    pub(super) fn expire(&mut self, now: Timestamp) {
+    /// Forgets expired records, and answers what the DHT left unanswered.
+    pub(super) fn expire(&mut self, now: Timestamp, outputs: &mut Outputs) {
         self.registry.expire(now);
+        let late = self.pending.iter().filter(|(_, p)| now.since(p.started_at) > PENDING_TIMEOUT);
+        let late: Vec<(RequestId, EventKind)> = late.map(|(id, p)| (*id, p.kind)).collect();
+        for (request, kind) in late {
+            match kind {
+                EventKind::Lookup => self.found(request, &[], now, outputs),
+                _ => self.stored(request, Some("no answer".into()), now, outputs),
+            }
+        }
     }
 
     fn providers(&self, name: &ServiceName, now: Timestamp) -> Vec<(PublicKey, ServiceRecord)> {
         self.registry.resolve(name, now).map(|(key, record)| (key, record.clone())).collect()
     }
 
-    fn remember(&mut self, spec: ServiceSpec, sequence: u64, now: Timestamp) {
+    fn remember(&mut self, spec: ServiceSpec, now: Timestamp) {
         let republish_at = now + Duration::from_secs(u64::from(spec.ttl_s)) / 3;
-        self.own.insert(spec.name.clone(), Own { spec, sequence, republish_at });
+        self.own.insert(spec.name.clone(), Own { spec, republish_at });
     }
 
     /// Signs a record, takes it into the registry, and sends it by gossip and to the DHT.
@@ -265,13 +277,6 @@ impl Services {
         outputs.push_back(Output::Publish(message));
         outputs.push_back(Output::DhtPut { request, name: spec.name.clone(), bytes });
         Ok(sequence)
-    }
-
-    /// Whether this node publishes a name and lets `caller` use it.
-    pub fn admits(&self, name: &ServiceName, caller: NodeId) -> bool {
-        self.own
-            .get(name)
-            .is_some_and(|own| own.spec.allowed.is_empty() || own.spec.allowed.contains(&caller))
     }
 }
 

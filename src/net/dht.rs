@@ -16,10 +16,12 @@ use libp2p::kad::{
 
 use super::identity;
 use crate::engine::event::{Input, RequestId};
-use crate::engine::overlay::registry;
-use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, Signed};
+use crate::engine::overlay::registry::{self, CLOCK_SKEW};
+use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, ServiceRecord, Signed};
 use crate::engine::types::{PublicKey, ServiceName, Timestamp};
 
+/// Records and provided names kept for others; beyond, new ones are refused and counted.
+pub const RECORDS_MAX: usize = 10_000;
 /// Kademlia's k: how many nodes are responsible for a key (Maymounkov and Mazières, 2002).
 pub const REPLICATION: usize = 20;
 const PROVIDERS: &[u8] = b"/meshwise/providers/";
@@ -67,8 +69,9 @@ pub struct Dht {
 }
 
 impl Dht {
-    /// Stores a record: on a majority of the nodes that are responsible for it, as far as they are
-    /// known. A node without peers stores it itself.
+    /// Stores a record: done when a majority of the nodes that are responsible for it, as far as
+    /// they are known, has acknowledged it. (Kademlia's acknowledgement says that the record
+    /// arrived; a node that refuses it sends the same.) A node without peers stores it itself.
     pub fn put(
         &mut self,
         kad: &mut Kad,
@@ -76,8 +79,11 @@ impl Dht {
         request: RequestId,
         name: &ServiceName,
         bytes: Vec<u8>,
-        ttl: Duration,
     ) -> Option<Input> {
+        let record = wire::decode::<Signed>(&bytes, GOSSIP_BYTES_MAX).ok();
+        let record = record.and_then(|signed| signed.open::<ServiceRecord>().ok());
+        let withdrawn = record.as_ref().is_some_and(|record| record.withdrawn);
+        let ttl_s = record.map_or(1, |record| record.ttl_s);
         let known: usize = kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
         let majority = known.min(REPLICATION) / 2 + 1;
         let quorum = NonZeroUsize::new(majority.min(known.max(1))).map_or(Quorum::One, Quorum::N);
@@ -85,19 +91,25 @@ impl Dht {
             key: record_key(name, me),
             value: bytes,
             publisher: None,
-            expires: Some(Instant::now() + ttl),
+            expires: Some(Instant::now() + Duration::from_secs(u64::from(ttl_s)) + CLOCK_SKEW),
         };
         let started = kad.put_record(record, quorum).and_then(|query| {
             self.queries.insert(query, Query::Record(request));
-            kad.start_providing(providers_key(name))
+            if withdrawn {
+                // The tombstone takes the record's place; nobody is led to it any more.
+                kad.stop_providing(&providers_key(name));
+                return Ok(None);
+            }
+            kad.start_providing(providers_key(name)).map(Some)
         });
         match started {
-            Ok(query) if known > 0 => {
+            Ok(None) => None,
+            Ok(Some(query)) if known > 0 => {
                 self.queries.insert(query, Query::Providing(request));
                 self.puts.insert(request, Put::default());
                 None
             }
-            Ok(_) => Some(Input::DhtStored { request, error: None }),
+            Ok(Some(_)) => Some(Input::DhtStored { request, error: None }),
             Err(error) => Some(Input::DhtStored { request, error: Some(error.to_string()) }),
         }
     }
@@ -149,7 +161,7 @@ impl Dht {
                     let keys = providers.iter().filter_map(identity::public_key);
                     self.ask_providers(kad, request, keys.collect(), id);
                 }
-                if last { self.get_step(request, None) } else { None }
+                if last { self.get_step(request) } else { None }
             }
             (Query::Value(request), QueryResult::GetRecord(result)) => {
                 let request = *request;
@@ -166,7 +178,7 @@ impl Dht {
                 if let (Some(value), Some(get)) = (found, self.gets.get_mut(&request)) {
                     get.records.push(value);
                 }
-                if last { self.get_step(request, None) } else { None }
+                if last { self.get_step(request) } else { None }
             }
             _ => None,
         };
@@ -211,9 +223,8 @@ impl Dht {
         }
     }
 
-    fn get_step(&mut self, request: RequestId, found: Option<Vec<u8>>) -> Option<Input> {
+    fn get_step(&mut self, request: RequestId) -> Option<Input> {
         let get = self.gets.get_mut(&request)?;
-        get.records.extend(found);
         get.running -= 1;
         if get.running > 0 {
             return None;
@@ -226,12 +237,18 @@ impl Dht {
 /// Stores what another node asks us to store, if it is valid. Returns why not.
 pub fn inbound(kad: &mut Kad, request: InboundRequest, now: Timestamp) -> Result<(), &'static str> {
     match request {
-        InboundRequest::PutRecord { record: Some(record), .. } => {
-            let sequence = verify(&record, now)?;
+        InboundRequest::PutRecord { record: Some(mut record), .. } => {
+            let offered = verify(&record, now)?;
             let known = kad.store_mut().get(&record.key).map(|known| known.into_owned());
-            if known.and_then(|known| verify(&known, now).ok()).is_some_and(|old| old > sequence) {
+            let known = known.and_then(|known| verify(&known, now).ok());
+            if known.is_some_and(|known| known.sequence > offered.sequence) {
                 return Err("dht-record-stale");
             }
+            // Not longer than the record itself says, whatever its sender says.
+            let ends_at =
+                offered.issued_at + Duration::from_secs(u64::from(offered.ttl_s)) + CLOCK_SKEW;
+            let ends = Instant::now() + ends_at.since(now);
+            record.expires = Some(record.expires.map_or(ends, |expires| expires.min(ends)));
             kad.store_mut().put(record).map_err(|_| "dht-store-full")
         }
         InboundRequest::AddProvider { record: Some(provider) } => {
@@ -244,13 +261,13 @@ pub fn inbound(kad: &mut Kad, request: InboundRequest, now: Timestamp) -> Result
     }
 }
 
-/// The sequence number of a valid record under its right key.
-fn verify(record: &Record, now: Timestamp) -> Result<u64, &'static str> {
+/// A valid record under its right key.
+fn verify(record: &Record, now: Timestamp) -> Result<ServiceRecord, &'static str> {
     let signed: Signed =
         wire::decode(&record.value, GOSSIP_BYTES_MAX).map_err(|_| "dht-record-malformed")?;
     let service = registry::verify(&signed, now).map_err(|_| "dht-record-invalid")?;
     if record.key != record_key(&service.name, &signed.key) {
         return Err("dht-foreign-key");
     }
-    Ok(service.sequence)
+    Ok(service)
 }

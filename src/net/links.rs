@@ -32,6 +32,8 @@ const LANE_QUEUE_MARK: usize = LANE_QUEUE_MAX / 4;
 pub const FRAME_BYTES_MAX: usize = 19 + 8 * (MAX_ROUTE_HOPS + 1) + PAYLOAD_BYTES_MAX;
 /// Lanes that one neighbour may open to us: twice ours, for those that are being replaced.
 const INCOMING_MAX: usize = 2 * LANES;
+/// A write that takes as long as this had to wait for the neighbour.
+const BUSY_MIN: Duration = Duration::from_millis(1);
 /// How long a lane may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait between two tries to open the lanes.
@@ -108,9 +110,12 @@ impl Link {
     }
 }
 
-/// The lane of a datagram: by tunnel and source for data, by probe for probes.
+/// The lane of a datagram: by tunnel and source for data, by id for probes.
 fn lane_of(bytes: &[u8]) -> usize {
-    let flow = bytes.get(5..7).into_iter().chain(bytes.get(17..27)).flatten();
+    const DATA: Option<&u8> = Some(&0);
+    let (tunnel, sequence, source) = (bytes.get(5..7), bytes.get(11..19), bytes.get(19..27));
+    let flow = if bytes.get(1) == DATA { [tunnel, source] } else { [sequence, None] };
+    let flow = flow.into_iter().flatten().flatten();
     flow.fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte))) % LANES
 }
 
@@ -141,7 +146,13 @@ pub async fn maintain(
         retry = Duration::from_millis(250);
         let (link, receivers) = Link::new(neighbour);
         let link = Arc::new(link);
-        plane.add_link(link.clone());
+        if !plane.add_link(link.clone()) {
+            // As many neighbours as there may be; perhaps one of them leaves.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RETRY_MAX) => continue,
+            }
+        }
         if events.send(Input::LinkUp(neighbour)).await.is_err() {
             return;
         }
@@ -152,8 +163,9 @@ pub async fn maintain(
             () = stop.cancelled() => {}
             _ = futures::future::select_all(writers) => {}
         }
-        plane.remove_link(&link);
-        let _ = events.send(Input::LinkDown(neighbour)).await;
+        if plane.remove_link(&link) {
+            let _ = events.send(Input::LinkDown(neighbour)).await;
+        }
     }
 }
 
@@ -194,7 +206,11 @@ async fn write_lane(mut stream: Stream, mut queue: mpsc::Receiver<Vec<u8>>, link
         if written.await.is_err() {
             return;
         }
-        link.note_busy(begun.elapsed());
+        // A write that returns at once says nothing about capacity; one that had to wait does.
+        let waited = begun.elapsed();
+        if waited >= BUSY_MIN {
+            link.note_busy(waited / LANES as u32);
+        }
     }
 }
 
@@ -266,6 +282,33 @@ async fn read_lane(mut stream: Stream, neighbour: NodeId, plane: &DataPlane) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::forward::DatagramKind;
+    use crate::engine::types::{Route, TunnelId};
+
+    #[test]
+    fn a_flow_stays_on_one_lane_and_probes_use_all() {
+        let lane = |kind, source: u8, sequence| {
+            let header = Header {
+                kind,
+                congestion: false,
+                reply: false,
+                position: 1,
+                tunnel: TunnelId(3),
+                route_id: 1,
+                sequence,
+                route: Route::new([NodeId([source; 8]), NodeId([99; 8])]).unwrap(),
+            };
+            lane_of(&header.encode(b"x"))
+        };
+        for source in 0..9 {
+            let lanes: Vec<usize> =
+                (0..20).map(|sequence| lane(DatagramKind::Data, source, sequence)).collect();
+            assert!(lanes.iter().all(|lane| *lane == lanes[0]), "{lanes:?}");
+        }
+        let probes: std::collections::BTreeSet<usize> =
+            (0..20).map(|sequence| lane(DatagramKind::Probe, 1, sequence)).collect();
+        assert_eq!(probes.len(), LANES);
+    }
 
     #[tokio::test]
     async fn a_full_lane_marks_then_drops_and_counts() {

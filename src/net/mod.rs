@@ -57,6 +57,14 @@ pub enum NetError {
         /// What the system said.
         reason: String,
     },
+    /// A bootstrap address that cannot work.
+    #[error("cannot join through {address}: {why}; write for example /ip4/192.168.1.2/tcp/4747")]
+    Bootstrap {
+        /// Which.
+        address: String,
+        /// Why.
+        why: &'static str,
+    },
     /// Anything else while building.
     #[error("cannot start the network: {0}")]
     Build(String),
@@ -67,9 +75,11 @@ pub struct Net {
     commands: mpsc::Sender<SwarmCommand>,
     plane: Arc<DataPlane>,
     tunnels: Arc<Tunnels>,
-    listening: Vec<String>,
+    listening: swarm::Listening,
     tasks: tokio_util::task::TaskTracker,
     stop: tokio_util::sync::CancellationToken,
+    /// Ends the tasks also when nobody calls [`Net::stop`].
+    _guard: tokio_util::sync::DropGuard,
 }
 
 impl Net {
@@ -84,6 +94,7 @@ impl Net {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let tasks = tokio_util::task::TaskTracker::new();
         let stop = tokio_util::sync::CancellationToken::new();
+        let guard = stop.clone().drop_guard();
         let plane = Arc::new(DataPlane::new(identity.node_id(), events.clone()));
         let emulator = emulation::Emulator::start(&config.emulation).map_err(NetError::Build)?;
         let only = emulation::Emulator::neighbours(&config.emulation).map_err(NetError::Build)?;
@@ -102,7 +113,7 @@ impl Net {
         })
         .await?;
         tasks.close();
-        Ok((Self { commands, plane, tunnels, listening, tasks, stop }, receiver))
+        Ok((Self { commands, plane, tunnels, listening, tasks, stop, _guard: guard }, receiver))
     }
 
     /// Does what the engine wants done. Outputs that are not about the network are ignored.
@@ -127,8 +138,9 @@ impl Net {
     }
 
     /// Where this node listens, as multiaddresses with its peer id.
-    pub fn listening(&self) -> &[String] {
-        &self.listening
+    pub fn listening(&self) -> Vec<String> {
+        let listening = self.listening.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        listening.iter().cloned().collect()
     }
 
     /// The data plane, for its counters.
@@ -148,7 +160,7 @@ impl Net {
 
     /// Stops everything and waits for it, at most 5 s.
     pub async fn stop(self) {
-        self.tunnels.close();
+        self.tunnels.close().await;
         self.stop.cancel();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use crate::config::EmulatedLink;
 use crate::engine::event::Input;
 use crate::engine::forward::{DatagramKind, ForwardingSnapshot, Header, Verdict, decide};
 use crate::engine::measure::LinkReport;
+use crate::engine::measure::link::NEIGHBOURS_MAX;
 use crate::engine::measure::prober::OUTSTANDING_MAX;
 use crate::engine::types::{NodeId, Route, TunnelId};
 
@@ -23,8 +24,9 @@ use crate::engine::types::{NodeId, Route, TunnelId};
 pub const INBOUND_MAX: usize = 4_096;
 /// Callers whose way back is remembered; the one heard of longest ago makes room.
 pub const REPLIES_MAX: usize = 4_096;
-/// Route changes that may be under way at one time.
-const OVERTAKEN_MAX: i32 = 16;
+/// How long after the newest route was heard an older one is taken for overtaken datagrams, and
+/// not for a caller that was restarted and counts from 1 again.
+const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 /// Fixed half of the virtual addresses: an IPv6 unique local prefix (RFC 4193) of our own.
 const PREFIX: [u8; 8] = [0xfd, b'm', b'e', b's', b'h', b'w', b's', 0];
 /// Set in the port of a virtual address when the other end opened the tunnel.
@@ -123,7 +125,7 @@ pub struct DataPlane {
     /// The only neighbours that links may exist to, on a node that emulates.
     only: ArcSwapOption<BTreeSet<NodeId>>,
     replies: Mutex<BTreeMap<(NodeId, TunnelId), Reply>>,
-    probes: Mutex<BTreeMap<u64, Instant>>,
+    probes: Mutex<BTreeMap<u64, (Instant, Route)>>,
     sequence: AtomicU64,
     inbound: mpsc::Sender<Inbound>,
     inbound_receiver: Mutex<Option<mpsc::Receiver<Inbound>>>,
@@ -192,22 +194,35 @@ impl DataPlane {
         self.snapshot.store(snapshot);
     }
 
-    pub(super) fn add_link(&self, link: Arc<Link>) {
-        self.links.rcu(|links| {
+    /// Adds a link, or replaces the one to the same neighbour. Returns false when there are
+    /// [`NEIGHBOURS_MAX`] others.
+    pub(super) fn add_link(&self, link: Arc<Link>) -> bool {
+        let fits = |links: &BTreeMap<NodeId, Arc<Link>>| {
+            links.len() < NEIGHBOURS_MAX || links.contains_key(&link.neighbour())
+        };
+        let before = self.links.rcu(|links| {
             let mut links = BTreeMap::clone(links);
-            links.insert(link.neighbour(), link.clone());
+            if fits(&links) {
+                links.insert(link.neighbour(), link.clone());
+            }
             links
         });
+        fits(&before)
     }
 
-    pub(super) fn remove_link(&self, link: &Arc<Link>) {
-        self.links.rcu(|links| {
+    /// Removes a link. Returns false when another one has taken its place.
+    pub(super) fn remove_link(&self, link: &Arc<Link>) -> bool {
+        let is_it = |links: &BTreeMap<NodeId, Arc<Link>>| {
+            links.get(&link.neighbour()).is_some_and(|known| Arc::ptr_eq(known, link))
+        };
+        let before = self.links.rcu(|links| {
             let mut links = BTreeMap::clone(links);
-            if links.get(&link.neighbour()).is_some_and(|known| Arc::ptr_eq(known, link)) {
+            if is_it(&links) {
                 links.remove(&link.neighbour());
             }
             links
         });
+        is_it(&before)
     }
 
     pub(super) fn take_slice(&self) -> Vec<(NodeId, LinkReport)> {
@@ -244,7 +259,7 @@ impl DataPlane {
                 match header.kind {
                     DatagramKind::Data => self.deliver(&header, payload.to_vec()),
                     DatagramKind::Probe => self.answer_probe(header),
-                    DatagramKind::ProbeAnswer => self.probe_answered(header.sequence),
+                    DatagramKind::ProbeAnswer => self.probe_answered(&header),
                 }
             }
         }
@@ -257,7 +272,7 @@ impl DataPlane {
             while probes.len() >= OUTSTANDING_MAX {
                 probes.pop_first();
             }
-            probes.insert(id, Instant::now());
+            probes.insert(id, (Instant::now(), route.clone()));
         }
         let header = Header {
             kind: DatagramKind::Probe,
@@ -332,17 +347,16 @@ impl DataPlane {
         let heard_at = Instant::now();
         match replies.get_mut(&key) {
             Some(reply) => {
-                reply.heard_at = heard_at;
-                // Datagrams that were overtaken do not bring an old route back; a caller that was
-                // restarted, and counts from 1 again, is far behind and believed.
-                let ahead = header.route_id.wrapping_sub(reply.route_id) as i32;
-                let overtaken = (-OVERTAKEN_MAX..0).contains(&ahead);
-                let same = reply.route.nodes().iter().eq(header.route.nodes().iter().rev());
-                let known = same && ahead == 0;
-                if !overtaken && !known {
-                    reply.route = header.route.reversed();
-                    reply.route_id = header.route_id;
+                let older = header.route_id < reply.route_id;
+                if older && heard_at.duration_since(reply.heard_at) < OVERTAKEN_MAX {
+                    return;
                 }
+                reply.heard_at = heard_at;
+                let same = reply.route.nodes().iter().eq(header.route.nodes().iter().rev());
+                if !same || older {
+                    reply.route = header.route.reversed();
+                }
+                reply.route_id = header.route_id;
             }
             None => {
                 if replies.len() >= REPLIES_MAX {
@@ -364,9 +378,16 @@ impl DataPlane {
         self.send(next, answer.encode(&[]));
     }
 
-    fn probe_answered(&self, id: u64) {
-        let sent = self.probes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        let Some(sent) = sent else { return self.counters.count("unasked-probe-answer") };
+    /// An answer counts when it came back over the route that was asked.
+    fn probe_answered(&self, answer: &Header) {
+        let id = answer.sequence;
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = |(_, route): &(Instant, Route)| {
+            route.nodes().iter().eq(answer.route.nodes().iter().rev())
+        };
+        let sent = if probes.get(&id).is_some_and(asked) { probes.remove(&id) } else { None };
+        drop(probes);
+        let Some((sent, _)) = sent else { return self.counters.count("unasked-probe-answer") };
         let rtt_us = sent.elapsed().as_micros() as u64;
         if self.events.try_send(Input::ProbeAnswered { id, rtt_us }).is_err() {
             self.counters.count("event-queue-full");
@@ -421,5 +442,57 @@ mod tests {
         plane.received(node(0), header(1, &[0, 1]).encode(b"hello"));
         let inbound = plane.take_inbound().unwrap().try_recv().unwrap();
         assert_eq!(inbound.bytes, b"hello");
+    }
+
+    #[test]
+    fn a_probe_answer_over_another_route_is_not_believed() {
+        let (events, mut receiver) = mpsc::channel(8);
+        let plane = DataPlane::new(node(1), events);
+        let route =
+            |nodes: &[u8]| Route::new(nodes.iter().map(|n| node(*n)).collect::<Vec<_>>()).unwrap();
+        plane.send_probe(7, &route(&[1, 2, 3]));
+        let answer = |nodes: &[u8], position| Header {
+            kind: DatagramKind::ProbeAnswer,
+            congestion: false,
+            reply: false,
+            position,
+            tunnel: TunnelId(0),
+            route_id: 0,
+            sequence: 7,
+            route: route(nodes),
+        };
+        plane.received(node(2), answer(&[2, 1], 1).encode(b""));
+        assert!(receiver.try_recv().is_err());
+        assert_eq!(plane.counters().dropped()["unasked-probe-answer"], 1);
+        plane.received(node(2), answer(&[3, 2, 1], 2).encode(b""));
+        assert!(matches!(receiver.try_recv(), Ok(Input::ProbeAnswered { id: 7, .. })));
+    }
+
+    #[test]
+    fn the_way_back_follows_the_caller_and_not_what_was_overtaken() {
+        let (events, _receiver) = mpsc::channel(8);
+        let plane = DataPlane::new(node(9), events);
+        let heard = |relay: u8, route_id| {
+            let header = Header {
+                kind: DatagramKind::Data,
+                congestion: false,
+                reply: false,
+                position: 2,
+                tunnel: TunnelId(1),
+                route_id,
+                sequence: 0,
+                route: Route::new([node(0), node(relay), node(9)]).unwrap(),
+            };
+            plane.received(node(relay), header.encode(b"x"));
+            let replies = plane.replies.lock().unwrap();
+            replies[&(node(0), TunnelId(1))].route.relays()[0]
+        };
+        assert_eq!(heard(1, 1), node(1));
+        assert_eq!(heard(2, 2), node(2), "a newer route");
+        assert_eq!(heard(1, 1), node(2), "an overtaken datagram");
+        let back_then = Instant::now().checked_sub(2 * OVERTAKEN_MAX).unwrap();
+        plane.replies.lock().unwrap().get_mut(&(node(0), TunnelId(1))).unwrap().heard_at =
+            back_then;
+        assert_eq!(heard(1, 1), node(1), "a caller that was restarted");
     }
 }

@@ -4,15 +4,15 @@
 //! it decides nothing. A peer counts as connected when identify showed that it speaks the
 //! protocols of the same network.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use libp2p::allow_block_list::{self, BlockedPeers};
 use libp2p::core::transport::ListenerId;
-use libp2p::kad::store::MemoryStore;
+use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dial_opts::DialOpts;
@@ -33,7 +33,9 @@ use super::{NetError, links};
 use crate::config::Config;
 use crate::engine::event::{Input, RequestId, Verdict};
 use crate::engine::overlay::registry::TTL_S_MAX;
-use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, PeerAddresses, SYNC_BYTES_MAX};
+use crate::engine::overlay::wire::{
+    ADDRESSES_MAX, GOSSIP_BYTES_MAX, PeerAddresses, SYNC_BYTES_MAX,
+};
 use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
 
 /// Connections that others may have open to this node, and all connections together.
@@ -42,6 +44,8 @@ const CONNECTIONS_MAX: (u32, u32) = (256, 512);
 const PENDING_MAX: u32 = 64;
 /// Gossip that waits for a first subscriber; the oldest makes room.
 const UNHEARD_MAX: usize = 256;
+/// Gossip messages, and questions, that may wait for the engine; the oldest makes room.
+const UNANSWERED_MAX: usize = 4_096;
 /// Questions kept of peers that are not identified yet.
 const EARLY_MAX: usize = 64;
 /// How often a peer that does not answer is asked again.
@@ -55,7 +59,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub enum SwarmCommand {
     /// See [`Output::Dial`](crate::engine::event::Output::Dial).
-    Dial(String),
+    Dial(Vec<String>),
     /// See [`Output::RequestSync`](crate::engine::event::Output::RequestSync).
     RequestSync(NodeId),
     /// See [`Output::SyncResponse`](crate::engine::event::Output::SyncResponse).
@@ -149,7 +153,13 @@ impl Behaviour {
             .set_query_timeout(Duration::from_secs(15))
             .set_record_ttl(Some(Duration::from_secs(u64::from(TTL_S_MAX))))
             .set_max_packet_size(4 * GOSSIP_BYTES_MAX);
-        let mut kad = kad::Behaviour::with_config(me, MemoryStore::new(me), kad_config);
+        let store = MemoryStoreConfig {
+            max_records: dht::RECORDS_MAX,
+            max_provided_keys: dht::RECORDS_MAX,
+            ..MemoryStoreConfig::default()
+        };
+        let store = MemoryStore::with_config(me, store);
+        let mut kad = kad::Behaviour::with_config(me, store, kad_config);
         kad.set_mode(Some(kad::Mode::Server));
         let gossip_config = gossipsub::ConfigBuilder::default()
             .heartbeat_initial_delay(Duration::from_millis(100))
@@ -189,6 +199,9 @@ impl Behaviour {
     }
 }
 
+/// Where a node listens, as multiaddresses with its peer id. Changes with the interfaces.
+pub type Listening = Arc<Mutex<BTreeSet<String>>>;
+
 /// What the swarm starts with.
 pub struct Start<'a> {
     /// Settings.
@@ -211,14 +224,16 @@ pub struct Start<'a> {
 ///
 /// # Errors
 /// [`NetError`], when an address is wrong or taken.
-pub async fn start(start: Start<'_>) -> Result<Vec<String>, NetError> {
+pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
     let network = &start.config.network;
     let build = |error: &dyn std::fmt::Display| NetError::Build(error.to_string());
     let parse =
         |text: &String| text.parse::<Multiaddr>().map_err(|_| NetError::Address(text.clone()));
     let listen: Vec<Multiaddr> = network.listen.iter().map(parse).collect::<Result<_, _>>()?;
-    let bootstrap: Result<Vec<Multiaddr>, _> = network.bootstrap.iter().map(parse).collect();
-    bootstrap?;
+    for text in &network.bootstrap {
+        check_dial(&parse(text)?, network.public)
+            .map_err(|why| NetError::Bootstrap { address: text.clone(), why })?;
+    }
     let protocols = Protocols::new(&network.name)?;
     let only_loopback = listen.iter().all(|addr| ip_of(addr).is_some_and(|ip| ip.is_loopback()));
     let mdns = network.mdns && !only_loopback;
@@ -242,8 +257,10 @@ pub async fn start(start: Start<'_>) -> Result<Vec<String>, NetError> {
     let incoming = swarm.behaviour().stream.new_control().accept(protocols.link.clone());
     let incoming = incoming.map_err(|error| build(&error))?;
     start.tasks.spawn(links::accept(incoming, start.plane.clone(), start.stop.child_token()));
-    let listening = listen_on(&mut swarm, listen).await?;
+    let listening = Arc::new(Mutex::new(BTreeSet::new()));
+    let early = listen_on(&mut swarm, listen, &listening).await?;
     let task = Task {
+        listening: listening.clone(),
         swarm,
         protocols,
         me: start.identity.public_key(),
@@ -254,21 +271,23 @@ pub async fn start(start: Start<'_>) -> Result<Vec<String>, NetError> {
         early: Vec::new(),
         by_node: BTreeMap::new(),
         dht: Dht::default(),
-        gossip: HashMap::new(),
-        questions: HashMap::new(),
+        gossip: BTreeMap::new(),
+        questions: BTreeMap::new(),
         next_token: 0,
         unheard: VecDeque::new(),
         stop: start.stop.clone(),
     };
-    start.tasks.spawn(task.run(start.commands));
+    start.tasks.spawn(task.run(start.commands, early));
     Ok(listening)
 }
 
-/// Listens on all addresses and waits until each listener is up.
+/// Listens on all addresses and waits until each listener is up. Returns what else happened
+/// meanwhile.
 async fn listen_on(
     swarm: &mut Swarm<Behaviour>,
     addresses: Vec<Multiaddr>,
-) -> Result<Vec<String>, NetError> {
+    listening: &Listening,
+) -> Result<Vec<SwarmEvent<BehaviourEvent>>, NetError> {
     let failed = |address: &Multiaddr, reason: String| NetError::Listen {
         address: address.to_string(),
         reason,
@@ -279,31 +298,46 @@ async fn listen_on(
         let id = id.map_err(|error| failed(&address, innermost(&error)))?;
         waiting.insert(id, address);
     }
-    let me = *swarm.local_peer_id();
-    let mut listening = Vec::new();
+    let mut early = Vec::new();
     let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;
     while !waiting.is_empty() {
         let event = tokio::time::timeout_at(deadline, swarm.select_next_some()).await;
         match event {
             Ok(SwarmEvent::NewListenAddr { listener_id, address }) => {
                 waiting.remove(&listener_id);
-                swarm.add_external_address(address.clone());
-                listening.push(address.with(Protocol::P2p(me)).to_string());
+                heard(swarm, listening, address);
             }
             Ok(SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. }) => {
                 if let Some(address) = waiting.get(&listener_id) {
                     return Err(failed(address, error.to_string()));
                 }
             }
-            Ok(_) => {}
+            Ok(event) => early.push(event),
             Err(_) => {
                 let address = waiting.values().next().expect("the loop ends when it is empty");
                 return Err(failed(address, "it did not come up".into()));
             }
         }
     }
-    listening.sort();
-    Ok(listening)
+    Ok(early)
+}
+
+/// A listener has a new address. What peers are told of providers is built from these.
+fn heard(swarm: &mut Swarm<Behaviour>, listening: &Listening, address: Multiaddr) {
+    swarm.add_external_address(address.clone());
+    let address = address.with(Protocol::P2p(*swarm.local_peer_id())).to_string();
+    listening.lock().unwrap_or_else(PoisonError::into_inner).insert(address);
+}
+
+/// Why an address cannot be dialled, in words for a person.
+fn check_dial(address: &Multiaddr, public: bool) -> Result<(), &'static str> {
+    match ip_of(address) {
+        None => Err("it does not begin with /ip4/ or /ip6/ and names are not looked up"),
+        Some(ip) if !public && !is_local(ip) => {
+            Err("it is a public address and network.public is not set")
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 /// The cause at the bottom of an error, which is what the system said.
@@ -346,6 +380,7 @@ struct Peer {
 }
 
 struct Task {
+    listening: Listening,
     swarm: Swarm<Behaviour>,
     protocols: Protocols,
     me: PublicKey,
@@ -358,15 +393,25 @@ struct Task {
     early: Vec<(PeerId, request_response::ResponseChannel<Vec<u8>>)>,
     by_node: BTreeMap<NodeId, PeerId>,
     dht: Dht,
-    gossip: HashMap<u64, (gossipsub::MessageId, PeerId)>,
-    questions: HashMap<u64, request_response::ResponseChannel<Vec<u8>>>,
+    /// Messages and questions that the engine has not answered yet, oldest first.
+    gossip: BTreeMap<u64, (gossipsub::MessageId, PeerId)>,
+    questions: BTreeMap<u64, request_response::ResponseChannel<Vec<u8>>>,
     next_token: u64,
     unheard: VecDeque<Vec<u8>>,
     stop: CancellationToken,
 }
 
 impl Task {
-    async fn run(mut self, mut commands: mpsc::Receiver<SwarmCommand>) {
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<SwarmCommand>,
+        early: Vec<SwarmEvent<BehaviourEvent>>,
+    ) {
+        for event in early {
+            for input in self.event(event) {
+                let _ = self.events.send(input).await;
+            }
+        }
         loop {
             let input = tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -387,7 +432,7 @@ impl Task {
     fn command(&mut self, command: SwarmCommand) -> Vec<Input> {
         let behaviour = self.swarm.behaviour_mut();
         match command {
-            SwarmCommand::Dial(address) => self.dial(&address),
+            SwarmCommand::Dial(addresses) => self.dial(&addresses),
             SwarmCommand::RequestSync(node) => {
                 if let Some(peer) = self.by_node.get(&node) {
                     behaviour.sync.send_request(peer, ());
@@ -411,13 +456,8 @@ impl Task {
                 }
             }
             SwarmCommand::Put { request, name, bytes } => {
-                let ttl = Duration::from_secs(u64::from(TTL_S_MAX));
                 let kad = &mut behaviour.kad;
-                return self
-                    .dht
-                    .put(kad, &self.me, request, &name, bytes, ttl)
-                    .into_iter()
-                    .collect();
+                return self.dht.put(kad, &self.me, request, &name, bytes).into_iter().collect();
             }
             SwarmCommand::Get { request, name } => {
                 self.dht.get(&mut behaviour.kad, request, name);
@@ -426,21 +466,19 @@ impl Task {
         Vec::new()
     }
 
-    fn dial(&mut self, text: &str) {
-        let Ok(address) = text.parse::<Multiaddr>() else {
-            return self.plane.counters().count("dial-wrong-address");
-        };
-        if !self.public && ip_of(&address).is_some_and(|ip| !is_local(ip)) {
-            return self.plane.counters().count("dial-public-address");
-        }
-        let peer = address.iter().find_map(|part| match part {
+    /// Dials one peer at all its addresses together.
+    fn dial(&mut self, texts: &[String]) {
+        let mut addresses: Vec<Multiaddr> = texts.iter().filter_map(|t| t.parse().ok()).collect();
+        addresses.retain(|address| check_dial(address, self.public).is_ok());
+        let peer = addresses.iter().flat_map(Multiaddr::iter).find_map(|part| match part {
             Protocol::P2p(peer) => Some(peer),
             _ => None,
         });
-        let options = match peer {
-            Some(peer) if self.swarm.is_connected(&peer) => return,
-            Some(peer) => DialOpts::peer_id(peer).addresses(vec![address]).build(),
-            None => DialOpts::from(address),
+        let options = match (peer, addresses.first()) {
+            (Some(peer), _) if self.swarm.is_connected(&peer) => return,
+            (Some(peer), _) => DialOpts::peer_id(peer).addresses(addresses).build(),
+            (None, Some(address)) => DialOpts::from(address.clone()),
+            (None, None) => return self.plane.counters().count("dial-wrong-address"),
         };
         if self.swarm.dial(options).is_err() {
             self.plane.counters().count("dial-refused");
@@ -483,11 +521,13 @@ impl Task {
                 vec![Input::PeerDisconnected(key.node_id())]
             }
             SwarmEvent::NewListenAddr { address, .. } => {
-                self.swarm.add_external_address(address);
+                heard(&mut self.swarm, &self.listening, address);
                 Vec::new()
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.swarm.remove_external_address(&address);
+                let address = address.with(Protocol::P2p(*self.swarm.local_peer_id())).to_string();
+                self.listening.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
                 Vec::new()
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
@@ -526,6 +566,9 @@ impl Task {
                 message_id,
                 message,
             }) => {
+                if self.gossip.len() >= UNANSWERED_MAX {
+                    self.gossip.pop_first();
+                }
                 self.gossip.insert(next_token, (message_id, propagation_source));
                 vec![Input::Gossip { token: next_token, bytes: message.data }]
             }
@@ -545,7 +588,7 @@ impl Task {
                             }
                             return Vec::new();
                         }
-                        self.questions.insert(next_token, channel);
+                        self.ask_engine(next_token, channel);
                         vec![Input::SyncRequested { token: next_token }]
                     }
                     request_response::Message::Response { response, .. } => {
@@ -569,15 +612,27 @@ impl Task {
                 Vec::new()
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
-                let found: HashSet<(PeerId, Multiaddr)> = found.into_iter().collect();
+                let mut peers: BTreeMap<PeerId, Vec<String>> = BTreeMap::new();
                 for (peer, address) in found {
-                    let address = address.with_p2p(peer).unwrap_or_else(|address| address);
-                    self.dial(&address.to_string());
+                    if let Ok(address) = address.with_p2p(peer) {
+                        peers.entry(peer).or_default().push(address.to_string());
+                    }
                 }
-                Vec::new()
+                let heard_of = |(peer, addresses)| {
+                    let key = identity::public_key(&peer)?;
+                    Some(Input::PeerHeardOf(PeerAddresses { key, addresses }))
+                };
+                peers.into_iter().filter_map(heard_of).collect()
             }
             _ => Vec::new(),
         }
+    }
+
+    fn ask_engine(&mut self, token: u64, channel: request_response::ResponseChannel<Vec<u8>>) {
+        if self.questions.len() >= UNANSWERED_MAX {
+            self.questions.pop_first();
+        }
+        self.questions.insert(token, channel);
     }
 
     /// A peer showed who it is and what it speaks.
@@ -588,20 +643,23 @@ impl Task {
             let _ = self.swarm.disconnect_peer_id(peer);
             return Vec::new();
         }
+        let is_new = !self.peers.contains_key(&peer);
+        let usable = |address: &&Multiaddr| {
+            check_dial(address, self.public).is_ok()
+                && !ip_of(address).is_some_and(|ip| ip.is_unspecified())
+        };
+        let usable: Vec<&Multiaddr> = info.listen_addrs.iter().filter(usable).collect();
         let mut addresses = Vec::new();
-        for address in &info.listen_addrs {
-            if ip_of(address)
-                .is_some_and(|ip| ip.is_unspecified() || (!self.public && !is_local(ip)))
-            {
-                continue;
+        for address in usable.into_iter().take(ADDRESSES_MAX) {
+            if is_new {
+                self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
             }
-            self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
             if let Ok(address) = address.clone().with_p2p(peer) {
                 addresses.push(address.to_string());
             }
         }
         let mut inputs = Vec::new();
-        if !self.peers.contains_key(&peer) {
+        if is_new {
             let link = self.stop.child_token();
             self.peers.insert(peer, Peer { link: link.clone(), sync_failures: 0 });
             self.by_node.insert(key.node_id(), peer);
@@ -625,7 +683,7 @@ impl Task {
         let mine: Vec<_> = mine;
         for (_, channel) in mine {
             self.next_token += 1;
-            self.questions.insert(self.next_token, channel);
+            self.ask_engine(self.next_token, channel);
             inputs.push(Input::SyncRequested { token: self.next_token });
         }
         inputs

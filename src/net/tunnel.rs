@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -27,6 +27,12 @@ use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
 
 /// How long a tunnel may take to come up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a good-bye may take to leave.
+pub const GOODBYE: Duration = Duration::from_millis(300);
+/// How long a caller may take to name the service that it wants.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a failed connection speaks for the next ones.
+const FAILURE_SPEAKS: Duration = Duration::from_secs(1);
 /// How long the target of a service may take to accept a connection.
 const TARGET_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of one tunnel at one time.
@@ -198,9 +204,9 @@ impl Tunnels {
         });
     }
 
-    /// The target of a service of this node.
-    pub fn target(&self, name: &ServiceName) -> Option<SocketAddr> {
-        self.exports.load().get(name).map(|export| export.target)
+    /// What is served under a name.
+    pub fn exported(&self, name: &ServiceName) -> Option<Export> {
+        self.exports.load().get(name).cloned()
     }
 
     /// Opens a tunnel to a provider that the engine has a route to, and accepts TCP connections
@@ -226,7 +232,7 @@ impl Tunnels {
             tunnel,
             provider,
             service: service.clone(),
-            connection: tokio::sync::Mutex::new(connection),
+            connection: tokio::sync::Mutex::new((connection, None)),
             traffic: traffic.clone(),
             stop: stop.clone(),
         };
@@ -242,9 +248,10 @@ impl Tunnels {
         closed.inspect(|tunnel| tunnel.stop.cancel()).is_some()
     }
 
-    /// Closes everything, also what others opened.
-    pub fn close(&self) {
+    /// Closes everything, also what others opened, and gives the good-byes a moment to leave.
+    pub async fn close(&self) {
         self.endpoint.close(VarInt::from_u32(0), b"node stops");
+        let _ = tokio::time::timeout(GOODBYE, self.endpoint.wait_idle()).await;
     }
 
     /// The tunnels of this node.
@@ -324,29 +331,46 @@ struct LocalEnd {
     tunnel: TunnelId,
     provider: PublicKey,
     service: ServiceName,
-    connection: tokio::sync::Mutex<Connection>,
+    connection: tokio::sync::Mutex<(Connection, Option<Instant>)>,
     traffic: Arc<Traffic>,
     stop: CancellationToken,
 }
 
 impl LocalEnd {
     /// The connection, made anew when it was lost.
-    async fn connection(&self) -> Result<Connection, TunnelError> {
-        let mut connection = self.connection.lock().await;
+    async fn connection(&self) -> Option<Connection> {
+        let mut locked = self.connection.lock().await;
+        let (connection, failed_at) = &mut *locked;
         if connection.close_reason().is_some() {
-            *connection = self.tunnels.connect(self.tunnel, &self.provider).await?;
+            // Those who waited for the same failure do not each try again.
+            if failed_at.is_some_and(|at| at.elapsed() < FAILURE_SPEAKS) {
+                return None;
+            }
+            match self.tunnels.connect(self.tunnel, &self.provider).await {
+                Ok(new) => *connection = new,
+                Err(_) => {
+                    *failed_at = Some(Instant::now());
+                    return None;
+                }
+            }
         }
-        Ok(connection.clone())
+        Some(connection.clone())
     }
 }
 
 async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
+    // As many as the tunnel carries; further ones wait in the system's queue.
+    let places = Arc::new(tokio::sync::Semaphore::new(STREAMS_MAX as usize));
     loop {
+        let accepting = async {
+            let place = places.clone().acquire_owned().await.ok();
+            listener.accept().await.map(|(tcp, _)| (tcp, place))
+        };
         let accepted = tokio::select! {
             () = local.stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = accepting => accepted,
         };
-        let Ok((tcp, _)) = accepted else {
+        let Ok((tcp, place)) = accepted else {
             // Out of file descriptors, mostly: others have to close some first.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -354,6 +378,7 @@ async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
         local.traffic.connections.fetch_add(1, Ordering::Relaxed);
         let local = local.clone();
         local.tunnels.tasks.clone().spawn(async move {
+            let _place = place;
             let stop = local.stop.clone();
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -365,13 +390,13 @@ async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
             }
         });
     }
-    local.connection.lock().await.close(VarInt::from_u32(0), b"tunnel closed");
+    local.connection.lock().await.0.close(VarInt::from_u32(0), b"tunnel closed");
 }
 
 /// Carries one TCP connection through the tunnel.
 async fn carry(tcp: TcpStream, local: &LocalEnd) -> Result<(), &'static str> {
     let _ = tcp.set_nodelay(true);
-    let connection = local.connection().await.map_err(|_| "tunnel-unreachable")?;
+    let connection = local.connection().await.ok_or("tunnel-unreachable")?;
     let (mut send, mut recv) = connection.open_bi().await.map_err(|_| "tunnel-lost")?;
     let name = local.service.as_str().as_bytes();
     let mut hello = (name.len() as u16).to_be_bytes().to_vec();
@@ -386,7 +411,7 @@ async fn carry(tcp: TcpStream, local: &LocalEnd) -> Result<(), &'static str> {
         }
         copy(&mut recv, tcp_write, &local.traffic.received).await
     };
-    let result = tokio::try_join!(up, down).map(|_| ());
+    let result = while_open(&connection, async { tokio::try_join!(up, down).map(|_| ()) }).await;
     if result.is_err() {
         let _ = send.reset(VarInt::from_u32(1));
         let _ = recv.stop(VarInt::from_u32(1));
@@ -430,13 +455,28 @@ async fn accept_tunnels(tunnels: Arc<Tunnels>) {
             };
             while let Ok((send, recv)) = connection.accept_bi().await {
                 let tunnels = tunnels.clone();
+                let connection = connection.clone();
                 tokio::spawn(async move {
-                    if let Err(why) = serve(send, recv, caller, &tunnels).await {
+                    let serving = serve(send, recv, caller, &tunnels);
+                    if let Err(why) = while_open(&connection, serving).await {
                         tunnels.plane.counters().count(why);
                     }
                 });
             }
         });
+    }
+}
+
+/// Does the work until the tunnel is lost: one half of a connection may be over already and would
+/// not notice.
+async fn while_open(
+    connection: &Connection,
+    work: impl Future<Output = Result<(), &'static str>>,
+) -> Result<(), &'static str> {
+    tokio::select! {
+        biased;
+        result = work => result,
+        _ = connection.closed() => Err("tunnel-lost"),
     }
 }
 
@@ -457,9 +497,13 @@ async fn serve(
     tunnels: &Tunnels,
 ) -> Result<(), &'static str> {
     let connected = async {
-        let length = recv.read_u16().await.map_err(|_| None)?;
-        let mut name = vec![0; usize::from(length).min(254)];
-        recv.read_exact(&mut name).await.map_err(|_| None)?;
+        let hello = async {
+            let length = recv.read_u16().await.ok()?;
+            let mut name = vec![0; usize::from(length).min(254)];
+            recv.read_exact(&mut name).await.ok()?;
+            Some(name)
+        };
+        let name = tokio::time::timeout(HELLO_TIMEOUT, hello).await.ok().flatten().ok_or(None)?;
         let name = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
         let exports = tunnels.exports.load();
         let export = name.and_then(|name: ServiceName| exports.get(&name));

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{AnswerSender, Clock, NodeOptions, Request, retrain};
 use crate::engine::Engine;
 use crate::engine::event::{Command, Input, Notice, Output, RequestId};
+use crate::engine::forward::TUNNEL_ID_MAX;
 use crate::engine::predict::{ModelCard, QualityModel};
 use crate::engine::route::Decision;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
@@ -17,6 +18,8 @@ use crate::learn::ModelRegistry;
 use crate::net::{Net, SLICE};
 use crate::store::Writer;
 
+/// Inputs that are handled before a timeout: a queue's worth.
+const EVENTS_FIRST_MAX: usize = crate::net::EVENTS_MAX;
 /// Route calculations whose duration is kept.
 const CALCULATIONS_MAX: usize = 4_096;
 
@@ -142,7 +145,14 @@ impl Driver {
                     Some(Request::Stop) | None => break,
                     Some(request) => self.request(request),
                 },
-                () = tokio::time::sleep_until(self.clock.instant(timeout)) => self.timeout(),
+                () = tokio::time::sleep_until(self.clock.instant(timeout)) => {
+                    // What waits has happened before: an answer that is here is not late.
+                    for _ in 0..EVENTS_FIRST_MAX {
+                        let Ok(input) = events.try_recv() else { break };
+                        self.handle(input);
+                    }
+                    self.timeout();
+                }
                 _ = slice.tick() => {
                     let reports = self.net.take_slice();
                     self.handle(Input::Slice(reports));
@@ -242,7 +252,10 @@ impl Driver {
             }
             Request::Bind { destination, forced, reply } => {
                 let tunnel = self.bind(destination, forced);
-                let _ = reply.send(tunnel);
+                if let Err(Some(tunnel)) = reply.send(tunnel) {
+                    // Whoever asked is gone.
+                    self.handle(Input::Command(Command::CloseTunnel(tunnel)));
+                }
             }
             Request::Unbind(tunnel) => {
                 self.decisions.remove(&tunnel);
@@ -255,7 +268,7 @@ impl Driver {
 
     fn bind(&mut self, destination: NodeId, forced: Option<Route>) -> Option<TunnelId> {
         let taken = |id: u16| self.engine.tunnels().any(|(tunnel, _)| tunnel.0 == id);
-        let after = (0..0x7fff).map(|step| (self.next_tunnel + step) % 0x7fff + 1);
+        let after = (0..TUNNEL_ID_MAX).map(|step| (self.next_tunnel + step) % TUNNEL_ID_MAX + 1);
         let id = after.into_iter().find(|id| !taken(*id))?;
         self.next_tunnel = id;
         let tunnel = TunnelId(id);

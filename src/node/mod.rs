@@ -18,12 +18,13 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::{Config, EmulatedLink};
 use crate::engine::event::{Answer, Command, CommandError, RequestId, ServiceSpec};
 use crate::engine::overlay::ServiceRecord;
+use crate::engine::route::router::TUNNELS_MAX;
 use crate::engine::types::{NodeId, ParseError, PublicKey, Route, ServiceName, TunnelId};
 use crate::engine::{Engine, EngineConfig};
 use crate::learn::ModelRegistry;
 use crate::net::Net;
 
-use crate::net::tunnel::{Export, TunnelError, Tunnels};
+use crate::net::tunnel::{Export, GOODBYE, TunnelError, Tunnels};
 use crate::store::{Retention, StoreError, Writer};
 
 pub use crate::net::identity::{Identity, parse_peer_id, peer_id_text};
@@ -97,7 +98,7 @@ pub enum RequestError {
     #[error("{0} is provided by this node itself; connect to its target directly")]
     OwnService(ServiceName),
     /// Every tunnel id is taken.
-    #[error("32767 tunnels are open; close one with 'meshwise tunnel close'")]
+    #[error("{TUNNELS_MAX} tunnels are open; close one with 'meshwise tunnel close'")]
     TooManyTunnels,
 }
 
@@ -129,7 +130,7 @@ impl Node {
         let data_dir = &options.data_dir;
         let path = data_dir.display().to_string();
         let dir_error = |error| NodeError::DataDir { path: path.clone(), error };
-        std::fs::create_dir_all(data_dir).map_err(dir_error)?;
+        create_private(data_dir).map_err(dir_error)?;
         let lock = lock(data_dir).map_err(dir_error)?;
         let lock = lock.ok_or_else(|| NodeError::InUse { path: path.clone() })?;
         let identity = Identity::load_or_create(data_dir).map_err(crate::net::NetError::from)?;
@@ -140,7 +141,7 @@ impl Node {
         };
         let writer = Writer::start(data_dir.join(DATABASE), retention)?;
         let models = ModelRegistry::new(data_dir.join(MODELS));
-        let clock = Clock::new();
+        let clock = Clock::default();
         let config = &options.config;
         let engine = Engine::new(
             EngineConfig {
@@ -180,6 +181,12 @@ impl Node {
     }
 }
 
+/// Makes the data directory readable by its owner only; one that is there stays as it is.
+fn create_private(data_dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir)
+}
+
 /// Takes the data directory for this process; `None` when another one has it.
 fn lock(data_dir: &Path) -> std::io::Result<Option<std::fs::File>> {
     let mut options = std::fs::OpenOptions::new();
@@ -202,6 +209,24 @@ enum Request {
     Unbind(TunnelId),
     ReloadModel(oneshot::Sender<Result<Option<String>, String>>),
     Stop,
+}
+
+/// A tunnel that is bound but not open yet. Unbinds it when opening fails, or when whoever asked
+/// goes away.
+struct Bound {
+    tunnel: Option<TunnelId>,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Some(tunnel) = self.tunnel {
+            let requests = self.requests.clone();
+            tokio::spawn(async move {
+                let _ = requests.send(Request::Unbind(tunnel)).await;
+            });
+        }
+    }
 }
 
 /// Talks to a running node. Cheap to clone.
@@ -258,18 +283,22 @@ impl NodeHandle {
     ) -> Result<u64, RequestError> {
         let name = service.name.clone();
         let export = Export { target, allowed: service.allowed.clone() };
-        let before = self.tunnels.target(&name);
+        let before = self.tunnels.exported(&name);
         self.tunnels.export(name.clone(), export);
         let answer = self.ask(move |request| Command::Publish { request, service }).await;
         match answer {
             Ok(Answer::Published { sequence }) => Ok(sequence),
             Ok(_) => Err(RequestError::Stopped),
             Err(error) => {
-                // Gossip has announced it all the same when only the DHT failed.
-                let announced =
-                    matches!(&error, RequestError::Command(CommandError::NotStored { .. }));
-                if !announced && before.is_none() {
-                    self.tunnels.unexport(&name);
+                // Gossip has announced it all the same when only the DHT failed or is late.
+                let announced = matches!(
+                    &error,
+                    RequestError::TimedOut | RequestError::Command(CommandError::NotStored { .. })
+                );
+                match before {
+                    _ if announced => {}
+                    Some(before) => self.tunnels.export(name, before),
+                    None => self.tunnels.unexport(&name),
                 }
                 Err(error)
             }
@@ -332,17 +361,11 @@ impl NodeHandle {
         self.send(Request::Bind { destination, forced, reply }).await?;
         let tunnel = answer.await.map_err(|_| RequestError::Stopped)?;
         let tunnel = tunnel.ok_or(RequestError::TooManyTunnels)?;
-        let opened = async {
-            self.wait_for_route(tunnel, destination).await?;
-            Ok(self.tunnels.open(tunnel, provider, name, listen).await?)
-        };
-        match opened.await {
-            Ok(listen) => Ok((tunnel, listen)),
-            Err(error) => {
-                self.send(Request::Unbind(tunnel)).await?;
-                Err(error)
-            }
-        }
+        let mut bound = Bound { tunnel: Some(tunnel), requests: self.requests.clone() };
+        self.wait_for_route(tunnel, destination).await?;
+        let listen = self.tunnels.open(tunnel, provider, name, listen).await?;
+        bound.tunnel = None;
+        Ok((tunnel, listen))
     }
 
     async fn wait_for_route(&self, tunnel: TunnelId, to: NodeId) -> Result<(), RequestError> {
@@ -367,8 +390,13 @@ impl NodeHandle {
     /// # Errors
     /// [`RequestError::Stopped`].
     pub async fn close_tunnel(&self, tunnel: TunnelId) -> Result<bool, RequestError> {
+        if !self.tunnels.close_one(tunnel) {
+            return Ok(false);
+        }
+        // The good-bye still needs the route.
+        tokio::time::sleep(GOODBYE).await;
         self.send(Request::Unbind(tunnel)).await?;
-        Ok(self.tunnels.close_one(tunnel))
+        Ok(true)
     }
 
     /// The tunnels of this node.
@@ -378,7 +406,7 @@ impl NodeHandle {
 
     /// Where the connections of a service of this node go.
     pub fn target(&self, name: &ServiceName) -> Option<SocketAddr> {
-        self.tunnels.target(name)
+        self.tunnels.exported(name).map(|export| export.target)
     }
 
     /// Loads the champion from disk again. Returns its version.

@@ -260,7 +260,7 @@ impl World {
 
     fn carry_out(&mut self, index: usize, output: Output) {
         match output {
-            Output::Dial(text) => self.dial(index, &text),
+            Output::Dial(addresses) => addresses.iter().for_each(|text| self.dial(index, text)),
             Output::RequestSync(peer) => {
                 let Some(&peer) = self.by_id.get(&peer) else { return };
                 self.next_token += 1;

@@ -11,7 +11,7 @@ use meshwise::engine::predict::ForestModel;
 use meshwise::engine::predict::schema::FEATURES;
 use meshwise::engine::types::{NodeId, ServiceName};
 use meshwise::learn::{ModelRegistry, TrainConfig, train_from_store};
-use meshwise::node::{DATABASE, Identity, MODELS, Node, RequestError};
+use meshwise::node::{DATABASE, Identity, MODELS, Node, NodeOptions, RequestError};
 use meshwise::store::Reader;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -109,17 +109,21 @@ async fn a_relay_forwards_ciphertext_only() {
     diamond.nodes[relay].handle().inspect(move |view| view.net.plane().set_tap(tap)).await.unwrap();
     let secret = b"attack at dawn, by the northern gate, with everything we have".repeat(50);
     assert_eq!(exchange(address, &secret).await.unwrap(), secret);
-    let mut bytes = 0;
-    let mut seen = 0;
+    let mut forwarded = Vec::new();
     while let Ok(datagram) = captured.try_recv() {
-        bytes += datagram.len();
-        seen += usize::from(datagram.windows(8).any(|window| window == b"northern"));
-        for id in [NAME.as_bytes(), b"attack"] {
-            assert!(!datagram.windows(id.len()).any(|window| window == id));
-        }
+        forwarded.push(datagram);
     }
+    let contains = |word: &[u8]| {
+        let holds = |datagram: &Vec<u8>| datagram.windows(word.len()).any(|window| window == word);
+        forwarded.iter().filter(|datagram| holds(datagram)).count()
+    };
+    let bytes: usize = forwarded.iter().map(Vec::len).sum();
     assert!(bytes > 2 * secret.len(), "the relay carried both directions: {bytes} bytes");
-    assert_eq!(seen, 0);
+    let source = diamond.ids[S].0;
+    assert_eq!(contains(&source), forwarded.len(), "the search finds what is in the clear");
+    for word in [&b"northern"[..], b"attack", NAME.as_bytes()] {
+        assert_eq!(contains(word), 0);
+    }
     diamond.stop().await;
 }
 
@@ -218,7 +222,7 @@ async fn what_cannot_work_says_why() {
     assert!(matches!(forced, RequestError::NoRoute(_)), "{forced}");
     assert_eq!(handle.tunnels().len(), 1, "nothing stays open");
     let bound = |view: &mut meshwise::node::View<'_>| view.engine.tunnels().count();
-    assert_eq!(handle.inspect(bound).await.unwrap(), 1, "nothing stays bound");
+    eventually("nothing stays bound", || async { handle.inspect(bound).await.unwrap() == 1 }).await;
 
     // A caller that is not on the allow list gets nothing.
     let mut private = service("private.local");
@@ -241,4 +245,54 @@ async fn what_cannot_work_says_why() {
     })
     .await;
     diamond.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_connect_over_quic_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let quic = |bootstrap| {
+        let mut config = config(bootstrap);
+        config.network.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into()];
+        config
+    };
+    let first = start(&folder.path().join("a"), &Identity::generate(), quic(vec![])).await;
+    let bootstrap = listening(&first).await;
+    assert!(bootstrap[0].contains("/quic-v1/"), "{bootstrap:?}");
+    let second = start(&folder.path().join("b"), &Identity::generate(), quic(bootstrap)).await;
+    let target = echo_server().await;
+    first.handle().publish(service(NAME), target).await.unwrap();
+    let name: ServiceName = NAME.parse().unwrap();
+    eventually("the service is known", || async {
+        second.handle().resolve(name.clone(), false).await.is_ok()
+    })
+    .await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (_, address) = second.handle().open_tunnel(name.clone(), any, None).await.unwrap();
+    let long = vec![7; 1_000_000];
+    assert_eq!(exchange(address, &long).await.unwrap(), long);
+    second.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn training_runs_on_schedule_and_its_failure_harms_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(vec![]);
+    config.learning.first_train_s = 1;
+    config.learning.retrain_s = 1;
+    let options = NodeOptions {
+        config,
+        data_dir: folder.path().join("a"),
+        trainer: Some(env!("CARGO_BIN_EXE_meshwise").into()),
+    };
+    let node = Node::start(options).await.unwrap();
+    let last = |view: &mut meshwise::node::View<'_>| view.last_training.cloned();
+    let failed = || async {
+        let last = node.handle().inspect(last).await.unwrap();
+        last.is_some_and(|(_, result)| result.is_err_and(|why| why.contains("100 are needed")))
+    };
+    eventually("the child says that there is nothing to learn from yet", failed).await;
+    let decides = |view: &mut meshwise::node::View<'_>| view.engine.predictor().version();
+    assert_eq!(node.handle().inspect(decides).await.unwrap(), "moving-average");
+    node.stop().await;
 }

@@ -69,7 +69,7 @@ pub async fn start(data_dir: &Path, identity: &Identity, config: Config) -> Node
 
 /// Where a node listens.
 pub async fn listening(node: &Node) -> Vec<String> {
-    node.handle().inspect(|view| view.net.listening().to_vec()).await.unwrap()
+    node.handle().inspect(|view| view.net.listening()).await.unwrap()
 }
 
 /// A TCP service.

@@ -18,6 +18,8 @@ use crate::engine::types::{MAX_ROUTE_HOPS, NodeId, ParseError, Route, TunnelId};
 
 /// Longest payload (bytes): a QUIC packet of the largest size that tunnels use, with room.
 pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
+/// Largest tunnel id: the sixteenth bit is free for who keeps both directions apart.
+pub const TUNNEL_ID_MAX: u16 = 0x7fff;
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 19;
 const FLAG_CONGESTION: u8 = 1;
@@ -75,6 +77,9 @@ pub enum HeaderError {
     /// Too few or too many nodes, or a position outside.
     #[error("route length or position out of range")]
     Route,
+    /// A tunnel id out of range.
+    #[error("tunnel id out of range")]
+    Tunnel,
     /// A node occurs twice.
     #[error("the route has a loop")]
     Loop,
@@ -153,12 +158,17 @@ impl Header {
         let word = |at: usize, length: usize| {
             bytes[at..at + length].iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte))
         };
+        let tunnel = TunnelId(word(5, 2) as u16);
+        let is_data = kind == DatagramKind::Data;
+        if tunnel.0 > TUNNEL_ID_MAX || (is_data && tunnel.0 == 0) {
+            return Err(HeaderError::Tunnel);
+        }
         let header = Self {
             kind,
             congestion: bytes[FLAGS_AT] & FLAG_CONGESTION != 0,
             reply: bytes[FLAGS_AT] & FLAG_REPLY != 0,
             position,
-            tunnel: TunnelId(word(5, 2) as u16),
+            tunnel,
             route_id: word(7, 4) as u32,
             sequence: word(11, 8),
             route,
@@ -227,6 +237,8 @@ mod tests {
         assert_eq!(with(3, 0), HeaderError::Route);
         assert_eq!(with(3, 3), HeaderError::Route);
         assert_eq!(with(4, 10), HeaderError::Route);
+        assert_eq!(with(5, 0x80), HeaderError::Tunnel);
+        assert_eq!(with(6, 0), HeaderError::Tunnel);
         assert_eq!(with(4, 4), HeaderError::Truncated);
         let mut looping = good.clone();
         looping.copy_within(19..27, 35);

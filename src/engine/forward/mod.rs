@@ -6,5 +6,5 @@ mod header;
 mod snapshot;
 
 pub use decision::{Drop, Verdict, decide};
-pub use header::{DatagramKind, Header, HeaderError, PAYLOAD_BYTES_MAX};
+pub use header::{DatagramKind, Header, HeaderError, PAYLOAD_BYTES_MAX, TUNNEL_ID_MAX};
 pub use snapshot::{Binding, ForwardingSnapshot};

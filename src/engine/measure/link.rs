@@ -209,11 +209,6 @@ impl QualityMonitor {
         self.links.iter().map(|(neighbour, link)| (*neighbour, link.state, link.quality()))
     }
 
-    /// Whether this neighbour is connected.
-    pub fn contains(&self, neighbour: NodeId) -> bool {
-        self.links.contains_key(&neighbour)
-    }
-
     /// How long to wait for the answer to a probe (ms): three smoothed RTTs, within
     /// `[at_least, at_most]`.
     pub fn probe_timeout_ms(&self, neighbour: NodeId, at_least: f64, at_most: f64) -> f64 {

@@ -36,7 +36,12 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Sets what is to be probed, and how often. Known targets keep their phase; `phase` is drawn
+    /// A prober whose ids begin at `first_id`, drawn at random so that nobody guesses them.
+    pub fn new(first_id: u64) -> Self {
+        Self { next_id: first_id, ..Self::default() }
+    }
+
+    /// Sets what is to be probed, at most [`TARGETS_MAX`] targets, and how often. Known targets keep their phase; `phase` is drawn
     /// for each new one, 0 to 1.
     pub fn set_targets(
         &mut self,
@@ -46,14 +51,12 @@ impl Prober {
     ) {
         self.due.retain(|target, _| targets.contains_key(target));
         for (target, interval) in targets {
-            let full = self.due.len() >= TARGETS_MAX;
             match self.due.get_mut(target) {
                 Some((due, old)) if old != interval => {
                     *old = *interval;
                     *due = (*due).min(now + *interval);
                 }
                 Some(_) => {}
-                None if full => break,
                 None => {
                     let first = now + interval.mul_f64(phase().clamp(0.0, 1.0));
                     self.due.insert(target.clone(), (first, *interval));
@@ -83,7 +86,7 @@ impl Prober {
         sent_at: Timestamp,
         timeout: Duration,
     ) -> u64 {
-        self.next_id += 1;
+        self.next_id = self.next_id.wrapping_add(1);
         let deadline = sent_at + timeout;
         self.deadlines.insert((deadline, self.next_id));
         self.outstanding.insert(self.next_id, Outstanding { kind, route, sent_at, deadline });

@@ -2,8 +2,8 @@
 //!
 //! Round `n` without enough peers is followed by the next one after 2^n seconds, stretched by up
 //! to a tenth at random so that nodes restarted together do not dial together. After
-//! `attempts_max` rounds the node stops dialling by itself until a connection is lost or a peer
-//! is heard of. A peer list from the first peer that answers supplies the rest.
+//! `attempts_max` rounds the node gives up for now and tries once every [`RETRY`]; losing a
+//! connection or hearing of a peer starts the rounds anew. A peer list from the first peer that answers supplies the rest.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,8 +16,11 @@ pub const CONNECTIONS_MIN: usize = 3;
 /// Most peers remembered as candidates for a connection; the one least recently heard of makes
 /// room.
 pub const KNOWN_MAX: usize = 1_024;
-/// Most addresses dialled in one round.
+/// Most peers dialled in one round.
 pub const DIALS_MAX: usize = 16;
+
+/// Between two tries after the rounds were used up.
+pub const RETRY: Duration = Duration::from_secs(300);
 
 /// How to join.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,13 +43,14 @@ pub struct NetworkBootstrapper {
     policy: BootstrapPolicy,
     known: BTreeMap<NodeId, (Vec<String>, Timestamp)>,
     attempt: u32,
+    gave_up: bool,
     next_at: Option<Timestamp>,
 }
 
 impl NetworkBootstrapper {
     /// Starts its first round at `now`.
     pub fn new(policy: BootstrapPolicy, now: Timestamp) -> Self {
-        Self { policy, known: BTreeMap::new(), attempt: 0, next_at: Some(now) }
+        Self { policy, known: BTreeMap::new(), attempt: 0, gave_up: false, next_at: Some(now) }
     }
 
     /// Heard of a peer and where it listens.
@@ -78,7 +82,7 @@ impl NetworkBootstrapper {
         self.next_at
     }
 
-    /// The addresses to dial now. `connected` are the peers that are there; `jitter` is drawn
+    /// The peers to dial now, each by all its addresses. `connected` are the peers that are there; `jitter` is drawn
     /// uniformly from 0 to 1.
     pub fn poll(
         &mut self,
@@ -86,7 +90,7 @@ impl NetworkBootstrapper {
         connected_count: usize,
         jitter: f64,
         now: Timestamp,
-    ) -> Vec<String> {
+    ) -> Vec<Vec<String>> {
         if self.next_at.is_none_or(|at| at > now) {
             return Vec::new();
         }
@@ -105,24 +109,23 @@ impl NetworkBootstrapper {
             self.attempt += 1;
             let wait = Duration::from_secs(1 << self.attempt.min(16));
             self.next_at = Some(now + wait.mul_f64(1.0 + 0.1 * jitter.clamp(0.0, 1.0)));
+        } else {
+            self.gave_up = true;
+            self.next_at = Some(now + RETRY);
         }
         // A different window of the known peers each round, so that dead ones do not fill it.
         let offset = (self.attempt as usize * CONNECTIONS_MIN) % waiting.len().max(1);
         let known = waiting.iter().cycle().skip(offset).take(waiting.len());
-        let mut dials: Vec<String> = self.policy.addresses.clone();
-        dials.extend(known.filter_map(|addresses| addresses.first().cloned()));
+        let configured = self.policy.addresses.iter().map(|address| vec![address.clone()]);
+        let mut dials: Vec<Vec<String>> = configured.collect();
+        dials.extend(known.map(|addresses| (*addresses).clone()));
         dials.truncate(DIALS_MAX);
         dials
     }
 
-    /// Whether every round was used up without success.
-    pub fn has_given_up(&self) -> bool {
-        self.next_at.is_none() && self.attempt >= self.policy.attempts_max
-    }
-
-    /// The peers heard of, for a peer list.
-    pub fn known(&self) -> impl Iterator<Item = (NodeId, &[String])> + '_ {
-        self.known.iter().map(|(node, (addresses, _))| (*node, addresses.as_slice()))
+    /// Whether every round was used up without success. Says so once.
+    pub fn take_given_up(&mut self) -> bool {
+        std::mem::take(&mut self.gave_up)
     }
 }
 
@@ -148,14 +151,16 @@ mod tests {
     fn rounds_back_off_exponentially_and_end() {
         let mut bootstrapper = bootstrapper();
         let mut rounds = Vec::new();
-        while let Some(at) = bootstrapper.next_timeout() {
+        while !bootstrapper.take_given_up() {
+            let at = bootstrapper.next_timeout().unwrap();
             rounds.push(at.as_micros() / 1_000_000);
-            assert_eq!(bootstrapper.poll(|_| false, 0, 0.0, at), ["/a"]);
+            assert_eq!(bootstrapper.poll(|_| false, 0, 0.0, at), [["/a"]]);
         }
         assert_eq!(rounds, [0, 2, 6, 14, 30]);
-        assert!(bootstrapper.has_given_up());
+        assert_eq!(bootstrapper.next_timeout(), Some(seconds(30) + RETRY), "now and then");
         bootstrapper.restart(seconds(100));
-        assert_eq!(bootstrapper.poll(|_| false, 0, 0.0, seconds(100)), ["/a"]);
+        assert_eq!(bootstrapper.poll(|_| false, 0, 0.0, seconds(100)), [["/a"]]);
+        assert_eq!(bootstrapper.next_timeout(), Some(seconds(102)));
     }
 
     #[test]
@@ -167,7 +172,7 @@ mod tests {
         }
         let mut dials = bootstrapper.poll(|_| false, 1, 0.0, seconds(1));
         dials.sort();
-        assert_eq!(dials, ["/1", "/2", "/3", "/a"]);
+        assert_eq!(dials, [["/1"], ["/2"], ["/3"], ["/a"]]);
         bootstrapper.restart(seconds(2));
         assert!(bootstrapper.poll(|_| true, 3, 0.0, seconds(2)).is_empty());
         assert_eq!(bootstrapper.next_timeout(), None);

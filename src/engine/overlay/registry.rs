@@ -82,7 +82,11 @@ pub enum RecordError {
 struct Entry {
     record: ServiceRecord,
     signed: Signed,
+    /// When the record ends.
     expires_at: Timestamp,
+    /// When it may be forgotten: not before any older record of the same provider has expired,
+    /// or that one could be replayed.
+    forget_at: Timestamp,
 }
 
 /// All known records.
@@ -126,13 +130,14 @@ impl ServiceRegistry {
             _ => Accepted::New,
         };
         let expires_at = record.issued_at + ttl(&record) + CLOCK_SKEW;
-        self.entries.insert(key, Entry { record, signed: signed.clone(), expires_at });
+        let forget_at = known.map_or(expires_at, |known| known.forget_at.max(expires_at));
+        self.entries.insert(key, Entry { record, signed: signed.clone(), expires_at, forget_at });
         Ok(accepted)
     }
 
     /// The key that a name belongs to.
     pub fn owner(&self, name: &ServiceName, now: Timestamp) -> Option<PublicKey> {
-        self.of(name).find(|entry| entry.expires_at > now).map(|entry| entry.record.owner)
+        self.of(name).find(|entry| entry.forget_at > now).map(|entry| entry.record.owner)
     }
 
     /// Sequence number of the newest record of a provider, tombstones included.
@@ -166,7 +171,7 @@ impl ServiceRegistry {
 
     /// Forgets what has expired.
     pub fn expire(&mut self, now: Timestamp) {
-        self.entries.retain(|_, entry| entry.expires_at > now);
+        self.entries.retain(|_, entry| entry.forget_at > now);
     }
 
     fn of(&self, name: &ServiceName) -> impl Iterator<Item = &Entry> + '_ {
@@ -256,6 +261,19 @@ mod tests {
         assert_eq!(registry.resolve(&name(), now).count(), 0);
         assert!(registry.accept(&second, now).is_err(), "replay");
         assert_eq!(registry.resolve(&name(), now).count(), 0);
+    }
+
+    #[test]
+    fn a_short_tombstone_outlives_the_long_record_that_it_replaced() {
+        let mut registry = ServiceRegistry::default();
+        let long = ServiceRecord { ttl_s: 86_400, ..record(1, 1) };
+        let long = Signed::seal(&key(1), &long);
+        registry.accept(&long, seconds(1_001)).unwrap();
+        let gone = ServiceRecord { withdrawn: true, ..record(1, 2) };
+        registry.accept(&Signed::seal(&key(1), &gone), seconds(1_002)).unwrap();
+        registry.expire(seconds(10_000));
+        let replayed = registry.accept(&long, seconds(10_000));
+        assert!(matches!(replayed, Err(RecordError::Stale { .. })), "{replayed:?}");
     }
 
     #[test]

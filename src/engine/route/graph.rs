@@ -93,12 +93,6 @@ impl OverlayGraph {
         changes
     }
 
-    /// When the oldest advertisement of another node than `me` will be forgotten.
-    pub fn next_expiry(&self, me: NodeId) -> Option<Timestamp> {
-        let others = self.adverts.iter().filter(|(origin, _)| **origin != me);
-        others.map(|(_, advert)| advert.accepted_at + LIFETIME).min()
-    }
-
     /// What `from` says of its link to `to`.
     pub fn fact(&self, from: NodeId, to: NodeId) -> Option<LinkFact> {
         let advert = self.adverts.get(&from)?;
@@ -203,8 +197,8 @@ mod tests {
         let mut graph = OverlayGraph::default();
         advertise(&mut graph, 1, 1, &[2], 0);
         advertise(&mut graph, 2, 1, &[1], 0);
-        let expiry = graph.next_expiry(node(1)).unwrap();
-        assert_eq!(expiry, Timestamp(0) + LIFETIME);
+        let expiry = Timestamp(0) + LIFETIME;
+        assert!(graph.expire(node(1), Timestamp(expiry.0 - 1)).is_empty());
         assert_eq!(graph.expire(node(1), expiry), [(node(2), node(1), None)]);
         assert_eq!(graph.origins().collect::<Vec<_>>(), [(node(1), 1)]);
     }
