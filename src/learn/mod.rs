@@ -6,7 +6,8 @@
 //! 1. [`feature_frame`] turns probes and link states into one row per answered route probe, with
 //!    the features as they were known when the probe left. The engine computes the same numbers
 //!    online; a test compares them to 1e-9.
-//! 2. [`train()`] holds out the newest rows, fits gradient-boosted trees to ln(ms) of the others,
+//! 2. [`train()`] holds out the newest rows, fits gradient-boosted trees to ln(ms) of the others
+//!    (its distance from the last value),
 //!    measures the interval and the score on the held-out ones, beside the baselines.
 //! 3. [`ModelRegistry`] keeps every version as one file; the alias `champion` names the one in
 //!    use. A version becomes champion only when it does at least as well as the moving average.
@@ -227,13 +228,23 @@ mod tests {
     fn a_model_that_is_worse_is_kept_and_not_promoted() {
         let folder = tempfile::tempdir().unwrap();
         let (store, models) = (folder.path().join("store.db"), folder.path().join("models"));
-        // Grows for ever: trees cannot extrapolate, the moving average follows.
-        store_of(&store, 400, |index| 10_000 + index * index * 10);
+        // High and low in turn, until that ends: what was learned is wrong from then on.
+        store_of(&store, 400, |index| if index < 300 && index % 2 == 0 { 80_000 } else { 20_000 });
         let outcome = train_from_store(&store, &models, &config(), 1).unwrap();
         assert!(!outcome.promoted, "{}", outcome.reason);
         let registry = ModelRegistry::new(&models);
         assert_eq!(registry.champion().unwrap(), None);
         assert_eq!(registry.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_route_slower_than_everything_before_is_still_predicted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, models) = (folder.path().join("store.db"), folder.path().join("models"));
+        // Ever slower: the newest rows lie far above everything that was fitted on.
+        store_of(&store, 400, |index| 10_000 + index * index * 10);
+        let card = train_from_store(&store, &models, &config(), 1).unwrap().model.card;
+        assert!(card.model.accuracy > 0.99 && card.model.rmse_ln < 0.02, "{card:?}");
     }
 
     #[test]

@@ -194,6 +194,7 @@ mod tests {
             format_version: FORMAT_VERSION,
             version: version.into(),
             target: "ln_route_rtt_ms".into(),
+            reference: crate::engine::predict::Reference::LastValue,
             schema_hash: schema_hash(),
             feature_names: FEATURES.iter().map(|feature| feature.name.to_owned()).collect(),
             trees,

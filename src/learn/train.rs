@@ -5,8 +5,10 @@
 //!   not asked there either.
 //! - The split is by time. The newest rows are held out, and no row is fitted whose answer came
 //!   after the first held-out probe had left, because nobody could have known it then.
-//! - The fit starts from the mean of ln(ms); the library's trees are flattened into the engine's
-//!   arrays with the learning rate folded into the leaves.
+//! - What is fitted is how far ln(ms) lies above a reference that is known when the probe leaves
+//!   ([`Reference`], by default the last value), so that levels never seen can be predicted. The
+//!   fit starts from the mean of that; the library's trees are flattened into the engine's arrays
+//!   with the learning rate folded into the leaves.
 //! - The interval is split conformal (Lei et al., 2018) with separate tails: the lower and upper
 //!   quantile of the held-out residuals, with the finite-sample correction.
 //! - Model, moving average and last value are scored on the same held-out rows.
@@ -23,7 +25,7 @@ use super::{LearnError, frame_error, registry};
 use crate::engine::predict::schema::{FEATURES, schema_hash};
 use crate::engine::predict::{
     FORMAT, FORMAT_VERSION, FeatureVector, ForestModel, Interval, LastValue, ModelCard,
-    MovingAverage, QualityModel, Trees,
+    MovingAverage, QualityModel, Reference, Trees,
 };
 
 /// Fewest usable rows for training. A guess: below, the held-out quarter says nothing.
@@ -54,6 +56,8 @@ pub struct TrainConfig {
     pub min_child_weight: usize,
     /// Share of rows that each tree sees, above 0, at most 1 (Friedman, 2002).
     pub subsample: f64,
+    /// What the trees predict the distance from.
+    pub reference: Reference,
     /// Only the newest so many rows are used.
     pub rows_max: usize,
     /// Name of the version; `None` makes one of time and content.
@@ -70,6 +74,7 @@ impl Default for TrainConfig {
             learning_rate: 0.1,
             min_child_weight: 5,
             subsample: 0.8,
+            reference: Reference::LastValue,
             rows_max: 50_000,
             version: None,
         }
@@ -141,12 +146,13 @@ pub fn train(
         return Err(few(fit_rows.len(), ROWS_FIT_MIN, "rows to fit on beside those held out"));
     }
 
-    let truth: Vec<f64> = fit_rows.iter().map(|row| row.rtt_ms.ln()).collect();
+    let above = |row: &Row| row.rtt_ms.ln() - reference(config, &row.features);
+    let truth: Vec<f64> = fit_rows.iter().map(above).collect();
     let features: Vec<FeatureVector> = fit_rows.iter().map(|row| row.features).collect();
     let (library, parameters) = fit(&features, &truth, config)?;
     let trees = flatten(&library)?;
 
-    let residuals = test.iter().map(|row| row.rtt_ms.ln() - trees.evaluate(&row.features));
+    let residuals = test.iter().map(|row| above(row) - trees.evaluate(&row.features));
     let interval = conformal(residuals.collect(), COVERAGE);
     let scored = |predict: &dyn Fn(&FeatureVector) -> Option<f64>| {
         score(test.iter().filter_map(|row| Some((row.rtt_ms, predict(&row.features)?))))
@@ -162,7 +168,7 @@ pub fn train(
         rows_test: test.len(),
         seed: config.seed,
         parameters,
-        model: scored(&|features| Some(trees.evaluate(features).exp())),
+        model: scored(&|f| Some((reference(config, f) + trees.evaluate(f)).exp())),
         moving_average: by(&MovingAverage),
         last_value: by(&LastValue),
     };
@@ -171,12 +177,18 @@ pub fn train(
         format_version: FORMAT_VERSION,
         version: config.version.clone().unwrap_or_else(|| version_of(&trees, now_us)),
         target: TARGET.into(),
+        reference: config.reference,
         schema_hash: schema_hash(),
         feature_names: FEATURES.iter().map(|feature| feature.name.to_owned()).collect(),
         trees,
         interval,
         card,
     })
+}
+
+/// The reference of a usable row, ln(ms): every usable row has one.
+fn reference(config: &TrainConfig, features: &FeatureVector) -> f64 {
+    config.reference.ln_ms(features).unwrap_or_default()
 }
 
 /// The newest rows with a history, in order of `sent_us`.

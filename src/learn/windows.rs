@@ -5,6 +5,7 @@ use polars::prelude::*;
 
 use super::dataset::{Ids, frame, rtt_ms};
 use crate::engine::measure::HISTORY_WINDOW;
+use crate::engine::measure::window_statistics::ln_ratio;
 use crate::store::ProbeRow;
 
 /// After each completed probe: the share lost of the window, and how many in a row.
@@ -38,13 +39,15 @@ pub(super) fn completed_windows<'a>(
 }
 
 /// The windows over answered probes that the schema has, without the last value.
-pub(super) const ANSWERED_WINDOWS: [&str; 6] = [
+pub(super) const ANSWERED_WINDOWS: [&str; 8] = [
     "route_mean5_ms",
     "route_mean20_ms",
     "route_p10_ms",
     "route_median_ms",
     "route_p90_ms",
     "route_jitter_ms",
+    "route_trend_ln",
+    "route_drift_ln",
 ];
 
 /// After each answered probe: its round trip and the statistics of the window that it ends.
@@ -70,9 +73,18 @@ pub(super) fn answered_windows<'a>(
         let jitter = rolling_mean("route_jitter_ms", &differences, HISTORY_WINDOW - 1)?;
         let first = (!rtts.is_empty()).then_some(None);
         let jitter: Vec<Option<f64>> = first.into_iter().chain(jitter.f64()?.iter()).collect();
+        let mean5 = rolling_mean("route_mean5_ms", &rtts, 5)?;
+        let mean20 = rolling_mean("route_mean20_ms", &rtts, HISTORY_WINDOW)?;
+        let ratios = |name: &str, above: &[f64], below: &[f64]| {
+            let ratios = above.iter().zip(below).map(|(above, below)| ln_ratio(*above, *below));
+            Column::new(name.into(), ratios.collect::<Vec<_>>())
+        };
+        let (short, long) = (values(&mean5)?, values(&mean20)?);
         for column in [
-            rolling_mean("route_mean5_ms", &rtts, 5)?,
-            rolling_mean("route_mean20_ms", &rtts, HISTORY_WINDOW)?,
+            ratios("route_trend_ln", &rtts, &short),
+            ratios("route_drift_ln", &short, &long),
+            mean5,
+            mean20,
             rolling_quantile("route_p10_ms", &rtts, 0.1)?,
             rolling_quantile("route_median_ms", &rtts, 0.5)?,
             rolling_quantile("route_p90_ms", &rtts, 0.9)?,
@@ -108,7 +120,11 @@ fn per_route(
 }
 
 fn contiguous(frame: &DataFrame, name: &str) -> PolarsResult<Vec<f64>> {
-    Ok(frame.column(name)?.f64()?.no_null_iter().collect())
+    values(frame.column(name)?)
+}
+
+fn values(column: &Column) -> PolarsResult<Vec<f64>> {
+    Ok(column.f64()?.no_null_iter().collect())
 }
 
 /// Mean of each value and at most `window - 1` before it.

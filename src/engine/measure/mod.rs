@@ -9,7 +9,7 @@ mod window;
 
 /// Statistics over a window of values, shared by the features and their offline twin.
 pub mod window_statistics {
-    pub use super::window::{mean, mean_absolute_difference, quantile};
+    pub use super::window::{ln_ratio, mean, mean_absolute_difference, quantile};
 }
 
 pub use link::{LinkQuality, LinkReport, LinkState, QualityMonitor};

@@ -63,6 +63,11 @@ pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
     Some(sorted[low] + (sorted[high] - sorted[low]) * (position - low as f64))
 }
 
+/// Natural logarithm of the ratio of two round-trip times (ms), each at least a microsecond.
+pub fn ln_ratio(above_ms: f64, below_ms: f64) -> f64 {
+    (above_ms.max(1e-3) / below_ms.max(1e-3)).ln()
+}
+
 /// Mean absolute difference between consecutive values (the jitter of RFC 3550, section 6.4.1,
 /// without its smoothing); `None` of fewer than two.
 pub fn mean_absolute_difference(values: &[f64]) -> Option<f64> {

@@ -1,7 +1,9 @@
 //! Features online: what the engine knows of a route right now, as numbers.
 
 use super::schema::{FEATURES, FeatureVector, MISSING, index_of};
-use crate::engine::measure::window_statistics::{mean, mean_absolute_difference, quantile};
+use crate::engine::measure::window_statistics::{
+    ln_ratio, mean, mean_absolute_difference, quantile,
+};
 use crate::engine::measure::{HISTORY_WINDOW, LinkQuality, RouteHistory};
 use crate::engine::types::Timestamp;
 
@@ -56,8 +58,6 @@ pub fn route_features(
         let newest = history.rtts_ms(HISTORY_WINDOW);
         let last = newest.last().copied();
         set("route_last_ms", last);
-        set("route_mean5_ms", mean(&newest[newest.len().saturating_sub(5)..]));
-        set("route_mean20_ms", mean(&newest));
         set("route_p10_ms", quantile(&newest, 0.1));
         set("route_median_ms", quantile(&newest, 0.5));
         set("route_p90_ms", quantile(&newest, 0.9));
@@ -65,6 +65,11 @@ pub fn route_features(
         set("route_loss", Some(history.loss()));
         set("route_failure_streak", Some(f64::from(history.failure_streak())));
         set("route_age_s", Some(now.since(history.last_done_at()).as_micros() as f64 / 1e6));
+        let (mean5, mean20) = (mean(&newest[newest.len().saturating_sub(5)..]), mean(&newest));
+        set("route_mean5_ms", mean5);
+        set("route_mean20_ms", mean20);
+        set("route_trend_ln", last.zip(mean5).map(|(last, mean)| ln_ratio(last, mean)));
+        set("route_drift_ln", mean5.zip(mean20).map(|(short, long)| ln_ratio(short, long)));
         set("route_residual_ms", last.zip(rtt_sum).map(|(last, sum)| last - sum));
     }
 
@@ -90,7 +95,7 @@ mod tests {
         let features = route_features(&[None, None], None, Timestamp(21_600_000_000));
         assert_eq!(at(&features, "hop_count"), 2.0);
         assert!((at(&features, "hour_sin") - 1.0).abs() < 1e-12, "06:00 is a quarter turn");
-        assert_eq!(features.iter().filter(|value| **value == MISSING).count(), 18);
+        assert_eq!(features.iter().filter(|value| **value == MISSING).count(), 20);
     }
 
     #[test]
@@ -127,6 +132,8 @@ mod tests {
             ("route_failure_streak", 1.0),
             ("route_age_s", 1.0),
             ("route_residual_ms", 20.0),
+            ("route_trend_ln", (50.0_f64 / 45.0).ln()),
+            ("route_drift_ln", 0.0),
         ] {
             assert!((at(&features, name) - value).abs() < 1e-12, "{name}");
         }

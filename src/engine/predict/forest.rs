@@ -4,11 +4,14 @@
 //! with the schema hash, the trees, the interval, and a card that says what it was trained on and
 //! how it did. Loading checks every index, so that evaluation cannot leave the arrays or loop.
 //!
-//! The prediction is `base + sum of leaves` in ln(ms); a node sends a row left when
-//! `feature <= threshold`.
+//! The trees predict how far, in ln(ms), the next round trip lies above a reference that is known
+//! at the time (`base + sum of leaves`; a node sends a row left when `feature <= threshold`). In
+//! XGBoost's words the reference is the base margin. Trees cannot extrapolate: without it, a route
+//! that is slower than everything in the training data could never be predicted to be.
 
 use serde::{Deserialize, Serialize};
 
+use super::baseline::{LastValue, MovingAverage};
 use super::model::{Prediction, QualityModel};
 use super::schema::{FEATURES, FeatureVector, schema_hash};
 
@@ -33,6 +36,8 @@ pub struct ForestModel {
     pub version: String,
     /// What is predicted: `ln_route_rtt_ms`.
     pub target: String,
+    /// What the trees predict the distance from.
+    pub reference: Reference,
     /// [`schema_hash`] of the features that the trees were grown on.
     pub schema_hash: String,
     /// Names of those features, in order.
@@ -45,11 +50,32 @@ pub struct ForestModel {
     pub card: ModelCard,
 }
 
+/// A forecast that is there without a model, from which the trees predict the distance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reference {
+    /// [`LastValue`].
+    LastValue,
+    /// [`MovingAverage`].
+    MovingAverage,
+}
+
+impl Reference {
+    /// The reference, ln(ms); `None` when nothing is known of the route.
+    pub fn ln_ms(self, features: &FeatureVector) -> Option<f64> {
+        let prediction = match self {
+            Self::LastValue => LastValue.predict(features),
+            Self::MovingAverage => MovingAverage.predict(features),
+        };
+        prediction.map(|prediction| prediction.latency_ms.ln())
+    }
+}
+
 /// All trees in parallel arrays, one entry a node; children stand behind their parent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Trees {
-    /// Prediction before the first tree, ln(ms).
+    /// Prediction before the first tree, ln(ms) above the reference.
     pub base: f64,
     /// Index of each tree's root.
     pub roots: Vec<u32>,
@@ -271,7 +297,7 @@ impl QualityModel for ForestModel {
     }
 
     fn predict(&self, features: &FeatureVector) -> Option<Prediction> {
-        let log = self.trees.evaluate(features);
+        let log = self.reference.ln_ms(features)? + self.trees.evaluate(features);
         Some(Prediction {
             latency_ms: log.exp(),
             interval_ms: Some(((log + self.interval.low).exp(), (log + self.interval.high).exp())),
@@ -286,13 +312,13 @@ mod tests {
     use super::*;
     use crate::engine::predict::schema::index_of;
 
-    /// One tree: 3 ms below 10 ms of last value, 30 ms above.
+    /// One tree: half of the last value where that is at most 10 ms, three times as much above.
     fn stump() -> ForestModel {
         let last = index_of("route_last_ms").unwrap() as u16;
         let mut trees = Trees { base: 0.0, ..Trees::default() };
         let root = trees.push_split(last, 10.0);
-        let left = trees.push_leaf(3.0_f64.ln());
-        let right = trees.push_leaf(30.0_f64.ln());
+        let left = trees.push_leaf(0.5_f64.ln());
+        let right = trees.push_leaf(3.0_f64.ln());
         trees.set_children(root, left, right);
         trees.roots.push(root);
         ForestModel {
@@ -300,6 +326,7 @@ mod tests {
             format_version: FORMAT_VERSION,
             version: "test".into(),
             target: "ln_route_rtt_ms".into(),
+            reference: Reference::LastValue,
             schema_hash: schema_hash(),
             feature_names: FEATURES.iter().map(|f| f.name.to_owned()).collect(),
             trees,
@@ -313,7 +340,7 @@ mod tests {
         let model = ForestModel::from_json(stump().to_json().as_bytes()).unwrap();
         assert_eq!(model, stump());
         let mut features = [0.0; FEATURES.len()];
-        for (last, expected) in [(9.0, 3.0), (10.0, 3.0), (10.1, 30.0)] {
+        for (last, expected) in [(9.0, 4.5), (10.0, 5.0), (20.0, 60.0), (9_000.0, 27_000.0)] {
             features[index_of("route_last_ms").unwrap()] = last;
             let prediction = model.predict(&features).unwrap();
             assert!((prediction.latency_ms - expected).abs() < 1e-9);

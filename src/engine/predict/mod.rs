@@ -12,7 +12,7 @@ pub mod schema;
 pub use baseline::{LastValue, MovingAverage};
 pub use features::{LinkFact, route_features};
 pub use forest::{
-    FORMAT, FORMAT_VERSION, ForestModel, Interval, ModelCard, ModelError, Score, Trees,
+    FORMAT, FORMAT_VERSION, ForestModel, Interval, ModelCard, ModelError, Reference, Score, Trees,
 };
 pub use model::{Forecast, Prediction, QualityModel, RoutePredictor};
 pub use schema::FeatureVector;

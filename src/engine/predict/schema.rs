@@ -27,7 +27,7 @@ const fn feature(name: &'static str, meaning: &'static str) -> Feature {
 }
 
 /// All features, in order. Appending or changing one changes [`schema_hash`].
-pub const FEATURES: [Feature; 21] = [
+pub const FEATURES: [Feature; 23] = [
     feature("hop_count", "links of the route"),
     feature("link_rtt_sum_ms", "sum of the advertised link RTTs"),
     feature("link_rtt_max_ms", "largest advertised link RTT"),
@@ -47,6 +47,8 @@ pub const FEATURES: [Feature; 21] = [
     feature("route_failure_streak", "lost in a row up to now"),
     feature("route_age_s", "time since the last completed probe"),
     feature("route_residual_ms", "last answered RTT minus the sum of the links"),
+    feature("route_trend_ln", "ln of the last answered over the mean of the last 5"),
+    feature("route_drift_ln", "ln of the mean of the last 5 over the mean of the last 20"),
     feature("hour_sin", "sine of the UTC time of day"),
     feature("hour_cos", "cosine of the UTC time of day"),
 ];
