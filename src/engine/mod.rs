@@ -14,9 +14,11 @@
 
 pub mod event;
 pub mod forward;
+mod joining;
 pub mod measure;
 pub mod overlay;
 pub mod predict;
+mod probing;
 pub mod route;
 mod services;
 pub mod types;
@@ -29,40 +31,22 @@ use ed25519_dalek::SigningKey;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use event::{Command, Input, Notice, Output, Verdict};
+use event::{Command, Input, Notice, Output};
 use forward::{Binding, ForwardingSnapshot};
-use measure::prober::{Prober, TARGETS_MAX};
-use measure::{
-    EventKind, LinkQuality, LinkState, ProbeKind, QualityMonitor, RouteHistories, Sample,
-};
-use overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncResponse};
-use overlay::{Advertiser, BootstrapPolicy, LinkStateAdvertisement, NetworkBootstrapper};
+use measure::prober::Prober;
+use measure::{LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
+use overlay::wire::{self, GossipMessage, Signed};
+use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
 use predict::{QualityModel, RoutePredictor};
 use route::router::Knowledge;
 use route::{Decision, Destination, IntelligentRouter, OverlayGraph, PathPolicy};
 use services::Services;
-use types::{NodeId, PublicKey, Route, Timestamp, TunnelId};
+use types::{NodeId, PublicKey, Timestamp, TunnelId};
 
-/// Shortest time that a probe is given to come back (ms): a loaded machine answers within it.
-const PROBE_TIMEOUT_MS_MIN: f64 = 250.0;
-/// Longest time that a probe is given to come back (ms).
-const PROBE_TIMEOUT_MS_MAX: f64 = 2_000.0;
 /// How often expired advertisements and records are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Most connected peers that the engine keeps track of.
 pub const PEERS_MAX: usize = 512;
-
-/// Room for the peer list in a synchronisation answer (bytes).
-const SYNC_PEERS_BYTES: usize =
-    wire::SYNC_PEERS_MAX * (64 + wire::ADDRESSES_MAX * (wire::ADDRESS_BYTES_MAX + 4));
-
-/// All items, beginning at a random one; `at` is drawn uniformly from 0 to 1.
-fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Item = T> {
-    let mut items: Vec<T> = items.collect();
-    let start = ((items.len() as f64 * at) as usize).min(items.len());
-    items.rotate_left(start);
-    items.into_iter()
-}
 
 /// How often to measure and decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,255 +298,6 @@ impl Engine {
         self.router.explain(destination, &mut know, now)
     }
 
-    // --- peers, joining, gossip ----------------------------------------------------------------
-
-    fn peer_connected(&mut self, key: PublicKey, now: Timestamp) {
-        let node = key.node_id();
-        match self.peers.get(&node) {
-            Some(known) if known.key != key => {
-                self.dropped("connection", format!("{node} is already the id of another key"));
-                return;
-            }
-            Some(_) => return,
-            None if self.peers.len() >= PEERS_MAX => {
-                self.dropped("connection", format!("{PEERS_MAX} peers are connected already"));
-                return;
-            }
-            None => {}
-        }
-        self.peers.insert(node, Peer { key, addresses: Vec::new(), since: now });
-        self.outputs.push_back(Output::RequestSync(node));
-    }
-
-    fn peer_disconnected(&mut self, node: NodeId, now: Timestamp) {
-        if self.peers.remove(&node).is_some() {
-            self.link_down(node, now);
-            self.bootstrapper.restart(now);
-        }
-    }
-
-    fn peer_heard_of(&mut self, peer: &PeerAddresses, now: Timestamp) {
-        let node = peer.key.node_id();
-        if node == self.me {
-            return;
-        }
-        let mut peer = peer.clone();
-        peer.addresses.truncate(wire::ADDRESSES_MAX);
-        peer.addresses.retain(|address| address.len() <= wire::ADDRESS_BYTES_MAX);
-        if let Some(connected) = self.peers.get_mut(&node) {
-            connected.addresses.clone_from(&peer.addresses);
-        }
-        self.bootstrapper.heard_of(&peer, now);
-    }
-
-    fn bootstrap(&mut self, now: Timestamp) {
-        let jitter = self.random.random();
-        let connected = |node| self.peers.contains_key(&node);
-        let dials = self.bootstrapper.poll(connected, self.peers.len(), jitter, now);
-        if self.bootstrapper.take_given_up() && self.peers.is_empty() {
-            self.notice(Notice::BootstrapGaveUp);
-        }
-        self.outputs.extend(dials.into_iter().map(Output::Dial));
-    }
-
-    fn sync_response(&mut self) -> Vec<u8> {
-        let jitter = self.random.random();
-        let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
-        let peers = peers.take(wire::SYNC_PEERS_MAX);
-        let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
-        let links = self.advertisements.values().cloned().map(GossipMessage::LinkState);
-        let services = self.services.signed().cloned().map(GossipMessage::Service);
-        // In turn, so that neither kind starves the other; from a random place on, so that what
-        // does not fit is not always the same.
-        let mut messages: Vec<GossipMessage> = Vec::new();
-        let (mut bytes, mut links, mut services) =
-            (SYNC_PEERS_BYTES, random_start(links, jitter), random_start(services, jitter));
-        let mut turn = false;
-        while messages.len() < wire::SYNC_MESSAGES_MAX {
-            turn = !turn;
-            let next = if turn {
-                links.next().or_else(|| services.next())
-            } else {
-                services.next().or_else(|| links.next())
-            };
-            let Some(message) = next else { break };
-            bytes += wire::encode(&message).len();
-            if bytes > wire::SYNC_BYTES_MAX {
-                break;
-            }
-            messages.push(message);
-        }
-        wire::encode(&SyncResponse { peers: peers.collect(), messages })
-    }
-
-    fn sync_received(&mut self, from: NodeId, bytes: &[u8], now: Timestamp) {
-        let response = match SyncResponse::from_bytes(bytes) {
-            Ok(response) => response,
-            Err(error) => return self.dropped("sync", format!("from {from}: {error}")),
-        };
-        for peer in &response.peers {
-            self.peer_heard_of(peer, now);
-        }
-        for message in response.messages {
-            self.message(message, now);
-        }
-        if self.joined_at.is_none() {
-            let done_at = self.stamp(now);
-            self.joined_at = Some(done_at);
-            self.record(Sample::Event {
-                kind: EventKind::Join,
-                subject: from.to_string(),
-                started_at: self.started_at,
-                done_at,
-                succeeded: true,
-            });
-            self.notice(Notice::Joined);
-        }
-    }
-
-    fn gossip_received(&mut self, bytes: &[u8], now: Timestamp) -> Verdict {
-        match wire::decode(bytes, GOSSIP_BYTES_MAX) {
-            Ok(message) => self.message(message, now),
-            Err(error) => {
-                self.dropped("gossip", error.to_string());
-                Verdict::Reject
-            }
-        }
-    }
-
-    fn message(&mut self, message: GossipMessage, now: Timestamp) -> Verdict {
-        match message {
-            GossipMessage::LinkState(signed) => self.link_state_received(signed, now),
-            GossipMessage::Service(signed) => {
-                let (verdict, refused) = self.services.accept(&signed, now);
-                if let Some(error) = refused {
-                    self.dropped("service-record", error.to_string());
-                }
-                verdict
-            }
-        }
-    }
-
-    fn link_state_received(&mut self, signed: Signed, now: Timestamp) -> Verdict {
-        let origin = signed.key.node_id();
-        if origin == self.me {
-            return Verdict::Ignore;
-        }
-        match signed.open::<LinkStateAdvertisement>() {
-            Ok(advertisement) => {
-                let age_limit = route::graph::LIFETIME + overlay::registry::CLOCK_SKEW;
-                if Timestamp(advertisement.sequence) + age_limit <= now {
-                    self.dropped("link-state", format!("{origin} is minutes behind our clock"));
-                    return Verdict::Ignore;
-                }
-                let accepted_at = self.stamp(now);
-                let taken = self.graph.accept(
-                    origin,
-                    advertisement.sequence,
-                    advertisement.links,
-                    accepted_at,
-                );
-                let changes = match taken {
-                    Ok(changes) => changes,
-                    Err(route::graph::Refused::Stale) => return Verdict::Ignore,
-                    Err(route::graph::Refused::Full) => {
-                        self.dropped("link-state", "the graph is full".into());
-                        return Verdict::Ignore;
-                    }
-                };
-                self.advertisements.insert(origin, signed);
-                self.links_changed(changes, accepted_at);
-                Verdict::Accept
-            }
-            Err(error) => {
-                self.dropped("link-state", error.to_string());
-                Verdict::Reject
-            }
-        }
-    }
-
-    // --- links and probes ----------------------------------------------------------------------
-
-    fn link_up(&mut self, node: NodeId) {
-        self.aim = true;
-        if !self.links.connected(node) {
-            self.dropped("link", format!("{node} is one neighbour too many"));
-        }
-    }
-
-    fn link_down(&mut self, node: NodeId, now: Timestamp) {
-        if self.links.disconnected(node) {
-            self.notice(Notice::Link { neighbour: node, up: false });
-            self.decide_at = now;
-            self.aim = true;
-        }
-    }
-
-    /// Notes in the store what is now known of each link; a link that went is a reason to decide.
-    fn links_changed(&mut self, changes: Vec<route::graph::LinkChange>, at: Timestamp) {
-        for (origin, neighbour, quality) in changes {
-            if quality.is_none() {
-                self.decide_at = self.decide_at.min(at);
-            }
-            self.record(Sample::LinkState { at, origin, neighbour, quality });
-        }
-    }
-
-    fn send_probe(&mut self, kind: ProbeKind, route: Route, now: Timestamp) {
-        let timeout_ms = match kind {
-            ProbeKind::Link => self.links.probe_timeout_ms(
-                route.destination(),
-                PROBE_TIMEOUT_MS_MIN,
-                PROBE_TIMEOUT_MS_MAX,
-            ),
-            ProbeKind::Route => {
-                let rtts = self.histories.of(&route).map(|history| history.rtts_ms(5));
-                let median = measure::window_statistics::quantile(&rtts.unwrap_or_default(), 0.5);
-                median.map_or(PROBE_TIMEOUT_MS_MAX, |median| {
-                    (3.0 * median).clamp(PROBE_TIMEOUT_MS_MIN, PROBE_TIMEOUT_MS_MAX)
-                })
-            }
-        };
-        let sent_at = self.stamp(now);
-        let timeout = Duration::from_secs_f64(timeout_ms / 1e3);
-        let id = self.prober.sent(kind, route.clone(), sent_at, timeout);
-        self.outputs.push_back(Output::SendProbe { id, route });
-    }
-
-    fn probe_answered(&mut self, id: u64, rtt_us: u64, now: Timestamp) {
-        if let Some(probe) = self.prober.answered(id) {
-            self.probe_completed(probe.kind, probe.route, probe.sent_at, Some(rtt_us), now);
-        }
-    }
-
-    fn probe_completed(
-        &mut self,
-        kind: ProbeKind,
-        route: Route,
-        sent_at: Timestamp,
-        rtt_us: Option<u64>,
-        now: Timestamp,
-    ) {
-        let done_at = self.stamp(now);
-        match kind {
-            ProbeKind::Link => {
-                let neighbour = route.destination();
-                if self.links.probed(neighbour, rtt_us) {
-                    self.notice(Notice::Link { neighbour, up: rtt_us.is_some() });
-                    self.decide_at = now;
-                }
-            }
-            ProbeKind::Route => {
-                let was_dead = self.histories.is_dead(&route);
-                self.histories.probed(&route, done_at, rtt_us);
-                if was_dead != self.histories.is_dead(&route) {
-                    self.decide_at = now;
-                }
-            }
-        }
-        self.record(Sample::Probe { kind, route, sent_at, done_at, rtt_us });
-    }
-
     // --- commands ------------------------------------------------------------------------------
 
     fn set_model(&mut self, model: Option<Arc<dyn QualityModel>>, now: Timestamp) {
@@ -647,30 +382,6 @@ impl Engine {
             }
             self.outputs.push_back(Output::Decision(Box::new(decision)));
         }
-    }
-
-    fn aim_probes(&mut self, now: Timestamp) {
-        let intervals = self.config.intervals;
-        let mut targets = BTreeMap::new();
-        for (neighbour, _, _) in self.links.all() {
-            if let Ok(route) = Route::new([self.me, neighbour]) {
-                targets.insert((ProbeKind::Link, route), intervals.link_probe);
-            }
-        }
-        // Links first, then what is in use, then what might be, as far as there is room.
-        let current = self.router.tunnels().filter_map(|(_, d)| d.current.as_ref());
-        for (route, _) in current.take(TARGETS_MAX - targets.len()) {
-            targets.insert((ProbeKind::Route, route.clone()), intervals.active_probe);
-        }
-        for route in self.router.tunnels().flat_map(|(_, destination)| &destination.candidates) {
-            if targets.len() >= TARGETS_MAX {
-                break;
-            }
-            let target = (ProbeKind::Route, route.clone());
-            targets.entry(target).or_insert(intervals.candidate_probe);
-        }
-        let random = &mut self.random;
-        self.prober.set_targets(&targets, now, || random.random());
     }
 
     fn forwarding(&self) -> ForwardingSnapshot {

@@ -5,10 +5,9 @@
 //! as-of join looks up the newest window before each probe, and the newest state of each of its
 //! links. What is not known is [`MISSING`], as online.
 
-use std::collections::HashMap;
-
 use polars::prelude::*;
 
+use super::frames::{Ids, frame, newest_before, rtt_ms};
 use super::links::link_features;
 use super::windows::{ANSWERED_WINDOWS, answered_windows, completed_windows};
 use super::{LearnError, frame_error};
@@ -112,37 +111,6 @@ fn build(
     }
     columns.extend(links.into_columns());
     frame(columns)?.select(KEY_COLUMNS.into_iter().chain(FEATURES.iter().map(|f| f.name)))
-}
-
-/// Small numbers for texts, so that joins compare integers.
-#[derive(Default)]
-pub(super) struct Ids<'a>(HashMap<&'a str, u32>);
-
-impl<'a> Ids<'a> {
-    pub(super) fn of(&mut self, text: &'a str) -> u32 {
-        let next = self.0.len() as u32;
-        *self.0.entry(text).or_insert(next)
-    }
-}
-
-pub(super) fn frame(columns: Vec<Column>) -> PolarsResult<DataFrame> {
-    DataFrame::new(columns.first().map_or(0, Column::len), columns)
-}
-
-pub(super) fn rtt_ms(probe: &ProbeRow) -> f64 {
-    probe.rtt_us.unwrap_or(0) as f64 / 1e3
-}
-
-/// For each row of `left` the newest row of `right` with the same key whose time is strictly
-/// before `sent_us`. Both are in order of time within a key.
-pub(super) fn newest_before(
-    left: &DataFrame,
-    right: &DataFrame,
-    key: &str,
-    on: &str,
-) -> PolarsResult<DataFrame> {
-    let backward = AsofStrategy::Backward;
-    left.join_asof_by(right, "sent_us", on, [key], [key], backward, None, false, false)
 }
 
 fn values(frame: &DataFrame, name: &str) -> PolarsResult<Vec<f64>> {

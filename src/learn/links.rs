@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use polars::prelude::*;
 
-use super::dataset::{frame, newest_before};
+use super::frames::{frame, newest_before};
 use crate::engine::predict::schema::MISSING;
 use crate::store::{LinkStateRow, ProbeRow};
 

@@ -22,6 +22,7 @@
 pub mod dataset;
 pub mod evaluate;
 pub mod export;
+mod frames;
 mod links;
 pub mod registry;
 pub mod train;

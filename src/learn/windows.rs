@@ -3,7 +3,7 @@
 use polars::polars_compute::rolling::{RollingQuantileParams, no_nulls};
 use polars::prelude::*;
 
-use super::dataset::{Ids, frame, rtt_ms};
+use super::frames::{Ids, frame, rtt_ms};
 use crate::engine::measure::HISTORY_WINDOW;
 use crate::engine::measure::window_statistics::ln_ratio;
 use crate::store::ProbeRow;

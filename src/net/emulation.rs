@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use super::links::Link;
+use super::link::Link;
 use crate::config::{EmulatedLink, EmulationConfig};
 use crate::engine::types::{NodeId, ParseError};
 

@@ -2,17 +2,20 @@
 //!
 //! - [`identity`]: the node's key, and peer ids.
 //! - [`swarm`]: connections, identify, Kademlia ([`dht`]), gossip, synchronisation, mDNS.
-//! - [`links`]: framed lanes to neighbours, on libp2p streams; [`emulation`] can slow them down.
+//! - [`link`] and [`lanes`]: bounded queues to neighbours, and the libp2p streams behind them;
+//!   [`emulation`] can slow them down.
 //! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped.
 //! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
 //!
 //! What happens becomes an [`Input`] for the engine; what the engine
 //! wants done comes in through [`Net::carry_out`].
 
+mod behaviour;
 pub mod dht;
 pub mod emulation;
 pub mod identity;
-pub mod links;
+pub mod lanes;
+pub mod link;
 pub mod overlay_socket;
 pub mod plane;
 pub mod swarm;

@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 
 use super::emulation::Emulator;
-use super::links::Link;
+use super::link::Link;
 use crate::config::EmulatedLink;
 use crate::engine::event::Input;
 use crate::engine::forward::{DatagramKind, ForwardingSnapshot, Header, Verdict, decide};

@@ -10,38 +10,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
-use libp2p::allow_block_list::{self, BlockedPeers};
 use libp2p::core::transport::ListenerId;
-use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::DialOpts;
-use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, connection_limits, gossipsub, identify,
-    kad, mdns, noise, request_response, tcp, yamux,
+    Multiaddr, PeerId, Swarm, SwarmBuilder, gossipsub, identify, kad, mdns, noise,
+    request_response, tcp, yamux,
 };
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::behaviour::{Behaviour, BehaviourEvent, Protocols};
 use super::dht::{self, Dht};
 use super::identity::{self, Identity};
 use super::plane::DataPlane;
-use super::{NetError, links};
+use super::{NetError, lanes};
 use crate::config::Config;
 use crate::engine::event::{Input, RequestId, Verdict};
-use crate::engine::overlay::registry::TTL_S_MAX;
-use crate::engine::overlay::wire::{
-    ADDRESSES_MAX, GOSSIP_BYTES_MAX, PeerAddresses, SYNC_BYTES_MAX,
-};
+use crate::engine::overlay::wire::{ADDRESSES_MAX, PeerAddresses};
 use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
 
-/// Connections that others may have open to this node, and all connections together.
-const CONNECTIONS_MAX: (u32, u32) = (256, 512);
-/// Handshakes under way in each direction.
-const PENDING_MAX: u32 = 64;
 /// Gossip that waits for a first subscriber; the oldest makes room.
 const UNHEARD_MAX: usize = 256;
 /// Gossip messages, and questions, that may wait for the engine; the oldest makes room.
@@ -94,109 +84,6 @@ pub enum SwarmCommand {
         /// Which name.
         name: ServiceName,
     },
-}
-
-#[derive(NetworkBehaviour)]
-struct Behaviour {
-    limits: connection_limits::Behaviour,
-    blocked: allow_block_list::Behaviour<BlockedPeers>,
-    identify: identify::Behaviour,
-    kad: kad::Behaviour<MemoryStore>,
-    gossipsub: gossipsub::Behaviour,
-    mdns: Toggle<mdns::tokio::Behaviour>,
-    sync: request_response::cbor::Behaviour<(), Vec<u8>>,
-    stream: libp2p_stream::Behaviour,
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-struct Protocols {
-    network: String,
-    kad: StreamProtocol,
-    sync: StreamProtocol,
-    link: StreamProtocol,
-    topic: gossipsub::IdentTopic,
-}
-
-impl Protocols {
-    fn new(network: &str) -> Result<Self, NetError> {
-        let protocol = |name: &str| {
-            StreamProtocol::try_from_owned(format!("/meshwise/{network}/{name}/1"))
-                .map_err(|error| NetError::Build(error.to_string()))
-        };
-        Ok(Self {
-            network: format!("/meshwise/{network}/1"),
-            kad: protocol("kad")?,
-            sync: protocol("sync")?,
-            link: protocol("link")?,
-            topic: gossipsub::IdentTopic::new(format!("meshwise/{network}/1")),
-        })
-    }
-}
-
-impl Behaviour {
-    fn new(
-        key: &libp2p::identity::Keypair,
-        protocols: &Protocols,
-        mdns: bool,
-    ) -> Result<Self, BoxError> {
-        let me = key.public().to_peer_id();
-        let limits = connection_limits::ConnectionLimits::default()
-            .with_max_pending_incoming(Some(PENDING_MAX))
-            .with_max_pending_outgoing(Some(PENDING_MAX))
-            .with_max_established_incoming(Some(CONNECTIONS_MAX.0))
-            .with_max_established(Some(CONNECTIONS_MAX.1))
-            .with_max_established_per_peer(Some(4));
-        let mut kad_config = kad::Config::new(protocols.kad.clone());
-        kad_config
-            .set_record_filtering(kad::StoreInserts::FilterBoth)
-            .set_query_timeout(Duration::from_secs(15))
-            .set_record_ttl(Some(Duration::from_secs(u64::from(TTL_S_MAX))))
-            .set_max_packet_size(4 * GOSSIP_BYTES_MAX);
-        let store = MemoryStoreConfig {
-            max_records: dht::RECORDS_MAX,
-            max_provided_keys: dht::RECORDS_MAX,
-            ..MemoryStoreConfig::default()
-        };
-        let store = MemoryStore::with_config(me, store);
-        let mut kad = kad::Behaviour::with_config(me, store, kad_config);
-        kad.set_mode(Some(kad::Mode::Server));
-        let gossip_config = gossipsub::ConfigBuilder::default()
-            .heartbeat_initial_delay(Duration::from_millis(100))
-            .validate_messages()
-            .message_id_fn(|message: &gossipsub::Message| {
-                gossipsub::MessageId::from(Sha256::digest(&message.data).to_vec())
-            })
-            // The decoder counts up to 8 KiB of what follows in the stream against this.
-            .max_transmit_size(GOSSIP_BYTES_MAX + 16 * 1024)
-            .build()?;
-        let authenticity = gossipsub::MessageAuthenticity::Signed(key.clone());
-        let mut gossipsub: gossipsub::Behaviour =
-            gossipsub::Behaviour::new(authenticity, gossip_config)?;
-        gossipsub.subscribe(&protocols.topic)?;
-        let mdns = mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), me));
-        let codec = request_response::cbor::codec::Codec::<(), Vec<u8>>::default()
-            .set_request_size_maximum(64)
-            // CBOR spends up to two bytes on each byte of a list.
-            .set_response_size_maximum(2 * SYNC_BYTES_MAX as u64 + 16);
-        let sync = request_response::cbor::Behaviour::with_codec(
-            codec,
-            [(protocols.sync.clone(), request_response::ProtocolSupport::Full)],
-            request_response::Config::default().with_max_concurrent_streams(8),
-        );
-        let identify = identify::Config::new(protocols.network.clone(), key.public())
-            .with_agent_version(concat!("meshwise/", env!("CARGO_PKG_VERSION")).into());
-        Ok(Self {
-            limits: connection_limits::Behaviour::new(limits),
-            blocked: allow_block_list::Behaviour::default(),
-            identify: identify::Behaviour::new(identify),
-            kad,
-            gossipsub,
-            mdns: Toggle::from(mdns.transpose()?),
-            sync,
-            stream: libp2p_stream::Behaviour::new(),
-        })
-    }
 }
 
 /// Where a node listens, as multiaddresses with its peer id. Changes with the interfaces.
@@ -256,7 +143,7 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
     }
     let incoming = swarm.behaviour().stream.new_control().accept(protocols.link.clone());
     let incoming = incoming.map_err(|error| build(&error))?;
-    start.tasks.spawn(links::accept(incoming, start.plane.clone(), start.stop.child_token()));
+    start.tasks.spawn(lanes::accept(incoming, start.plane.clone(), start.stop.child_token()));
     let listening = Arc::new(Mutex::new(BTreeSet::new()));
     let early = listen_on(&mut swarm, listen, &listening).await?;
     let task = Task {
@@ -664,7 +551,7 @@ impl Task {
             self.peers.insert(peer, Peer { link: link.clone(), sync_failures: 0 });
             self.by_node.insert(key.node_id(), peer);
             if self.plane.may_link(key.node_id()) {
-                tokio::spawn(links::maintain(
+                tokio::spawn(lanes::maintain(
                     self.swarm.behaviour().stream.new_control(),
                     self.protocols.link.clone(),
                     peer,

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{AnswerSender, Clock, NodeOptions, Request, retrain};
+use super::handle::{AnswerSender, Request};
+use super::{Clock, NodeOptions, retrain};
 use crate::engine::Engine;
 use crate::engine::event::{Command, Input, Notice, Output, RequestId};
 use crate::engine::forward::TUNNEL_ID_MAX;

@@ -6,31 +6,28 @@
 
 mod clock;
 mod driver;
+mod handle;
 mod retrain;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use crate::config::{Config, EmulatedLink};
-use crate::engine::event::{Answer, Command, CommandError, RequestId, ServiceSpec};
-use crate::engine::overlay::ServiceRecord;
-use crate::engine::route::router::TUNNELS_MAX;
-use crate::engine::types::{NodeId, ParseError, PublicKey, Route, ServiceName, TunnelId};
+use crate::config::Config;
 use crate::engine::{Engine, EngineConfig};
 use crate::learn::ModelRegistry;
 use crate::net::Net;
 
-use crate::net::tunnel::{Export, GOODBYE, TunnelError, Tunnels};
 use crate::store::{Retention, StoreError, Writer};
 
 pub use crate::net::identity::{Identity, parse_peer_id, peer_id_text};
 pub use crate::net::tunnel::TunnelInfo;
 pub use clock::Clock;
 pub use driver::{CalculationTimes, View};
+use handle::Request;
+pub use handle::{NodeHandle, RequestError};
 
 /// Name of the database within the data directory.
 pub const DATABASE: &str = "meshwise.db";
@@ -38,11 +35,6 @@ pub const DATABASE: &str = "meshwise.db";
 pub const MODELS: &str = "models";
 /// Requests that may wait for the driver.
 const REQUESTS_MAX: usize = 1_024;
-/// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
-const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the DHT may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Why a node could not start. One line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -71,35 +63,6 @@ pub enum NodeError {
     /// The database is unusable.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// Why a request to a running node failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// The node is stopping.
-    #[error("the node is stopping")]
-    Stopped,
-    /// The DHT took too long.
-    #[error("no answer within {} s; see 'meshwise peer list' for the connections", ANSWER_TIMEOUT.as_secs())]
-    TimedOut,
-    /// The engine said no.
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    /// The tunnel did not come up.
-    #[error(transparent)]
-    Tunnel(#[from] TunnelError),
-    /// No route to the provider.
-    #[error("no route to {0}; see 'meshwise peer list' and 'meshwise route explain {0}'")]
-    NoRoute(NodeId),
-    /// A path that is none.
-    #[error("the path is wrong: {0}")]
-    Path(#[from] ParseError),
-    /// The service is on this node.
-    #[error("{0} is provided by this node itself; connect to its target directly")]
-    OwnService(ServiceName),
-    /// Every tunnel id is taken.
-    #[error("{TUNNELS_MAX} tunnels are open; close one with 'meshwise tunnel close'")]
-    TooManyTunnels,
 }
 
 /// Where a node keeps its things, and how it behaves.
@@ -196,255 +159,5 @@ fn lock(data_dir: &Path) -> std::io::Result<Option<std::fs::File>> {
         Ok(()) => Ok(Some(file)),
         Err(std::fs::TryLockError::WouldBlock) => Ok(None),
         Err(std::fs::TryLockError::Error(error)) => Err(error),
-    }
-}
-
-type Inspection = Box<dyn FnOnce(&mut View<'_>) + Send>;
-type AnswerSender = oneshot::Sender<Result<Answer, CommandError>>;
-
-enum Request {
-    Inspect(Inspection),
-    Ask(Box<dyn FnOnce(RequestId) -> Command + Send>, AnswerSender),
-    Bind { destination: NodeId, forced: Option<Route>, reply: oneshot::Sender<Option<TunnelId>> },
-    Unbind(TunnelId),
-    ReloadModel(oneshot::Sender<Result<Option<String>, String>>),
-    Stop,
-}
-
-/// A tunnel that is bound but not open yet. Unbinds it when opening fails, or when whoever asked
-/// goes away.
-struct Bound {
-    tunnel: Option<TunnelId>,
-    requests: mpsc::Sender<Request>,
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        if let Some(tunnel) = self.tunnel {
-            let requests = self.requests.clone();
-            tokio::spawn(async move {
-                let _ = requests.send(Request::Unbind(tunnel)).await;
-            });
-        }
-    }
-}
-
-/// Talks to a running node. Cheap to clone.
-#[derive(Clone)]
-pub struct NodeHandle {
-    me: PublicKey,
-    requests: mpsc::Sender<Request>,
-    tunnels: Arc<Tunnels>,
-    models: Arc<ModelRegistry>,
-    data_dir: PathBuf,
-}
-
-impl NodeHandle {
-    /// Who this is.
-    pub fn key(&self) -> PublicKey {
-        self.me
-    }
-
-    /// Where it keeps its things.
-    pub fn data_dir(&self) -> &Path {
-        &self.data_dir
-    }
-
-    /// The models on disk.
-    pub fn models(&self) -> &ModelRegistry {
-        &self.models
-    }
-
-    /// Looks at the node's state from within the driver, and returns what `look` makes of it.
-    ///
-    /// # Errors
-    /// [`RequestError::Stopped`].
-    pub async fn inspect<T: Send + 'static>(
-        &self,
-        look: impl FnOnce(&mut View<'_>) -> T + Send + 'static,
-    ) -> Result<T, RequestError> {
-        let (reply, answer) = oneshot::channel();
-        let inspection: Inspection = Box::new(move |view| {
-            let _ = reply.send(look(view));
-        });
-        self.send(Request::Inspect(inspection)).await?;
-        answer.await.map_err(|_| RequestError::Stopped)
-    }
-
-    /// Publishes a service whose connections go to `target`.
-    ///
-    /// # Errors
-    /// [`RequestError::Command`] and others; after an error of storing in the DHT the service is
-    /// nevertheless served and known by gossip.
-    pub async fn publish(
-        &self,
-        service: ServiceSpec,
-        target: SocketAddr,
-    ) -> Result<u64, RequestError> {
-        let name = service.name.clone();
-        let export = Export { target, allowed: service.allowed.clone() };
-        let before = self.tunnels.exported(&name);
-        self.tunnels.export(name.clone(), export);
-        let answer = self.ask(move |request| Command::Publish { request, service }).await;
-        match answer {
-            Ok(Answer::Published { sequence }) => Ok(sequence),
-            Ok(_) => Err(RequestError::Stopped),
-            Err(error) => {
-                // Gossip has announced it all the same when only the DHT failed or is late.
-                let announced = matches!(
-                    &error,
-                    RequestError::TimedOut | RequestError::Command(CommandError::NotStored { .. })
-                );
-                match before {
-                    _ if announced => {}
-                    Some(before) => self.tunnels.export(name, before),
-                    None => self.tunnels.unexport(&name),
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Withdraws a service.
-    ///
-    /// # Errors
-    /// [`RequestError::Command`], when this node does not publish it.
-    pub async fn withdraw(&self, name: ServiceName) -> Result<(), RequestError> {
-        let asked = name.clone();
-        self.ask(move |request| Command::Withdraw { request, name: asked }).await?;
-        self.tunnels.unexport(&name);
-        Ok(())
-    }
-
-    /// The providers of a name, and whether gossip had brought them already.
-    ///
-    /// # Errors
-    /// [`RequestError::Command`], when nobody provides it.
-    pub async fn resolve(
-        &self,
-        name: ServiceName,
-        from_dht: bool,
-    ) -> Result<(Vec<(PublicKey, ServiceRecord)>, bool), RequestError> {
-        match self.ask(move |request| Command::Resolve { request, name, from_dht }).await? {
-            Answer::Resolved { providers, from_gossip } => Ok((providers, from_gossip)),
-            _ => Err(RequestError::Stopped),
-        }
-    }
-
-    /// Opens a tunnel to a service and accepts TCP connections for it on `listen`. `via` fixes
-    /// the relays; otherwise routes are chosen.
-    ///
-    /// # Errors
-    /// [`RequestError`]; nothing stays open.
-    pub async fn open_tunnel(
-        &self,
-        name: ServiceName,
-        listen: SocketAddr,
-        via: Option<Vec<NodeId>>,
-    ) -> Result<(TunnelId, SocketAddr), RequestError> {
-        let (providers, _) = self.resolve(name.clone(), false).await?;
-        let provider = providers.first().map(|(key, _)| *key);
-        let provider = provider.ok_or_else(|| CommandError::UnknownName(name.clone()))?;
-        let destination = provider.node_id();
-        if provider == self.me {
-            return Err(RequestError::OwnService(name));
-        }
-        let forced = match via {
-            Some(relays) => {
-                let ends = (self.me.node_id(), destination);
-                let nodes = std::iter::once(ends.0).chain(relays).chain([ends.1]);
-                Some(Route::new(nodes.collect::<Vec<_>>())?)
-            }
-            None => None,
-        };
-        let (reply, answer) = oneshot::channel();
-        self.send(Request::Bind { destination, forced, reply }).await?;
-        let tunnel = answer.await.map_err(|_| RequestError::Stopped)?;
-        let tunnel = tunnel.ok_or(RequestError::TooManyTunnels)?;
-        let mut bound = Bound { tunnel: Some(tunnel), requests: self.requests.clone() };
-        self.wait_for_route(tunnel, destination).await?;
-        let listen = self.tunnels.open(tunnel, provider, name, listen).await?;
-        bound.tunnel = None;
-        Ok((tunnel, listen))
-    }
-
-    async fn wait_for_route(&self, tunnel: TunnelId, to: NodeId) -> Result<(), RequestError> {
-        let deadline = tokio::time::Instant::now() + ROUTE_TIMEOUT;
-        loop {
-            let routed = move |view: &mut View<'_>| {
-                let mut tunnels = view.engine.tunnels();
-                tunnels.any(|(id, destination)| id == tunnel && destination.current.is_some())
-            };
-            if self.inspect(routed).await? {
-                return Ok(());
-            }
-            if tokio::time::Instant::now() >= deadline {
-                return Err(RequestError::NoRoute(to));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Closes a tunnel. Returns whether it was open.
-    ///
-    /// # Errors
-    /// [`RequestError::Stopped`].
-    pub async fn close_tunnel(&self, tunnel: TunnelId) -> Result<bool, RequestError> {
-        if !self.tunnels.close_one(tunnel) {
-            return Ok(false);
-        }
-        // The good-bye still needs the route.
-        tokio::time::sleep(GOODBYE).await;
-        self.send(Request::Unbind(tunnel)).await?;
-        Ok(true)
-    }
-
-    /// The tunnels of this node.
-    pub fn tunnels(&self) -> Vec<TunnelInfo> {
-        self.tunnels.list()
-    }
-
-    /// Where the connections of a service of this node go.
-    pub fn target(&self, name: &ServiceName) -> Option<SocketAddr> {
-        self.tunnels.exported(name).map(|export| export.target)
-    }
-
-    /// Loads the champion from disk again. Returns its version.
-    ///
-    /// # Errors
-    /// The text of what is wrong with it; the model in use stays.
-    pub async fn reload_model(&self) -> Result<Result<Option<String>, String>, RequestError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Request::ReloadModel(reply)).await?;
-        answer.await.map_err(|_| RequestError::Stopped)
-    }
-
-    /// Changes the emulated conditions of a link. Returns false when this node does not emulate.
-    ///
-    /// # Errors
-    /// [`RequestError::Stopped`].
-    pub async fn emulate(
-        &self,
-        neighbour: NodeId,
-        link: EmulatedLink,
-    ) -> Result<bool, RequestError> {
-        self.inspect(move |view| view.net.plane().emulate(neighbour, link)).await
-    }
-
-    async fn ask(
-        &self,
-        command: impl FnOnce(RequestId) -> Command + Send + 'static,
-    ) -> Result<Answer, RequestError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Request::Ask(Box::new(command), reply)).await?;
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => Ok(answer?),
-            Ok(Err(_)) => Err(RequestError::Stopped),
-            Err(_) => Err(RequestError::TimedOut),
-        }
-    }
-
-    async fn send(&self, request: Request) -> Result<(), RequestError> {
-        self.requests.send(request).await.map_err(|_| RequestError::Stopped)
     }
 }

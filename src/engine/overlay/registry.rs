@@ -17,8 +17,6 @@ use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
 
 /// Records kept; beyond, new names are refused and counted.
 pub const RECORDS_MAX: usize = 10_000;
-/// Longest time to live (s): a day.
-pub const TTL_S_MAX: u32 = 86_400;
 /// How far two clocks may differ.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 

@@ -29,6 +29,8 @@ pub const ADDRESS_BYTES_MAX: usize = 256;
 pub const METADATA_MAX: usize = 16;
 /// See [`METADATA_MAX`].
 pub const METADATA_BYTES_MAX: usize = 256;
+/// Longest time to live (s): a day.
+pub const TTL_S_MAX: u32 = 86_400;
 /// Most callers in an allow list.
 pub const ALLOWED_MAX: usize = 256;
 
@@ -201,7 +203,7 @@ impl Payload for ServiceRecord {
         if self.allowed.len() > ALLOWED_MAX {
             return Err(WireError::OutOfRange("the allow list"));
         }
-        if !(1..=super::registry::TTL_S_MAX).contains(&self.ttl_s) {
+        if !(1..=TTL_S_MAX).contains(&self.ttl_s) {
             return Err(WireError::OutOfRange("the time to live"));
         }
         Ok(())

@@ -7,6 +7,7 @@ mod baseline;
 mod features;
 mod forest;
 mod model;
+mod predictor;
 pub mod schema;
 
 pub use baseline::{LastValue, MovingAverage};
@@ -14,5 +15,6 @@ pub use features::{LinkFact, route_features};
 pub use forest::{
     FORMAT, FORMAT_VERSION, ForestModel, Interval, ModelCard, ModelError, Reference, Score, Trees,
 };
-pub use model::{Forecast, Prediction, QualityModel, RoutePredictor};
+pub use model::{Prediction, QualityModel};
+pub use predictor::{Forecast, RoutePredictor};
 pub use schema::FeatureVector;

@@ -1,0 +1,193 @@
+//! Peers come and go, tell what they know, and gossip arrives: how the engine's view of the mesh
+//! is brought up to date. The rules themselves are in [`super::overlay`].
+
+use super::event::{Notice, Output, Verdict};
+use super::measure::{EventKind, Sample};
+use super::overlay::LinkStateAdvertisement;
+use super::overlay::registry::CLOCK_SKEW;
+use super::overlay::wire::{
+    self, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncResponse,
+};
+use super::route::graph::{LIFETIME, Refused};
+use super::types::{NodeId, PublicKey, Timestamp};
+use super::{Engine, PEERS_MAX, Peer};
+use rand::RngExt;
+
+/// Room for the peer list in a synchronisation answer (bytes).
+const SYNC_PEERS_BYTES: usize =
+    wire::SYNC_PEERS_MAX * (64 + wire::ADDRESSES_MAX * (wire::ADDRESS_BYTES_MAX + 4));
+
+/// All items, beginning at a random one; `at` is drawn uniformly from 0 to 1.
+fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Item = T> {
+    let mut items: Vec<T> = items.collect();
+    let start = ((items.len() as f64 * at) as usize).min(items.len());
+    items.rotate_left(start);
+    items.into_iter()
+}
+
+impl Engine {
+    pub(super) fn peer_connected(&mut self, key: PublicKey, now: Timestamp) {
+        let node = key.node_id();
+        match self.peers.get(&node) {
+            Some(known) if known.key != key => {
+                self.dropped("connection", format!("{node} is already the id of another key"));
+                return;
+            }
+            Some(_) => return,
+            None if self.peers.len() >= PEERS_MAX => {
+                self.dropped("connection", format!("{PEERS_MAX} peers are connected already"));
+                return;
+            }
+            None => {}
+        }
+        self.peers.insert(node, Peer { key, addresses: Vec::new(), since: now });
+        self.outputs.push_back(Output::RequestSync(node));
+    }
+
+    pub(super) fn peer_disconnected(&mut self, node: NodeId, now: Timestamp) {
+        if self.peers.remove(&node).is_some() {
+            self.link_down(node, now);
+            self.bootstrapper.restart(now);
+        }
+    }
+
+    pub(super) fn peer_heard_of(&mut self, peer: &PeerAddresses, now: Timestamp) {
+        let node = peer.key.node_id();
+        if node == self.me {
+            return;
+        }
+        let mut peer = peer.clone();
+        peer.addresses.truncate(wire::ADDRESSES_MAX);
+        peer.addresses.retain(|address| address.len() <= wire::ADDRESS_BYTES_MAX);
+        if let Some(connected) = self.peers.get_mut(&node) {
+            connected.addresses.clone_from(&peer.addresses);
+        }
+        self.bootstrapper.heard_of(&peer, now);
+    }
+
+    pub(super) fn bootstrap(&mut self, now: Timestamp) {
+        let jitter = self.random.random();
+        let connected = |node| self.peers.contains_key(&node);
+        let dials = self.bootstrapper.poll(connected, self.peers.len(), jitter, now);
+        if self.bootstrapper.take_given_up() && self.peers.is_empty() {
+            self.notice(Notice::BootstrapGaveUp);
+        }
+        self.outputs.extend(dials.into_iter().map(Output::Dial));
+    }
+
+    pub(super) fn sync_response(&mut self) -> Vec<u8> {
+        let jitter = self.random.random();
+        let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
+        let peers = peers.take(wire::SYNC_PEERS_MAX);
+        let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
+        let links = self.advertisements.values().cloned().map(GossipMessage::LinkState);
+        let services = self.services.signed().cloned().map(GossipMessage::Service);
+        // In turn, so that neither kind starves the other; from a random place on, so that what
+        // does not fit is not always the same.
+        let mut messages: Vec<GossipMessage> = Vec::new();
+        let (mut bytes, mut links, mut services) =
+            (SYNC_PEERS_BYTES, random_start(links, jitter), random_start(services, jitter));
+        let mut turn = false;
+        while messages.len() < wire::SYNC_MESSAGES_MAX {
+            turn = !turn;
+            let next = if turn {
+                links.next().or_else(|| services.next())
+            } else {
+                services.next().or_else(|| links.next())
+            };
+            let Some(message) = next else { break };
+            bytes += wire::encode(&message).len();
+            if bytes > wire::SYNC_BYTES_MAX {
+                break;
+            }
+            messages.push(message);
+        }
+        wire::encode(&SyncResponse { peers: peers.collect(), messages })
+    }
+
+    pub(super) fn sync_received(&mut self, from: NodeId, bytes: &[u8], now: Timestamp) {
+        let response = match SyncResponse::from_bytes(bytes) {
+            Ok(response) => response,
+            Err(error) => return self.dropped("sync", format!("from {from}: {error}")),
+        };
+        for peer in &response.peers {
+            self.peer_heard_of(peer, now);
+        }
+        for message in response.messages {
+            self.message(message, now);
+        }
+        if self.joined_at.is_none() {
+            let done_at = self.stamp(now);
+            self.joined_at = Some(done_at);
+            self.record(Sample::Event {
+                kind: EventKind::Join,
+                subject: from.to_string(),
+                started_at: self.started_at,
+                done_at,
+                succeeded: true,
+            });
+            self.notice(Notice::Joined);
+        }
+    }
+
+    pub(super) fn gossip_received(&mut self, bytes: &[u8], now: Timestamp) -> Verdict {
+        match wire::decode(bytes, GOSSIP_BYTES_MAX) {
+            Ok(message) => self.message(message, now),
+            Err(error) => {
+                self.dropped("gossip", error.to_string());
+                Verdict::Reject
+            }
+        }
+    }
+
+    pub(super) fn message(&mut self, message: GossipMessage, now: Timestamp) -> Verdict {
+        match message {
+            GossipMessage::LinkState(signed) => self.link_state_received(signed, now),
+            GossipMessage::Service(signed) => {
+                let (verdict, refused) = self.services.accept(&signed, now);
+                if let Some(error) = refused {
+                    self.dropped("service-record", error.to_string());
+                }
+                verdict
+            }
+        }
+    }
+
+    pub(super) fn link_state_received(&mut self, signed: Signed, now: Timestamp) -> Verdict {
+        let origin = signed.key.node_id();
+        if origin == self.me {
+            return Verdict::Ignore;
+        }
+        match signed.open::<LinkStateAdvertisement>() {
+            Ok(advertisement) => {
+                let age_limit = LIFETIME + CLOCK_SKEW;
+                if Timestamp(advertisement.sequence) + age_limit <= now {
+                    self.dropped("link-state", format!("{origin} is minutes behind our clock"));
+                    return Verdict::Ignore;
+                }
+                let accepted_at = self.stamp(now);
+                let taken = self.graph.accept(
+                    origin,
+                    advertisement.sequence,
+                    advertisement.links,
+                    accepted_at,
+                );
+                let changes = match taken {
+                    Ok(changes) => changes,
+                    Err(Refused::Stale) => return Verdict::Ignore,
+                    Err(Refused::Full) => {
+                        self.dropped("link-state", "the graph is full".into());
+                        return Verdict::Ignore;
+                    }
+                };
+                self.advertisements.insert(origin, signed);
+                self.links_changed(changes, accepted_at);
+                Verdict::Accept
+            }
+            Err(error) => {
+                self.dropped("link-state", error.to_string());
+                Verdict::Reject
+            }
+        }
+    }
+}

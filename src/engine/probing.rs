@@ -1,0 +1,125 @@
+//! Links come and go, probes leave and return: what is measured, and what follows at once. When
+//! to probe what is decided by [`super::measure::prober`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::Engine;
+use super::event::{Notice, Output};
+use super::measure::prober::TARGETS_MAX;
+use super::measure::window_statistics::quantile;
+use super::measure::{ProbeKind, Sample};
+use super::route::graph::LinkChange;
+use super::types::{NodeId, Route, Timestamp};
+
+/// Shortest time that a probe is given to come back (ms): a loaded machine answers within it.
+const PROBE_TIMEOUT_MS_MIN: f64 = 250.0;
+/// Longest time that a probe is given to come back (ms).
+const PROBE_TIMEOUT_MS_MAX: f64 = 2_000.0;
+impl Engine {
+    pub(super) fn link_up(&mut self, node: NodeId) {
+        self.aim = true;
+        if !self.links.connected(node) {
+            self.dropped("link", format!("{node} is one neighbour too many"));
+        }
+    }
+
+    pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
+        if self.links.disconnected(node) {
+            self.notice(Notice::Link { neighbour: node, up: false });
+            self.decide_at = now;
+            self.aim = true;
+        }
+    }
+
+    /// Notes in the store what is now known of each link; a link that went is a reason to decide.
+    pub(super) fn links_changed(&mut self, changes: Vec<LinkChange>, at: Timestamp) {
+        for (origin, neighbour, quality) in changes {
+            if quality.is_none() {
+                self.decide_at = self.decide_at.min(at);
+            }
+            self.record(Sample::LinkState { at, origin, neighbour, quality });
+        }
+    }
+
+    pub(super) fn send_probe(&mut self, kind: ProbeKind, route: Route, now: Timestamp) {
+        let timeout_ms = match kind {
+            ProbeKind::Link => self.links.probe_timeout_ms(
+                route.destination(),
+                PROBE_TIMEOUT_MS_MIN,
+                PROBE_TIMEOUT_MS_MAX,
+            ),
+            ProbeKind::Route => {
+                let rtts = self.histories.of(&route).map(|history| history.rtts_ms(5));
+                let median = quantile(&rtts.unwrap_or_default(), 0.5);
+                median.map_or(PROBE_TIMEOUT_MS_MAX, |median| {
+                    (3.0 * median).clamp(PROBE_TIMEOUT_MS_MIN, PROBE_TIMEOUT_MS_MAX)
+                })
+            }
+        };
+        let sent_at = self.stamp(now);
+        let timeout = Duration::from_secs_f64(timeout_ms / 1e3);
+        let id = self.prober.sent(kind, route.clone(), sent_at, timeout);
+        self.outputs.push_back(Output::SendProbe { id, route });
+    }
+
+    pub(super) fn probe_answered(&mut self, id: u64, rtt_us: u64, now: Timestamp) {
+        if let Some(probe) = self.prober.answered(id) {
+            self.probe_completed(probe.kind, probe.route, probe.sent_at, Some(rtt_us), now);
+        }
+    }
+
+    pub(super) fn probe_completed(
+        &mut self,
+        kind: ProbeKind,
+        route: Route,
+        sent_at: Timestamp,
+        rtt_us: Option<u64>,
+        now: Timestamp,
+    ) {
+        let done_at = self.stamp(now);
+        match kind {
+            ProbeKind::Link => {
+                let neighbour = route.destination();
+                if self.links.probed(neighbour, rtt_us) {
+                    self.notice(Notice::Link { neighbour, up: rtt_us.is_some() });
+                    self.decide_at = now;
+                }
+            }
+            ProbeKind::Route => {
+                let was_dead = self.histories.is_dead(&route);
+                self.histories.probed(&route, done_at, rtt_us);
+                if was_dead != self.histories.is_dead(&route) {
+                    self.decide_at = now;
+                }
+            }
+        }
+        self.record(Sample::Probe { kind, route, sent_at, done_at, rtt_us });
+    }
+
+    pub(super) fn aim_probes(&mut self, now: Timestamp) {
+        let intervals = self.config.intervals;
+        let mut targets = BTreeMap::new();
+        for (neighbour, _, _) in self.links.all() {
+            if let Ok(route) = Route::new([self.me, neighbour]) {
+                targets.insert((ProbeKind::Link, route), intervals.link_probe);
+            }
+        }
+        // Links first, then what is in use, then what might be, as far as there is room.
+        let current = self.router.tunnels().filter_map(|(_, d)| d.current.as_ref());
+        for (route, _) in current.take(TARGETS_MAX - targets.len()) {
+            targets.insert((ProbeKind::Route, route.clone()), intervals.active_probe);
+        }
+        for route in self.router.tunnels().flat_map(|(_, destination)| &destination.candidates) {
+            if targets.len() >= TARGETS_MAX {
+                break;
+            }
+            let target = (ProbeKind::Route, route.clone());
+            targets.entry(target).or_insert(intervals.candidate_probe);
+        }
+        let random = &mut self.random;
+        self.prober.set_targets(&targets, now, || random.random());
+    }
+}

@@ -1,0 +1,121 @@
+//! What a node speaks with libp2p: the behaviours, their protocols and their limits.
+
+use std::time::Duration;
+
+use libp2p::allow_block_list::{self, BlockedPeers};
+use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{StreamProtocol, connection_limits, gossipsub, identify, kad, mdns, request_response};
+use sha2::{Digest, Sha256};
+
+use super::{NetError, dht};
+use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, SYNC_BYTES_MAX, TTL_S_MAX};
+
+/// Connections that others may have open to this node, and all connections together.
+const CONNECTIONS_MAX: (u32, u32) = (256, 512);
+/// Handshakes under way in each direction.
+const PENDING_MAX: u32 = 64;
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    pub(super) limits: connection_limits::Behaviour,
+    pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
+    pub(super) identify: identify::Behaviour,
+    pub(super) kad: kad::Behaviour<MemoryStore>,
+    pub(super) gossipsub: gossipsub::Behaviour,
+    pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
+    pub(super) sync: request_response::cbor::Behaviour<(), Vec<u8>>,
+    pub(super) stream: libp2p_stream::Behaviour,
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The protocols of one network: nodes of different names do not speak to each other.
+pub(super) struct Protocols {
+    pub(super) network: String,
+    pub(super) kad: StreamProtocol,
+    pub(super) sync: StreamProtocol,
+    pub(super) link: StreamProtocol,
+    pub(super) topic: gossipsub::IdentTopic,
+}
+
+impl Protocols {
+    pub(super) fn new(network: &str) -> Result<Self, NetError> {
+        let protocol = |name: &str| {
+            StreamProtocol::try_from_owned(format!("/meshwise/{network}/{name}/1"))
+                .map_err(|error| NetError::Build(error.to_string()))
+        };
+        Ok(Self {
+            network: format!("/meshwise/{network}/1"),
+            kad: protocol("kad")?,
+            sync: protocol("sync")?,
+            link: protocol("link")?,
+            topic: gossipsub::IdentTopic::new(format!("meshwise/{network}/1")),
+        })
+    }
+}
+
+impl Behaviour {
+    pub(super) fn new(
+        key: &libp2p::identity::Keypair,
+        protocols: &Protocols,
+        mdns: bool,
+    ) -> Result<Self, BoxError> {
+        let me = key.public().to_peer_id();
+        let limits = connection_limits::ConnectionLimits::default()
+            .with_max_pending_incoming(Some(PENDING_MAX))
+            .with_max_pending_outgoing(Some(PENDING_MAX))
+            .with_max_established_incoming(Some(CONNECTIONS_MAX.0))
+            .with_max_established(Some(CONNECTIONS_MAX.1))
+            .with_max_established_per_peer(Some(4));
+        let mut kad_config = kad::Config::new(protocols.kad.clone());
+        kad_config
+            .set_record_filtering(kad::StoreInserts::FilterBoth)
+            .set_query_timeout(Duration::from_secs(15))
+            .set_record_ttl(Some(Duration::from_secs(u64::from(TTL_S_MAX))))
+            .set_max_packet_size(4 * GOSSIP_BYTES_MAX);
+        let store = MemoryStoreConfig {
+            max_records: dht::RECORDS_MAX,
+            max_provided_keys: dht::RECORDS_MAX,
+            ..MemoryStoreConfig::default()
+        };
+        let store = MemoryStore::with_config(me, store);
+        let mut kad = kad::Behaviour::with_config(me, store, kad_config);
+        kad.set_mode(Some(kad::Mode::Server));
+        let gossip_config = gossipsub::ConfigBuilder::default()
+            .heartbeat_initial_delay(Duration::from_millis(100))
+            .validate_messages()
+            .message_id_fn(|message: &gossipsub::Message| {
+                gossipsub::MessageId::from(Sha256::digest(&message.data).to_vec())
+            })
+            // The decoder counts up to 8 KiB of what follows in the stream against this.
+            .max_transmit_size(GOSSIP_BYTES_MAX + 16 * 1024)
+            .build()?;
+        let authenticity = gossipsub::MessageAuthenticity::Signed(key.clone());
+        let mut gossipsub: gossipsub::Behaviour =
+            gossipsub::Behaviour::new(authenticity, gossip_config)?;
+        gossipsub.subscribe(&protocols.topic)?;
+        let mdns = mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), me));
+        let codec = request_response::cbor::codec::Codec::<(), Vec<u8>>::default()
+            .set_request_size_maximum(64)
+            // CBOR spends up to two bytes on each byte of a list.
+            .set_response_size_maximum(2 * SYNC_BYTES_MAX as u64 + 16);
+        let sync = request_response::cbor::Behaviour::with_codec(
+            codec,
+            [(protocols.sync.clone(), request_response::ProtocolSupport::Full)],
+            request_response::Config::default().with_max_concurrent_streams(8),
+        );
+        let identify = identify::Config::new(protocols.network.clone(), key.public())
+            .with_agent_version(concat!("meshwise/", env!("CARGO_PKG_VERSION")).into());
+        Ok(Self {
+            limits: connection_limits::Behaviour::new(limits),
+            blocked: allow_block_list::Behaviour::default(),
+            identify: identify::Behaviour::new(identify),
+            kad,
+            gossipsub,
+            mdns: Toggle::from(mdns.transpose()?),
+            sync,
+            stream: libp2p_stream::Behaviour::new(),
+        })
+    }
+}
