@@ -1,5 +1,6 @@
 //! The client side of the control API, for the command line.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,10 +23,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens on the socket.
-    #[error(
-        "no node runs on {data_dir} ({error}); start one with 'meshwise node --data-dir {data_dir}'"
-    )]
+    #[error("no node runs on {data_dir}; start one with 'meshwise node --data-dir {data_dir}'")]
     NoNode {
+        /// Where it was looked for.
+        data_dir: String,
+    },
+    /// The socket is there and cannot be used.
+    #[error("cannot talk to the node on {data_dir}: {error}; is it yours?")]
+    Socket {
         /// Where it was looked for.
         data_dir: String,
         /// What the system said.
@@ -91,9 +96,14 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
         let socket = self.data_dir.join(super::SOCKET);
-        let stream = UnixStream::connect(&socket).await.map_err(|error| ClientError::NoNode {
-            data_dir: self.data_dir.display().to_string(),
-            error,
+        let stream = UnixStream::connect(&socket).await.map_err(|error| {
+            let data_dir = self.data_dir.display().to_string();
+            match error.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                    ClientError::NoNode { data_dir }
+                }
+                _ => ClientError::Socket { data_dir, error },
+            }
         })?;
         let calling = async {
             let io = TokioIo::new(stream);

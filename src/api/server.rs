@@ -112,6 +112,7 @@ impl From<RequestError> for Failure {
             RequestError::Command(CommandError::Refused(_)) => StatusCode::CONFLICT,
             RequestError::Command(_) | RequestError::NoRoute(_) => StatusCode::BAD_GATEWAY,
             RequestError::Tunnel(_) => StatusCode::BAD_GATEWAY,
+            RequestError::UnknownNode(_) => StatusCode::NOT_FOUND,
             RequestError::Path(_) | RequestError::OwnService(_) => StatusCode::BAD_REQUEST,
             RequestError::TooManyTunnels => StatusCode::TOO_MANY_REQUESTS,
         };
@@ -249,6 +250,10 @@ async fn routes(
         return Err(wrong(format!(
             "{target} is on this node itself; there is no route to explain"
         )));
+    }
+    let known = move |view: &mut crate::node::View<'_>| view.knows(destination);
+    if !node.inspect(known).await? {
+        return Err(RequestError::UnknownNode(destination).into());
     }
     let explain = move |view: &mut crate::node::View<'_>| {
         let made = view.decisions.values().find(|decision| decision.destination == destination);

@@ -43,6 +43,8 @@ pub struct Status {
     pub model: String,
     /// Card of the model in use.
     pub model_card: Option<ModelCard>,
+    /// Why the champion on disk is not in use.
+    pub model_error: Option<String>,
     /// Forecasts of the model that failed and were replaced by the moving average.
     pub model_failures: u64,
     /// When the last scheduled training ended (µs since the epoch).
@@ -182,8 +184,12 @@ pub struct Tunnel {
     pub backup: Option<Vec<String>>,
     /// How often the route changed, the first choice included.
     pub route_changes: u32,
-    /// Connections accepted.
+    /// Whether any route to the provider is alive.
+    pub reachable: bool,
+    /// Connections accepted since the tunnel was opened.
     pub connections: u64,
+    /// Connections that are open now.
+    pub open_connections: u64,
     /// Bytes of closed connections sent through it.
     pub sent_bytes: u64,
     /// Bytes of closed connections received through it.
@@ -273,6 +279,7 @@ impl Status {
             tunnels: view.engine.tunnels().count(),
             model: view.engine.predictor().version(),
             model_card: view.model.map(|(_, card)| card.clone()),
+            model_error: view.model_error.cloned(),
             model_failures: view.engine.predictor().failures(),
             last_training_us: last_training.map(|(at, _)| at.as_micros()),
             last_training_error: last_training.and_then(|(_, result)| result.clone().err()),
@@ -348,7 +355,9 @@ impl Tunnel {
             route: current.map(|(route, _)| route_ids(route)),
             backup: destination.and_then(|d| d.backup.as_ref()).map(route_ids),
             route_changes: destination.map_or(0, |d| d.route_id),
+            reachable: destination.is_some_and(|d| d.reachable),
             connections: info.connections,
+            open_connections: info.open,
             sent_bytes: info.bytes.0,
             received_bytes: info.bytes.1,
         }

@@ -135,8 +135,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
         };
         return output::json(&models.iter().map(entry).collect::<Vec<_>>());
     }
-    let columns =
-        ["", "version", "trained", "rows", "accuracy", "moving avg", "error", "moving avg"];
+    let columns = ["", "version", "trained", "rows", "accuracy", "(average)", "error", "(average)"];
     let mut table = output::table(&columns);
     for listed in &models {
         let mark = if listed.champion { "*" } else { "" };
@@ -156,7 +155,8 @@ fn list(context: &Context) -> anyhow::Result<()> {
                 ]);
             }
             Err(error) => {
-                table.add_row([mark.to_owned(), listed.version.clone(), error.to_string()]);
+                table.add_row([mark.to_owned(), listed.version.clone(), "damaged".into()]);
+                eprintln!("meshwise: {error}");
             }
         }
     }

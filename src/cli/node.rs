@@ -1,5 +1,6 @@
 //! `meshwise node`
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,8 +51,10 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     config.learning.predict &= !args.no_predict;
 
     let filter = EnvFilter::try_from_env("MESHWISE_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("meshwise=info,warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        .unwrap_or_else(|_| EnvFilter::new("meshwise=info,warn,libp2p_kad=error"));
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    log.with_target(false).with_writer(std::io::stderr).init();
 
     // Before anything else runs, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate())?;

@@ -45,7 +45,9 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
 pub fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(columns.iter().map(|column| column.to_uppercase()));
+    if columns.iter().any(|column| !column.is_empty()) {
+        table.set_header(columns.iter().map(|column| column.to_uppercase()));
+    }
     table
 }
 

@@ -75,8 +75,13 @@ fn print_reasons(answer: &Explanation) -> anyhow::Result<()> {
         "forced" => "its path was fixed with --via",
         _ => "no candidate is alive",
     };
+    let subject = if answer.candidates.iter().any(|candidate| candidate.chosen) {
+        "* is in use: "
+    } else {
+        "No route is in use: "
+    };
     output::print(&format!(
-        "\n* is in use: {why}.\nDecided by {} at {}; milliseconds, round trip.",
+        "\n{subject}{why}.\nDecided by {} at {}; milliseconds, round trip.",
         answer.model_version,
         output::time(answer.at_us)
     ))?;

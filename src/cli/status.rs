@@ -22,6 +22,9 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
     row("nodes known", status.nodes_known.to_string());
     row("tunnels", status.tunnels.to_string());
     row("decides", status.model.clone());
+    if let Some(error) = &status.model_error {
+        row("champion refused", error.clone());
+    }
     if let Some(card) = &status.model_card {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         row(
@@ -37,14 +40,9 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
         row("last training", error.clone());
     }
     let calculation = status.route_calculation_us;
-    row(
-        "route calculation",
-        format!(
-            "{} µs median, {} µs p99",
-            output::number(calculation.p50, 0),
-            output::number(calculation.p99, 0)
-        ),
-    );
+    if let (Some(p50), Some(p99)) = (calculation.p50, calculation.p99) {
+        row("route calculation", format!("{p50:.0} µs median, {p99:.0} µs p99"));
+    }
     let forwarded = status.forwarded;
     row(
         "forwarded",

@@ -51,14 +51,18 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
             if context.json {
                 return output::json(&tunnels);
             }
-            let columns =
-                ["tunnel", "listen", "service", "connections", "sent", "received", "route"];
+            let columns = [
+                "tunnel", "listen", "service", "state", "open", "total", "sent", "received",
+                "route",
+            ];
             let mut table = output::table(&columns);
             for tunnel in &tunnels {
                 table.add_row([
                     tunnel.tunnel.to_string(),
                     tunnel.listen.clone(),
                     tunnel.service.clone(),
+                    if tunnel.reachable { "up".into() } else { "no route".into() },
+                    tunnel.open_connections.to_string(),
                     tunnel.connections.to_string(),
                     output::bytes(tunnel.sent_bytes),
                     output::bytes(tunnel.received_bytes),

@@ -388,6 +388,7 @@ impl Engine {
         let binding = |destination: &Destination| Binding {
             destination: destination.node,
             route: destination.current.as_ref().map(|(route, _)| route.clone()),
+            reachable: destination.reachable,
             route_id: destination.route_id,
             backup: destination.backup.clone(),
         };

@@ -120,7 +120,7 @@ pub enum LearnError {
         source: std::io::Error,
     },
     /// An export would mix with what is there.
-    #[error("'{0}' is not empty; name another folder, or force to replace an earlier export")]
+    #[error("'{0}' is not empty; name another folder, or replace an earlier export with --force")]
     NotEmpty(PathBuf),
 }
 
@@ -222,7 +222,7 @@ mod tests {
         assert!(card.model.accuracy > 0.9 && card.moving_average.accuracy < 0.1, "{card:?}");
         let champion = ModelRegistry::new(&models).champion().unwrap().unwrap();
         assert_eq!(champion, outcome.model);
-        assert!(champion.version.starts_with("v1800000000-"), "{}", champion.version);
+        assert!(champion.version.starts_with("v1800000000000-"), "{}", champion.version);
     }
 
     #[test]

@@ -291,12 +291,12 @@ fn conformal(mut residuals: Vec<f64>, coverage: f64) -> Interval {
     Interval { coverage, low: at(count.saturating_sub(rank)), high: at(rank - 1) }
 }
 
-/// Time and content: sorts by age, and two models never share a name.
+/// Time (ms since the epoch) and content: sorts by age, and two models never share a name.
 fn version_of(trees: &Trees, now_us: u64) -> String {
     let text = serde_json::to_vec(trees).unwrap_or_default();
     let digest = Sha256::digest(text);
     let hash: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("v{}-{hash}", now_us / 1_000_000)
+    format!("v{}-{hash}", now_us / 1_000)
 }
 
 #[cfg(test)]
@@ -410,7 +410,8 @@ mod tests {
         let other = train_with(8, &forwards);
         assert_ne!(first.trees, other.trees);
         assert_ne!(first.version, other.version);
-        assert!(first.version.starts_with("v1-") && first.version.len() == 11, "{}", first.version);
+        assert!(first.version.starts_with("v1000-"), "{}", first.version);
+        assert_eq!(first.version.len(), 14);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::Path;
 use ed25519_dalek::SigningKey;
 use libp2p::PeerId;
 use libp2p::identity::{self, Keypair};
+use sha2::{Digest, Sha256};
 
 use crate::engine::types::{NodeId, PublicKey};
 
@@ -108,6 +109,16 @@ impl Identity {
     /// For the engine's signatures.
     pub fn signing_key(&self) -> SigningKey {
         SigningKey::from_bytes(&self.secret)
+    }
+
+    /// A secret derived from this identity for one purpose, the same after a restart.
+    pub(super) fn derived_secret(&self, purpose: &str) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hasher.update("meshwise/derived-secret/1\0");
+        hasher.update(purpose);
+        hasher.update([0]);
+        hasher.update(self.secret);
+        hasher.finalize().into()
     }
 
     /// The public half.

@@ -1,6 +1,8 @@
 //! The socket that QUIC believes to be UDP: packets leave and arrive over overlay routes.
 //!
 //! Congestion marks become ECN, so the end-to-end congestion controller reacts before the loss.
+//! [`endpoint_config`] makes QUIC's stateless resets survive a restart, so that a node that comes
+//! back ends the connections that it no longer knows instead of leaving them to time out.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -9,10 +11,15 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use hmac::{Hmac, KeyInit, Mac};
+use quinn::crypto::{CryptoError, HmacKey};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
+use quinn_proto::HashedConnectionIdGenerator;
+use sha2::Sha256;
 use tokio::sync::mpsc;
 
+use super::identity::Identity;
 use super::plane::{DataPlane, FarEnd, Inbound};
 use crate::engine::types::TunnelId;
 
@@ -28,6 +35,50 @@ impl OverlaySocket {
         let inbound = plane.take_inbound()?;
         Some(Self { plane, inbound: Mutex::new(inbound) })
     }
+}
+
+/// Keys the stateless resets (RFC 9000, section 10.3).
+struct ResetKey([u8; 32]);
+
+impl ResetKey {
+    fn mac(&self, data: &[u8]) -> Hmac<Sha256> {
+        let mac = Hmac::<Sha256>::new_from_slice(&self.0);
+        let mut mac = mac.expect("HMAC takes a key of any length");
+        mac.update(data);
+        mac
+    }
+}
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature: &mut [u8]) {
+        signature.copy_from_slice(&self.mac(data).finalize().into_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        32
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        self.mac(data).verify_slice(signature).map_err(|_| CryptoError)
+    }
+}
+
+/// What QUIC needs to know of this endpoint. The keys of connection ids and resets follow from
+/// the identity: a peer accepts a reset of a node that has forgotten it.
+///
+/// # Errors
+/// When QUIC cannot use packets of this size.
+pub(super) fn endpoint_config(
+    identity: &Identity,
+    packet_bytes: u16,
+) -> Result<quinn::EndpointConfig, quinn::ConfigError> {
+    let reset_key = ResetKey(identity.derived_secret("quic-reset"));
+    let mut config = quinn::EndpointConfig::new(Arc::new(reset_key));
+    let secret = identity.derived_secret("quic-connection-id");
+    let key = secret.iter().take(8).fold(0u64, |key, byte| key << 8 | u64::from(*byte));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
+    config.max_udp_payload_size(packet_bytes)?;
+    Ok(config)
 }
 
 impl fmt::Debug for OverlaySocket {

@@ -89,8 +89,15 @@ pub struct Counters {
 impl Counters {
     /// Counts a drop.
     pub fn count(&self, why: &'static str) {
+        self.count_nth(why);
+    }
+
+    /// Counts a drop, and returns how many there are of this kind.
+    pub fn count_nth(&self, why: &'static str) -> u64 {
         let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
-        *dropped.entry(why).or_default() += 1;
+        let count = dropped.entry(why).or_default();
+        *count += 1;
+        *count
     }
 
     /// Datagrams and bytes passed on for others.
@@ -192,6 +199,11 @@ impl DataPlane {
 
     pub(super) fn set_snapshot(&self, snapshot: Arc<ForwardingSnapshot>) {
         self.snapshot.store(snapshot);
+    }
+
+    /// Whether any candidate route of a tunnel of this node is alive.
+    pub(super) fn is_reachable(&self, tunnel: TunnelId) -> bool {
+        self.snapshot.load().tunnels.get(&tunnel).is_some_and(|binding| binding.reachable)
     }
 
     /// Adds a link, or replaces the one to the same neighbour. Returns false when there are

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::StreamExt;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::DialOpts;
+use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{
     Multiaddr, PeerId, Swarm, SwarmBuilder, gossipsub, identify, kad, mdns, noise,
     request_response, tcp, yamux,
@@ -181,6 +181,7 @@ async fn listen_on(
     };
     let mut waiting: HashMap<ListenerId, Multiaddr> = HashMap::new();
     for address in addresses {
+        check_free(&address).map_err(|error| failed(&address, error.to_string()))?;
         let id = swarm.listen_on(address.clone());
         let id = id.map_err(|error| failed(&address, innermost(&error)))?;
         waiting.insert(id, address);
@@ -224,6 +225,18 @@ fn check_dial(address: &Multiaddr, public: bool) -> Result<(), &'static str> {
             Err("it is a public address and network.public is not set")
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// Whether a TCP port is free. libp2p shares its ports, so it would not notice another node on it.
+fn check_free(address: &Multiaddr) -> std::io::Result<()> {
+    let port = address.iter().find_map(|part| match part {
+        Protocol::Tcp(port) => Some(port),
+        _ => None,
+    });
+    match (ip_of(address), port) {
+        (Some(ip), Some(port)) if port != 0 => std::net::TcpListener::bind((ip, port)).map(|_| ()),
+        _ => Ok(()),
     }
 }
 
@@ -419,7 +432,14 @@ impl Task {
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
                 self.plane.counters().count("dial-failed");
-                tracing::debug!(?peer_id, %error, "could not connect");
+                match &error {
+                    DialError::Transport(tried) if self.peers.is_empty() => {
+                        for (address, _) in tried {
+                            tracing::warn!("nobody answers at {address}; trying again later");
+                        }
+                    }
+                    _ => tracing::debug!(?peer_id, %error, "could not connect"),
+                }
                 Vec::new()
             }
             _ => Vec::new(),

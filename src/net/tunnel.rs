@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::identity::{self, Identity};
-use super::overlay_socket::OverlaySocket;
+use super::overlay_socket::{OverlaySocket, endpoint_config};
 use super::plane::{DataPlane, FarEnd};
 use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
 
@@ -43,9 +43,9 @@ const INCOMING_MAX: usize = 4_096;
 /// cost less each, smaller ones mix better on slow links.
 const PACKET_BYTES: u16 = 4_096;
 /// Silence after which a tunnel is given up.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Silence after which a tunnel sends something to stay open.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const COPY_BYTES: usize = 64 * 1024;
 const PROTOCOL: &[u8] = b"meshwise-tunnel/1";
 
@@ -117,6 +117,8 @@ pub struct TunnelInfo {
     pub bytes: (u64, u64),
     /// TCP connections accepted so far.
     pub connections: u64,
+    /// Those that are open now.
+    pub open: u64,
 }
 
 #[derive(Default)]
@@ -124,6 +126,7 @@ struct Traffic {
     sent: AtomicU64,
     received: AtomicU64,
     connections: AtomicU64,
+    open: AtomicU64,
 }
 
 struct OpenTunnel {
@@ -167,8 +170,7 @@ impl Tunnels {
         server.migration(false);
         let socket = OverlaySocket::new(plane.clone())
             .ok_or_else(|| TunnelError::Crypto("the overlay socket is taken".into()))?;
-        let mut config = quinn::EndpointConfig::default();
-        config.max_udp_payload_size(PACKET_BYTES).map_err(|error| crypto(&error))?;
+        let config = endpoint_config(identity, PACKET_BYTES).map_err(|error| crypto(&error))?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint =
             Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), runtime)
@@ -242,6 +244,15 @@ impl Tunnels {
         Ok(listen)
     }
 
+    /// Counts a connection that failed, and says so in the log: the first one of a kind, and then
+    /// ever more seldom.
+    fn failed(&self, service: &dyn std::fmt::Display, why: &'static str) {
+        let times = self.plane.counters().count_nth(why);
+        if times.is_power_of_two() {
+            tracing::warn!(%service, times, "a connection failed: {why}");
+        }
+    }
+
     /// Closes a tunnel. Returns whether it was open.
     pub fn close_one(&self, tunnel: TunnelId) -> bool {
         let closed = self.lock_open().remove(&tunnel);
@@ -264,6 +275,7 @@ impl Tunnels {
             listen: open.listen,
             bytes: (load(&open.traffic.sent), load(&open.traffic.received)),
             connections: load(&open.traffic.connections),
+            open: load(&open.traffic.open),
         };
         self.lock_open().iter().map(info).collect()
     }
@@ -377,6 +389,7 @@ async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
         };
         local.traffic.connections.fetch_add(1, Ordering::Relaxed);
         let local = local.clone();
+        local.traffic.open.fetch_add(1, Ordering::Relaxed);
         local.tunnels.tasks.clone().spawn(async move {
             let _place = place;
             let stop = local.stop.clone();
@@ -384,10 +397,11 @@ async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
                 () = stop.cancelled() => {}
                 result = carry(tcp, &local) => {
                     if let Err(why) = result {
-                        local.tunnels.plane.counters().count(why);
+                        local.tunnels.failed(&local.service, why);
                     }
                 }
             }
+            local.traffic.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
     local.connection.lock().await.0.close(VarInt::from_u32(0), b"tunnel closed");
@@ -396,6 +410,10 @@ async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
 /// Carries one TCP connection through the tunnel.
 async fn carry(tcp: TcpStream, local: &LocalEnd) -> Result<(), &'static str> {
     let _ = tcp.set_nodelay(true);
+    if !local.tunnels.plane.is_reachable(local.tunnel) {
+        // Better an error at once than a connection that hangs.
+        return Err("tunnel-no-route");
+    }
     let connection = local.connection().await.ok_or("tunnel-unreachable")?;
     let (mut send, mut recv) = connection.open_bi().await.map_err(|_| "tunnel-lost")?;
     let name = local.service.as_str().as_bytes();
@@ -459,7 +477,7 @@ async fn accept_tunnels(tunnels: Arc<Tunnels>) {
                 tokio::spawn(async move {
                     let serving = serve(send, recv, caller, &tunnels);
                     if let Err(why) = while_open(&connection, serving).await {
-                        tunnels.plane.counters().count(why);
+                        tunnels.failed(&caller, why);
                     }
                 });
             }

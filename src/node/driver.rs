@@ -57,6 +57,8 @@ pub struct View<'a> {
     pub calculations: &'a CalculationTimes,
     /// Version and card of the model in use.
     pub model: Option<&'a (String, ModelCard)>,
+    /// Why the champion on disk is not in use.
+    pub model_error: Option<&'a String>,
     /// What the last scheduled training said, and when it ended.
     pub last_training: Option<&'a (Timestamp, Result<(), String>)>,
     /// Drops that the engine reported, by kind.
@@ -65,6 +67,15 @@ pub struct View<'a> {
     pub now: Timestamp,
     /// When the node started.
     pub started_at: Timestamp,
+}
+
+impl View<'_> {
+    /// Whether this node has heard of another one: it is connected, or its links are known.
+    pub fn knows(&self, node: NodeId) -> bool {
+        self.engine.peers().contains_key(&node)
+            || self.engine.graph().origins().any(|(origin, _)| origin == node)
+            || self.engine.tunnels().any(|(_, destination)| destination.node == node)
+    }
 }
 
 pub(super) struct Driver {
@@ -80,6 +91,7 @@ pub(super) struct Driver {
     training: Option<tokio::task::JoinHandle<Result<(), String>>>,
     last_training: Option<(Timestamp, Result<(), String>)>,
     model: Option<(String, ModelCard)>,
+    model_error: Option<String>,
     answers: BTreeMap<RequestId, AnswerSender>,
     next_request: RequestId,
     next_tunnel: u16,
@@ -114,6 +126,7 @@ impl Driver {
             training: None,
             last_training: None,
             model: None,
+            model_error: None,
             answers: BTreeMap::new(),
             next_request: 0,
             next_tunnel: 0,
@@ -143,7 +156,10 @@ impl Driver {
                     None => break,
                 },
                 request = requests.recv() => match request {
-                    Some(Request::Stop) | None => break,
+                    Some(Request::Stop) | None => {
+                        self.say_goodbye();
+                        break;
+                    }
                     Some(request) => self.request(request),
                 },
                 () = tokio::time::sleep_until(self.clock.instant(timeout)) => {
@@ -163,6 +179,17 @@ impl Driver {
         }
         self.net.stop().await;
         // Dropping the writer commits what is left.
+    }
+
+    /// Withdraws what this node publishes, so that nobody is led to a node that is gone. It is
+    /// published again at the next start.
+    fn say_goodbye(&mut self) {
+        let names: Vec<_> = self.engine.services().own().map(|s| s.name.clone()).collect();
+        for name in names {
+            self.next_request += 1;
+            let request = self.next_request;
+            self.handle(Input::Command(Command::Withdraw { request, name }));
+        }
     }
 
     fn handle(&mut self, input: Input) {
@@ -239,6 +266,7 @@ impl Driver {
                     decisions: &self.decisions,
                     calculations: &self.calculations,
                     model: self.model.as_ref(),
+                    model_error: self.model_error.as_ref(),
                     last_training: self.last_training.as_ref(),
                     dropped: &self.dropped,
                     now,
@@ -294,7 +322,9 @@ impl Driver {
 
     /// Hands the champion to the engine. When it cannot be used, the model in use stays.
     fn load_model(&mut self) -> Result<(), String> {
-        let champion = self.models.champion().map_err(|error| error.to_string())?;
+        let champion = self.models.champion().map_err(|error| error.to_string());
+        self.model_error = champion.as_ref().err().cloned();
+        let champion = champion?;
         let known = self.model.as_ref().map(|(version, _)| version.clone());
         match champion {
             Some(model) if Some(&model.version) == known.as_ref() => {}

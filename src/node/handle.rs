@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::View;
+use super::published::Published;
 use crate::config::EmulatedLink;
 use crate::engine::event::{Answer, Command, CommandError, RequestId, ServiceSpec};
 use crate::engine::overlay::ServiceRecord;
@@ -16,6 +17,11 @@ use crate::engine::types::{NodeId, ParseError, PublicKey, Route, ServiceName, Tu
 use crate::learn::ModelRegistry;
 use crate::net::tunnel::{Export, GOODBYE, TunnelError, TunnelInfo, Tunnels};
 
+/// How often, and after how long each, a node that starts looks whether it has joined before it
+/// publishes again: 3 s in all.
+const PUBLISH_AGAIN_TRIES: u32 = 30;
+/// See [`PUBLISH_AGAIN_TRIES`].
+const PUBLISH_AGAIN_WAIT: Duration = Duration::from_millis(100);
 /// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the DHT may take to answer.
@@ -39,6 +45,9 @@ pub enum RequestError {
     /// No route to the provider.
     #[error("no route to {0}; see 'meshwise peer list' and 'meshwise route explain {0}'")]
     NoRoute(NodeId),
+    /// A node that nobody advertises.
+    #[error("{0} is not known here; see 'meshwise peer list' for the nodes that are connected")]
+    UnknownNode(NodeId),
     /// A path that is none.
     #[error("the path is wrong: {0}")]
     Path(#[from] ParseError),
@@ -87,6 +96,7 @@ pub struct NodeHandle {
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) tunnels: Arc<Tunnels>,
     pub(super) models: Arc<ModelRegistry>,
+    pub(super) published: Arc<Published>,
     pub(super) data_dir: PathBuf,
 }
 
@@ -132,13 +142,17 @@ impl NodeHandle {
         service: ServiceSpec,
         target: SocketAddr,
     ) -> Result<u64, RequestError> {
+        let kept = service.clone();
         let name = service.name.clone();
         let export = Export { target, allowed: service.allowed.clone() };
         let before = self.tunnels.exported(&name);
         self.tunnels.export(name.clone(), export);
         let answer = self.ask(move |request| Command::Publish { request, service }).await;
         match answer {
-            Ok(Answer::Published { sequence }) => Ok(sequence),
+            Ok(Answer::Published { sequence }) => {
+                self.published.insert(&kept, target);
+                Ok(sequence)
+            }
             Ok(_) => Err(RequestError::Stopped),
             Err(error) => {
                 // Gossip has announced it all the same when only the DHT failed or is late.
@@ -147,7 +161,7 @@ impl NodeHandle {
                     RequestError::TimedOut | RequestError::Command(CommandError::NotStored { .. })
                 );
                 match before {
-                    _ if announced => {}
+                    _ if announced => self.published.insert(&kept, target),
                     Some(before) => self.tunnels.export(name, before),
                     None => self.tunnels.unexport(&name),
                 }
@@ -163,8 +177,30 @@ impl NodeHandle {
     pub async fn withdraw(&self, name: ServiceName) -> Result<(), RequestError> {
         let asked = name.clone();
         self.ask(move |request| Command::Withdraw { request, name: asked }).await?;
+        self.published.remove(&name);
         self.tunnels.unexport(&name);
         Ok(())
+    }
+
+    /// Publishes what was published when the node ran last, as soon as there is somebody to tell.
+    pub(super) fn publish_again(&self) {
+        for (service, target) in self.published.services() {
+            let handle = self.clone();
+            tokio::spawn(async move {
+                let name = service.name.clone();
+                let joined = |view: &mut View<'_>| view.engine.joined_after().is_some();
+                for _ in 0..PUBLISH_AGAIN_TRIES {
+                    if handle.inspect(joined).await.unwrap_or(true) {
+                        break;
+                    }
+                    tokio::time::sleep(PUBLISH_AGAIN_WAIT).await;
+                }
+                match handle.publish(service, target).await {
+                    Ok(_) => tracing::info!(%name, "published again"),
+                    Err(error) => tracing::warn!("{name} was not published again: {error}"),
+                }
+            });
+        }
     }
 
     /// The providers of a name, and whether gossip had brought them already.
@@ -202,6 +238,12 @@ impl NodeHandle {
         }
         let forced = match via {
             Some(relays) => {
+                for relay in &relays {
+                    let relay = *relay;
+                    if !self.inspect(move |view| view.knows(relay)).await? {
+                        return Err(RequestError::UnknownNode(relay));
+                    }
+                }
                 let ends = (self.me.node_id(), destination);
                 let nodes = std::iter::once(ends.0).chain(relays).chain([ends.1]);
                 Some(Route::new(nodes.collect::<Vec<_>>())?)

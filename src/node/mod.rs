@@ -7,6 +7,7 @@
 mod clock;
 mod driver;
 mod handle;
+mod published;
 mod retrain;
 
 use std::path::{Path, PathBuf};
@@ -60,6 +61,9 @@ pub enum NodeError {
     /// The network did not start.
     #[error(transparent)]
     Net(#[from] crate::net::NetError),
+    /// The list of published services is unusable.
+    #[error("{0}")]
+    Published(String),
     /// The database is unusable.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -97,6 +101,7 @@ impl Node {
         let lock = lock(data_dir).map_err(dir_error)?;
         let lock = lock.ok_or_else(|| NodeError::InUse { path: path.clone() })?;
         let identity = Identity::load_or_create(data_dir).map_err(crate::net::NetError::from)?;
+        let published = published::Published::load(data_dir).map_err(NodeError::Published)?;
         let storage = &options.config.storage;
         let retention = Retention {
             max_age: Duration::from_secs(u64::from(storage.max_age_days) * 86_400),
@@ -124,11 +129,13 @@ impl Node {
             requests,
             tunnels: net.tunnels().clone(),
             models: Arc::new(models),
+            published: Arc::new(published),
             data_dir: data_dir.clone(),
         };
         let driver =
             driver::Driver::new(engine, net, writer, clock, &options, handle.models.clone());
         let driver = tokio::spawn(driver.run(events, receiver));
+        handle.publish_again();
         Ok(Self { handle, driver, _lock: lock })
     }
 

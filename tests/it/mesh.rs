@@ -219,7 +219,7 @@ async fn what_cannot_work_says_why() {
     assert!(matches!(own, RequestError::OwnService(_)), "{own}");
     let nowhere = vec![NodeId([9; 8])];
     let forced = handle.open_tunnel(name(NAME), any, Some(nowhere)).await.unwrap_err();
-    assert!(matches!(forced, RequestError::NoRoute(_)), "{forced}");
+    assert!(matches!(forced, RequestError::UnknownNode(_)), "{forced}");
     assert_eq!(handle.tunnels().len(), 1, "nothing stays open");
     let bound = |view: &mut meshwise::node::View<'_>| view.engine.tunnels().count();
     eventually("nothing stays bound", || async { handle.inspect(bound).await.unwrap() == 1 }).await;
@@ -295,4 +295,42 @@ async fn training_runs_on_schedule_and_its_failure_harms_nobody() {
     let decides = |view: &mut meshwise::node::View<'_>| view.engine.predictor().version();
     assert_eq!(node.handle().inspect(decides).await.unwrap(), "moving-average");
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_was_restarted_serves_again_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let user = start(&folder.path().join("user"), &Identity::generate(), config(vec![])).await;
+    let settings = config(listening(&user).await);
+    let dir = folder.path().join("provider");
+    let provider = start(&dir, &Identity::generate(), settings.clone()).await;
+    let target = echo_server().await;
+    provider.handle().publish(service(NAME), target).await.unwrap();
+    let name: ServiceName = NAME.parse().unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    eventually("the service is known", || async {
+        user.handle().resolve(name.clone(), false).await.is_ok()
+    })
+    .await;
+    let (_, address) = user.handle().open_tunnel(name.clone(), any, None).await.unwrap();
+    assert_eq!(exchange(address, b"before").await.unwrap(), b"before");
+
+    provider.stop().await;
+    eventually("a stopped provider leaves the list", || async {
+        user.handle().resolve(name.clone(), false).await.is_err()
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    let refused = exchange(address, b"meanwhile").await;
+    assert!(refused.is_err() || refused.is_ok_and(|bytes| bytes.is_empty()));
+    assert!(begun.elapsed() < Duration::from_secs(20), "an error, not a hanging connection");
+
+    let options = NodeOptions { config: settings, data_dir: dir, trainer: None };
+    let provider = Node::start(options).await.unwrap();
+    eventually("the tunnel works again", || async {
+        exchange(address, b"after").await.is_ok_and(|bytes| bytes == b"after")
+    })
+    .await;
+    provider.stop().await;
+    user.stop().await;
 }

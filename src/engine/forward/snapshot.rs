@@ -11,6 +11,8 @@ pub struct Binding {
     pub destination: NodeId,
     /// The route in use; `None` while there is none.
     pub route: Option<Route>,
+    /// Whether any candidate is alive; the route stays as it was when none is.
+    pub reachable: bool,
     /// Number of that route.
     pub route_id: u32,
     /// The best route that shares no relay with it.

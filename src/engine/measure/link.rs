@@ -25,6 +25,9 @@ pub const LOSS_WINDOW: usize = 60;
 pub const DEAD_AFTER: u32 = 3;
 /// Fewest bytes in a slice that give a bandwidth estimate: below, one datagram decides it.
 pub const BANDWIDTH_BYTES_MIN: u64 = 2_000;
+/// Smallest busy share of a slice that gives a bandwidth estimate: below, a few waits of the
+/// sender's own processor decide it.
+pub const BUSY_SHARE_MIN: f64 = 0.05;
 /// Most neighbours of one node; further ones are refused. A guess: four times the degree the
 /// overlay needs at 10,000 nodes.
 pub const NEIGHBOURS_MAX: usize = 64;
@@ -191,7 +194,7 @@ impl QualityMonitor {
         if report.duration_us > 0 {
             link.utilisation = (report.busy_us as f64 / report.duration_us as f64).min(1.0);
         }
-        if report.sent_bytes >= BANDWIDTH_BYTES_MIN && report.busy_us > 0 {
+        if report.sent_bytes >= BANDWIDTH_BYTES_MIN && link.utilisation >= BUSY_SHARE_MIN {
             link.bandwidth = Some(report.sent_bytes as f64 * 1e6 / report.busy_us as f64);
         }
     }

@@ -89,6 +89,8 @@ pub struct Destination {
     pub forced: Option<Route>,
     /// The route in use, and since when.
     pub current: Option<(Route, Timestamp)>,
+    /// Whether any candidate was alive in the last decision.
+    pub reachable: bool,
     /// Counts changes of the route in use; travels in datagrams as the route id.
     pub route_id: u32,
     /// The best route that shares no relay with the one in use.
@@ -130,6 +132,7 @@ impl IntelligentRouter {
             node,
             forced,
             current: None,
+            reachable: false,
             route_id: 0,
             backup: None,
             candidates: Vec::new(),
@@ -198,6 +201,7 @@ impl IntelligentRouter {
             destination.current = Some((candidates[index].route.clone(), now));
             destination.route_id = destination.route_id.wrapping_add(1);
         }
+        destination.reachable = reason != Reason::NoRoute;
         let topology = know.graph.topology();
         destination.backup = destination.current.as_ref().and_then(|(route, _)| {
             disjoint_backup(&topology, route, self.policy.max_hops).map(|(route, _)| route)
@@ -411,6 +415,8 @@ mod tests {
     #[test]
     fn a_dead_route_is_left_at_once_for_one_that_shares_no_relay() {
         let mut world = World::new();
+        // The way over both relays is far better than the way over the second alone.
+        world.links(&[(0, 1, 10.0), (1, 9, 10.0), (0, 2, 60.0), (2, 9, 10.0), (1, 2, 5.0)]);
         world.router.open(TUNNEL, node(9), None);
         world.decide(0);
         for _ in 0..3 {

@@ -1,0 +1,133 @@
+//! What a node publishes, kept in a file of the data directory, so that a node that is started
+//! again publishes it again by itself.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::event::ServiceSpec;
+use crate::engine::overlay::wire::ServiceKind;
+use crate::engine::types::{NodeId, ServiceName};
+
+/// Name of the file within the data directory.
+pub const FILE: &str = "published.json";
+
+/// One published service, as stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    kind: ServiceKind,
+    target: SocketAddr,
+    metadata: BTreeMap<String, String>,
+    allowed: Vec<String>,
+    ttl_s: u32,
+}
+
+/// The file and what it holds.
+#[derive(Debug)]
+pub struct Published {
+    path: PathBuf,
+    entries: Mutex<BTreeMap<ServiceName, Entry>>,
+}
+
+impl Published {
+    /// Reads the file of a data directory; there may be none.
+    ///
+    /// # Errors
+    /// One line, when the file cannot be read or is damaged. It is not touched.
+    pub fn load(data_dir: &Path) -> Result<Self, String> {
+        let path = data_dir.join(FILE);
+        let what = |error: &dyn std::fmt::Display| {
+            let path = path.display();
+            format!("cannot read {path}: {error}; move it away and publish the services again")
+        };
+        let entries = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| what(&error))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(what(&error)),
+        };
+        Ok(Self { path, entries: Mutex::new(entries) })
+    }
+
+    /// All services, with their targets.
+    pub fn services(&self) -> Vec<(ServiceSpec, SocketAddr)> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let service = |(name, entry): (&ServiceName, &Entry)| {
+            let allowed: Result<Vec<NodeId>, _> =
+                entry.allowed.iter().map(|id| id.parse()).collect();
+            let spec = ServiceSpec {
+                name: name.clone(),
+                kind: entry.kind,
+                metadata: entry.metadata.clone(),
+                // A list that cannot be read must not become "everybody".
+                allowed: allowed.ok()?,
+                ttl_s: entry.ttl_s,
+            };
+            Some((spec, entry.target))
+        };
+        entries.iter().filter_map(service).collect()
+    }
+
+    /// Keeps a service.
+    pub fn insert(&self, spec: &ServiceSpec, target: SocketAddr) {
+        let entry = Entry {
+            kind: spec.kind,
+            target,
+            metadata: spec.metadata.clone(),
+            allowed: spec.allowed.iter().map(ToString::to_string).collect(),
+            ttl_s: spec.ttl_s,
+        };
+        self.change(|entries| {
+            entries.insert(spec.name.clone(), entry);
+        });
+    }
+
+    /// Forgets a service.
+    pub fn remove(&self, name: &ServiceName) {
+        self.change(|entries| {
+            entries.remove(name);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<ServiceName, Entry>)) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut entries);
+        let part = self.path.with_extension("part");
+        let written = serde_json::to_vec_pretty(&*entries)
+            .map_err(std::io::Error::other)
+            .and_then(|bytes| std::fs::write(&part, bytes))
+            .and_then(|()| std::fs::rename(&part, &self.path));
+        if let Err(error) = written {
+            let path = self.path.display();
+            tracing::warn!("{path} could not be written ({error}): a restart forgets the change");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_survives_a_restart_and_damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = ServiceSpec {
+            name: "a.local".parse().unwrap(),
+            kind: ServiceKind::Tcp,
+            metadata: BTreeMap::new(),
+            allowed: vec![NodeId([7; 8])],
+            ttl_s: 60,
+        };
+        let target: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        Published::load(dir.path()).unwrap().insert(&spec, target);
+        let again = Published::load(dir.path()).unwrap();
+        assert_eq!(again.services(), [(spec.clone(), target)]);
+        again.remove(&spec.name);
+        assert!(Published::load(dir.path()).unwrap().services().is_empty());
+        std::fs::write(dir.path().join(FILE), "{\"a.local\":").unwrap();
+        assert!(Published::load(dir.path()).unwrap_err().contains(FILE));
+    }
+}
