@@ -33,7 +33,6 @@ use crate::engine::types::NodeId;
 
 use identity::Identity;
 use plane::DataPlane;
-use swarm::SwarmCommand;
 use tunnel::Tunnels;
 
 /// Events that may wait for the engine; beyond, the network waits.
@@ -75,7 +74,7 @@ pub enum NetError {
 
 /// A running network. Dropping it stops everything.
 pub struct Net {
-    commands: mpsc::Sender<SwarmCommand>,
+    commands: mpsc::Sender<Output>,
     plane: Arc<DataPlane>,
     tunnels: Arc<Tunnels>,
     listening: swarm::Listening,
@@ -119,24 +118,17 @@ impl Net {
         Ok((Self { commands, plane, tunnels, listening, tasks, stop, _guard: guard }, receiver))
     }
 
-    /// Does what the engine wants done. Outputs that are not about the network are ignored.
+    /// Does what the engine wants done. Outputs that are not about the network are
+    /// ignored.
     pub fn carry_out(&self, output: Output) {
-        let command = match output {
-            Output::Dial(address) => SwarmCommand::Dial(address),
-            Output::RequestSync(node) => SwarmCommand::RequestSync(node),
-            Output::SyncResponse { token, bytes } => SwarmCommand::SyncResponse { token, bytes },
-            Output::Publish(bytes) => SwarmCommand::Publish(bytes),
-            Output::GossipVerdict { token, verdict } => SwarmCommand::Verdict { token, verdict },
-            Output::DhtPut { request, name, bytes } => SwarmCommand::Put { request, name, bytes },
-            Output::DhtGet { request, name } => SwarmCommand::Get { request, name },
-            Output::SendProbe { id, route } => return self.plane.send_probe(id, &route),
-            Output::Forwarding(snapshot) => return self.plane.set_snapshot(snapshot),
-            Output::Record(_) | Output::Decision(_) | Output::Answer { .. } | Output::Notice(_) => {
-                return;
+        match output {
+            Output::SendProbe { id, route } => self.plane.send_probe(id, &route),
+            Output::Forwarding(snapshot) => self.plane.set_snapshot(snapshot),
+            other => {
+                if self.commands.try_send(other).is_err() {
+                    self.plane.counters().count("command-queue-full");
+                }
             }
-        };
-        if self.commands.try_send(command).is_err() {
-            self.plane.counters().count("command-queue-full");
         }
     }
 

@@ -28,9 +28,9 @@ use super::identity::{self, Identity};
 use super::plane::DataPlane;
 use super::{NetError, lanes};
 use crate::config::Config;
-use crate::engine::event::{Input, RequestId, Verdict};
+use crate::engine::event::{Input, Output, Verdict};
 use crate::engine::overlay::wire::{ADDRESSES_MAX, PeerAddresses};
-use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
+use crate::engine::types::{NodeId, PublicKey, Timestamp};
 
 /// Gossip that waits for a first subscriber; the oldest makes room.
 const UNHEARD_MAX: usize = 256;
@@ -44,47 +44,6 @@ const SYNC_FAILURES_MAX: u32 = 3;
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections carry link lanes; only those without any are closed after this.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// What the swarm is asked to do.
-#[derive(Debug)]
-pub enum SwarmCommand {
-    /// See [`Output::Dial`](crate::engine::event::Output::Dial).
-    Dial(Vec<String>),
-    /// See [`Output::RequestSync`](crate::engine::event::Output::RequestSync).
-    RequestSync(NodeId),
-    /// See [`Output::SyncResponse`](crate::engine::event::Output::SyncResponse).
-    SyncResponse {
-        /// From the question.
-        token: u64,
-        /// The answer.
-        bytes: Vec<u8>,
-    },
-    /// See [`Output::Publish`](crate::engine::event::Output::Publish).
-    Publish(Vec<u8>),
-    /// See [`Output::GossipVerdict`](crate::engine::event::Output::GossipVerdict).
-    Verdict {
-        /// From the message.
-        token: u64,
-        /// What becomes of it.
-        verdict: Verdict,
-    },
-    /// See [`Output::DhtPut`](crate::engine::event::Output::DhtPut).
-    Put {
-        /// Comes back.
-        request: RequestId,
-        /// Under which name.
-        name: ServiceName,
-        /// The signed record.
-        bytes: Vec<u8>,
-    },
-    /// See [`Output::DhtGet`](crate::engine::event::Output::DhtGet).
-    Get {
-        /// Comes back.
-        request: RequestId,
-        /// Which name.
-        name: ServiceName,
-    },
-}
 
 /// Where a node listens, as multiaddresses with its peer id. Changes with the interfaces.
 pub type Listening = Arc<Mutex<BTreeSet<String>>>;
@@ -100,7 +59,7 @@ pub struct Start<'a> {
     /// Where inputs for the engine go.
     pub events: mpsc::Sender<Input>,
     /// Where commands come from.
-    pub commands: mpsc::Receiver<SwarmCommand>,
+    pub commands: mpsc::Receiver<Output>,
     /// Who waits for the tasks.
     pub tasks: &'a TaskTracker,
     /// Ends the tasks.
@@ -304,7 +263,7 @@ struct Task {
 impl Task {
     async fn run(
         mut self,
-        mut commands: mpsc::Receiver<SwarmCommand>,
+        mut commands: mpsc::Receiver<Output>,
         early: Vec<SwarmEvent<BehaviourEvent>>,
     ) {
         for event in early {
@@ -329,22 +288,23 @@ impl Task {
         }
     }
 
-    fn command(&mut self, command: SwarmCommand) -> Vec<Input> {
+    /// Does what the engine wants done, as far as it is the swarm's.
+    fn command(&mut self, command: Output) -> Vec<Input> {
         let behaviour = self.swarm.behaviour_mut();
         match command {
-            SwarmCommand::Dial(addresses) => self.dial(&addresses),
-            SwarmCommand::RequestSync(node) => {
+            Output::Dial(addresses) => self.dial(&addresses),
+            Output::RequestSync(node) => {
                 if let Some(peer) = self.by_node.get(&node) {
                     behaviour.sync.send_request(peer, ());
                 }
             }
-            SwarmCommand::SyncResponse { token, bytes } => {
+            Output::SyncResponse { token, bytes } => {
                 if let Some(channel) = self.questions.remove(&token) {
                     let _ = behaviour.sync.send_response(channel, bytes);
                 }
             }
-            SwarmCommand::Publish(bytes) => self.publish(bytes),
-            SwarmCommand::Verdict { token, verdict } => {
+            Output::Publish(bytes) => self.publish(bytes),
+            Output::GossipVerdict { token, verdict } => {
                 if let Some((id, from)) = self.gossip.remove(&token) {
                     let acceptance = match verdict {
                         Verdict::Accept => gossipsub::MessageAcceptance::Accept,
@@ -355,13 +315,19 @@ impl Task {
                     gossipsub.report_message_validation_result(&id, &from, acceptance);
                 }
             }
-            SwarmCommand::Put { request, name, bytes } => {
+            Output::DhtPut { request, name, bytes } => {
                 let kad = &mut behaviour.kad;
                 return self.dht.put(kad, &self.me, request, &name, bytes).into_iter().collect();
             }
-            SwarmCommand::Get { request, name } => {
+            Output::DhtGet { request, name } => {
                 self.dht.get(&mut behaviour.kad, request, name);
             }
+            Output::SendProbe { .. }
+            | Output::Forwarding(_)
+            | Output::Record(_)
+            | Output::Decision(_)
+            | Output::Answer { .. }
+            | Output::Notice(_) => {}
         }
         Vec::new()
     }
