@@ -59,7 +59,8 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     // Before anything else runs, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let data_dir = context.data_dir.clone();
-    let node = Node::start(NodeOptions { config, data_dir, trainer: None }).await?;
+    let node = Node::start(NodeOptions { config, data_dir, trainer: std::env::current_exe().ok() })
+        .await?;
     let server = Server::start(node.handle().clone())?;
     let status = node.handle().inspect(|view| view.net.listening()).await?;
     if context.json {

@@ -70,6 +70,14 @@ impl Engine {
         let connected = |node| self.peers.contains_key(&node);
         let dials = self.bootstrapper.poll(connected, self.peers.len(), jitter, now);
         if self.bootstrapper.take_given_up() && self.peers.is_empty() {
+            let done_at = self.stamp(now);
+            self.record(Sample::Event {
+                kind: EventKind::Join,
+                subject: "bootstrap".into(),
+                started_at: self.started_at,
+                done_at,
+                succeeded: false,
+            });
             self.notice(Notice::BootstrapGaveUp);
         }
         self.outputs.extend(dials.into_iter().map(Output::Dial));

@@ -84,7 +84,9 @@ pub enum LearnError {
         source: PolarsError,
     },
     /// The library did not fit a model.
-    #[error("the model could not be fitted ({0}); report it with the output of 'meshwise doctor'")]
+    #[error(
+        "the model could not be fitted ({0}); report it with the output of 'meshwise data stats'"
+    )]
     Fit(String),
     /// A version name that could leave the folder, or that is no name.
     #[error(

@@ -155,7 +155,10 @@ impl Net {
 
     /// Stops everything and waits for it, at most 5 s.
     pub async fn stop(self) {
+        let leaving = tokio::time::sleep(tunnel::GOODBYE);
         self.tunnels.close().await;
+        // Also without tunnels: withdrawals wait in the swarm's queue.
+        leaving.await;
         self.stop.cancel();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
     }

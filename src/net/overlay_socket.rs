@@ -1,7 +1,7 @@
 //! The socket that QUIC believes to be UDP: packets leave and arrive over overlay routes.
 //!
 //! Congestion marks become ECN, so the end-to-end congestion controller reacts before the loss.
-//! [`endpoint_config`] makes QUIC's stateless resets survive a restart, so that a node that comes
+//! `endpoint_config` makes QUIC's stateless resets survive a restart, so that a node that comes
 //! back ends the connections that it no longer knows instead of leaving them to time out.
 
 use std::fmt;

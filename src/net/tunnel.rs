@@ -27,6 +27,10 @@ use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
 
 /// How long a tunnel may take to come up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a new connection waits for a route when none is alive, and how often it looks.
+const NO_ROUTE_WAIT: Duration = Duration::from_secs(3);
+/// See [`NO_ROUTE_WAIT`].
+const NO_ROUTE_POLL: Duration = Duration::from_millis(50);
 /// How long a good-bye may take to leave.
 pub const GOODBYE: Duration = Duration::from_millis(300);
 /// How long a caller may take to name the service that it wants.
@@ -410,9 +414,13 @@ async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
 /// Carries one TCP connection through the tunnel.
 async fn carry(tcp: TcpStream, local: &LocalEnd) -> Result<(), &'static str> {
     let _ = tcp.set_nodelay(true);
-    if !local.tunnels.plane.is_reachable(local.tunnel) {
-        // Better an error at once than a connection that hangs.
-        return Err("tunnel-no-route");
+    // A moment for the route to come back; then better an error than a connection that hangs.
+    let deadline = Instant::now() + NO_ROUTE_WAIT;
+    while !local.tunnels.plane.is_reachable(local.tunnel) {
+        if Instant::now() >= deadline {
+            return Err("tunnel-no-route");
+        }
+        tokio::time::sleep(NO_ROUTE_POLL).await;
     }
     let connection = local.connection().await.ok_or("tunnel-unreachable")?;
     let (mut send, mut recv) = connection.open_bi().await.map_err(|_| "tunnel-lost")?;

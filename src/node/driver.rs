@@ -205,9 +205,11 @@ impl Driver {
         self.drain(begun);
         if self.train_at.is_some_and(|at| at <= now) {
             self.train_at = self.retrain_every.map(|every| now + every);
-            if self.training.is_none() {
-                let (program, data_dir) = (self.trainer.clone(), self.data_dir.clone());
-                let task = async move { retrain::train(program, &data_dir).await };
+            if self.training.is_none()
+                && let Some(program) = self.trainer.clone()
+            {
+                let data_dir = self.data_dir.clone();
+                let task = async move { retrain::train(&program, &data_dir).await };
                 self.training = Some(tokio::spawn(task));
             }
         }

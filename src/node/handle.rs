@@ -175,25 +175,36 @@ impl NodeHandle {
     /// # Errors
     /// [`RequestError::Command`], when this node does not publish it.
     pub async fn withdraw(&self, name: ServiceName) -> Result<(), RequestError> {
-        let asked = name.clone();
-        self.ask(move |request| Command::Withdraw { request, name: asked }).await?;
-        self.published.remove(&name);
+        // Also what is only kept for the next start, because publishing it again was refused.
+        let kept = self.published.remove(&name);
         self.tunnels.unexport(&name);
-        Ok(())
+        let asked = name.clone();
+        match self.ask(move |request| Command::Withdraw { request, name: asked }).await {
+            Err(RequestError::Command(CommandError::NotPublishedHere(_))) if kept => Ok(()),
+            answer => answer.map(|_| ()),
+        }
     }
 
     /// Publishes what was published when the node ran last, as soon as there is somebody to tell.
     pub(super) fn publish_again(&self) {
-        for (service, target) in self.published.services() {
+        for name in self.published.names() {
             let handle = self.clone();
             tokio::spawn(async move {
-                let name = service.name.clone();
                 let joined = |view: &mut View<'_>| view.engine.joined_after().is_some();
                 for _ in 0..PUBLISH_AGAIN_TRIES {
                     if handle.inspect(joined).await.unwrap_or(true) {
                         break;
                     }
                     tokio::time::sleep(PUBLISH_AGAIN_WAIT).await;
+                }
+                // What is kept now counts: somebody may have changed it meanwhile.
+                let Some((service, target)) = handle.published.service(&name) else { return };
+                let asked = name.clone();
+                let own = move |view: &mut View<'_>| {
+                    view.engine.services().own().any(|service| service.name == asked)
+                };
+                if handle.inspect(own).await.unwrap_or(true) {
+                    return;
                 }
                 match handle.publish(service, target).await {
                     Ok(_) => tracing::info!(%name, "published again"),

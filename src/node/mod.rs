@@ -76,7 +76,7 @@ pub struct NodeOptions {
     pub config: Config,
     /// Identity, database, models, control socket.
     pub data_dir: PathBuf,
-    /// Program that trains: this one, unless a test says otherwise.
+    /// The `meshwise` program, which trains as a child process; `None` for no scheduled training.
     pub trainer: Option<PathBuf>,
 }
 

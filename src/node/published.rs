@@ -52,23 +52,28 @@ impl Published {
         Ok(Self { path, entries: Mutex::new(entries) })
     }
 
-    /// All services, with their targets.
-    pub fn services(&self) -> Vec<(ServiceSpec, SocketAddr)> {
+    /// The names of all services.
+    pub fn names(&self) -> Vec<ServiceName> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// A service and its target; `None` when it is not kept, or its allow list cannot be read,
+    /// which must not become "everybody".
+    pub fn service(&self, name: &ServiceName) -> Option<(ServiceSpec, SocketAddr)> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let service = |(name, entry): (&ServiceName, &Entry)| {
-            let allowed: Result<Vec<NodeId>, _> =
-                entry.allowed.iter().map(|id| id.parse()).collect();
-            let spec = ServiceSpec {
-                name: name.clone(),
-                kind: entry.kind,
-                metadata: entry.metadata.clone(),
-                // A list that cannot be read must not become "everybody".
-                allowed: allowed.ok()?,
-                ttl_s: entry.ttl_s,
-            };
-            Some((spec, entry.target))
+        let entry = entries.get(name)?;
+        let allowed: Result<Vec<NodeId>, _> = entry.allowed.iter().map(|id| id.parse()).collect();
+        let allowed = allowed
+            .inspect_err(|error| tracing::warn!("{name} is not published again: {error}"))
+            .ok()?;
+        let spec = ServiceSpec {
+            name: name.clone(),
+            kind: entry.kind,
+            metadata: entry.metadata.clone(),
+            allowed,
+            ttl_s: entry.ttl_s,
         };
-        entries.iter().filter_map(service).collect()
+        Some((spec, entry.target))
     }
 
     /// Keeps a service.
@@ -85,16 +90,20 @@ impl Published {
         });
     }
 
-    /// Forgets a service.
-    pub fn remove(&self, name: &ServiceName) {
-        self.change(|entries| {
-            entries.remove(name);
-        });
+    /// Forgets a service. Returns whether it was kept.
+    pub fn remove(&self, name: &ServiceName) -> bool {
+        let mut removed = false;
+        self.change(|entries| removed = entries.remove(name).is_some());
+        removed
     }
 
     fn change(&self, change: impl FnOnce(&mut BTreeMap<ServiceName, Entry>)) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = entries.clone();
         change(&mut entries);
+        if *entries == before {
+            return;
+        }
         let part = self.path.with_extension("part");
         let written = serde_json::to_vec_pretty(&*entries)
             .map_err(std::io::Error::other)
@@ -124,9 +133,10 @@ mod tests {
         let target: SocketAddr = "127.0.0.1:80".parse().unwrap();
         Published::load(dir.path()).unwrap().insert(&spec, target);
         let again = Published::load(dir.path()).unwrap();
-        assert_eq!(again.services(), [(spec.clone(), target)]);
-        again.remove(&spec.name);
-        assert!(Published::load(dir.path()).unwrap().services().is_empty());
+        assert_eq!(again.names(), std::slice::from_ref(&spec.name));
+        assert_eq!(again.service(&spec.name), Some((spec.clone(), target)));
+        assert!(again.remove(&spec.name) && !again.remove(&spec.name));
+        assert!(Published::load(dir.path()).unwrap().names().is_empty());
         std::fs::write(dir.path().join(FILE), "{\"a.local\":").unwrap();
         assert!(Published::load(dir.path()).unwrap_err().contains(FILE));
     }

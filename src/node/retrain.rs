@@ -1,7 +1,7 @@
-//! Training on a schedule, in a child process of this program at low priority, so that neither
+//! Training on a schedule, in a child process of the `meshwise` program at low priority, so that neither
 //! its load nor its crash reaches the router.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,11 +14,7 @@ const TRAINING_MAX: Duration = Duration::from_secs(1_800);
 ///
 /// # Errors
 /// One line: what the child said, or why it could not run.
-pub async fn train(program: Option<PathBuf>, data_dir: &Path) -> Result<(), String> {
-    let program = match program {
-        Some(program) => program,
-        None => std::env::current_exe().map_err(|error| error.to_string())?,
-    };
+pub async fn train(program: &Path, data_dir: &Path) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(["model", "train", "--background", "--data-dir"]).arg(data_dir);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -18,6 +18,8 @@ fn fails(data_dir: &Path, arguments: &[&str], words: &[&str]) {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
     let last = error.lines().last().unwrap_or_default();
+    let logs = arguments[0] == "node";
+    assert!(logs || error.lines().count() == 1, "one line: {error}");
     for word in words {
         assert!(last.contains(word), "{arguments:?} does not say {word}: {error}");
     }

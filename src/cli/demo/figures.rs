@@ -17,7 +17,8 @@ use crate::learn::Realised;
 pub(super) struct AddedLatency(Quantiles);
 
 impl AddedLatency {
-    /// Of the requests before `until` whose route did not change meanwhile.
+    /// Of the answered requests before `until` whose route did not change meanwhile; jitter and
+    /// lost packets of the emulated links are in it.
     pub(super) fn of(finished: &Finished, until: Instant) -> Self {
         let quiet = finished.asked.iter().filter(|asked| asked.begun < until);
         let added = quiet.filter_map(|asked| {
@@ -76,12 +77,14 @@ struct Line {
     unit: &'static str,
     /// The mission's floor, and whether larger is better.
     floor: Option<(f64, bool)>,
+    /// Without a floor, but it must have happened.
+    needed: bool,
 }
 
 impl Line {
     fn missed(&self) -> bool {
         match (self.floor, self.value) {
-            (None, _) => false,
+            (None, value) => self.needed && value.is_none(),
             (Some(_), None) => true,
             (Some((floor, true)), Some(value)) => value <= floor,
             (Some((floor, false)), Some(value)) => value >= floor,
@@ -109,14 +112,13 @@ impl Figures {
     }
 
     fn lines(&self) -> Vec<Line> {
-        let below =
-            |what, value, unit, floor| Line { what, value, unit, floor: Some((floor, false)) };
-        let above =
-            |what, value, unit, floor| Line { what, value, unit, floor: Some((floor, true)) };
-        let plain = |what, value, unit| Line { what, value, unit, floor: None };
+        let line = |what, value, unit, floor| Line { what, value, unit, floor, needed: false };
+        let below = |what, value, unit, floor| line(what, value, unit, Some((floor, false)));
+        let above = |what, value, unit, floor| line(what, value, unit, Some((floor, true)));
+        let plain = |what, value, unit| line(what, value, unit, None);
         let percent = |share: f64| 100.0 * share;
         let found = self.discoveries_ms.len() as f64 / self.lookups.max(1) as f64;
-        let failed = self.requests.failed as f64;
+        let (total, failed) = (self.requests.total as f64, self.requests.failed as f64);
         let prediction = &self.prediction;
         vec![
             below("registration, mean", mean(&self.registrations_ms), "ms", 500.0),
@@ -134,9 +136,13 @@ impl Figures {
             plain("  of the last value", Some(percent(prediction.last_value_accuracy)), "%"),
             below("added latency, median", self.added_latency_ms.0.p50, "ms", 50.0),
             plain("added latency, p99", self.added_latency_ms.0.p99, "ms"),
-            plain("left the degraded link after", self.degrade_reaction_ms, "ms"),
+            Line {
+                needed: true,
+                ..plain("left the degraded link after", self.degrade_reaction_ms, "ms")
+            },
             below("failover after a kill", self.failover_ms, "ms", 5_000.0),
-            plain("requests", Some(self.requests.total as f64), ""),
+            above("availability", Some(percent(1.0 - failed / total.max(1.0))), "%", 99.5),
+            plain("requests", Some(total), ""),
             plain("  failed", Some(failed), ""),
             plain("measurements", Some(self.samples as f64), ""),
         ]
@@ -208,7 +214,12 @@ mod tests {
     #[test]
     fn a_figure_that_is_missing_misses_its_floor() {
         let missed = Figures::default().missed();
-        for what in ["registration, mean", "prediction accuracy", "failover after a kill"] {
+        for what in [
+            "registration, mean",
+            "prediction accuracy",
+            "failover after a kill",
+            "left the degraded link after",
+        ] {
             assert!(missed.contains(&what), "{missed:?}");
         }
         assert!(!missed.contains(&"requests"));

@@ -132,11 +132,12 @@ impl Load {
 
     /// Waits for the requests under way.
     pub(super) async fn finish(mut self) -> Finished {
+        let stopped = Instant::now();
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
         let mut asked = take(&self.asked);
         asked.sort_by_key(|asked| asked.begun);
-        Finished { asked, routes: take(&self.routes) }
+        Finished { asked, routes: take(&self.routes), stopped }
     }
 }
 
@@ -145,6 +146,8 @@ pub(super) struct Finished {
     /// All requests, in the order in which they left.
     pub(super) asked: Vec<Asked>,
     routes: Vec<(Instant, Vec<&'static str>)>,
+    /// When the last request may have left.
+    stopped: Instant,
 }
 
 impl Finished {
@@ -160,8 +163,10 @@ impl Finished {
         let mut answers: Vec<Instant> = answers.filter(|at| *at >= from).collect();
         answers.sort();
         answers.first()?;
+        // Silence at the end is a gap too.
+        answers.push(self.stopped);
         let starts = std::iter::once(&from).chain(&answers);
-        let gaps = starts.zip(&answers).map(|(a, b)| b.duration_since(*a));
+        let gaps = starts.zip(&answers).map(|(a, b)| b.saturating_duration_since(*a));
         gaps.max().map(|gap| gap.as_secs_f64() * 1e3)
     }
 
@@ -233,4 +238,30 @@ async fn ask(sender: &mut SendRequest<Empty<Bytes>>) -> anyhow::Result<usize> {
     let response = sender.send_request(request).await?;
     anyhow::ensure!(response.status().is_success(), "status {}", response.status());
     Ok(response.into_body().collect().await?.to_bytes().len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_after_the_last_answer_is_a_gap() {
+        let from = Instant::now();
+        let at = |ms| from + Duration::from_millis(ms);
+        let asked = |begun, took: Option<u64>| Asked {
+            begun: at(begun),
+            begun_s: 0.0,
+            took: took.map(Duration::from_millis),
+        };
+        let mut finished = Finished {
+            asked: vec![asked(0, Some(10)), asked(100, Some(300)), asked(450, None)],
+            routes: vec![],
+            stopped: at(500),
+        };
+        assert_eq!(finished.longest_gap_ms(from), Some(390.0));
+        finished.stopped = at(8_000);
+        assert_eq!(finished.longest_gap_ms(from), Some(7_600.0));
+        assert_eq!(finished.longest_gap_ms(at(500)), None, "no answer after it at all");
+        assert_eq!((finished.requests().total, finished.requests().failed), (3, 1));
+    }
 }

@@ -143,7 +143,8 @@ impl Mesh {
             },
             learning: LearningConfig {
                 predict: true,
-                retrain_s: if name == "S" { super::LEARN_S / 2 } else { 0 },
+                // Once: the figures are about one model.
+                retrain_s: if name == "S" { 3_600 } else { 0 },
                 first_train_s: super::LEARN_S,
             },
             emulation: EmulationConfig {

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Context, output};
 use crate::api::types::{Explanation, OpenTunnel, Publish, Published, Resolved, Status, Tunnel};
@@ -45,6 +46,10 @@ pub struct Args {
 const SERVICE: &str = "byronwade.local";
 /// Names published and looked up for the averages, the service itself included.
 const NAMES: usize = 5;
+/// Look-ups of each name in the DHT.
+const LOOKUPS_EACH: usize = 20;
+/// Longest demo: a run that is not through by then has failed.
+const RUN_MAX: Duration = Duration::from_secs(118);
 /// Longest wait for any one thing to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Traffic and measuring before the model; the source trains when this is over.
@@ -72,9 +77,14 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         }
         None => scratch.path().to_owned(),
     };
+    let mut terminate = signal(SignalKind::terminate())?;
     let outcome = tokio::select! {
-        outcome = play(started, &folder) => outcome?,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted; all nodes were stopped"),
+        outcome = tokio::time::timeout(RUN_MAX, play(started, &folder)) => match outcome {
+            Ok(outcome) => outcome?,
+            Err(_) => bail!("not through after {} s; is this machine very busy?", RUN_MAX.as_secs()),
+        },
+        _ = tokio::signal::ctrl_c() => bail!("interrupted; all nodes were ended"),
+        _ = terminate.recv() => bail!("terminated; all nodes were ended"),
     };
     if context.json {
         output::json(&outcome)?;
@@ -103,11 +113,12 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
         let body = Publish { name: name.clone(), to, allow: Vec::new(), ttl_s: 600 };
         let published: Published = target.post("/v1/services", &body).await?;
         figures.registrations_ms.push(published.took_ms);
-        let resolved: Result<Resolved, _> =
-            source.get(&format!("/v1/services/{name}?dht=true")).await;
-        figures.lookups += 1;
-        if let Ok(resolved) = resolved {
-            figures.discoveries_ms.push(resolved.took_ms);
+        for _ in 0..LOOKUPS_EACH {
+            let path = format!("/v1/services/{name}?dht=true");
+            figures.lookups += 1;
+            if let Ok(resolved) = source.get::<Resolved>(&path).await {
+                figures.discoveries_ms.push(resolved.took_ms);
+            }
         }
     }
     say(started, &format!("T publishes {SERVICE}; S finds it in the DHT"));
@@ -132,7 +143,8 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
         if waiting.elapsed().as_secs().is_multiple_of(10) {
             say(started, &format!("measuring and learning: {done} requests, {failed} failed"));
         }
-        if waiting.elapsed() > Duration::from_secs(LEARN_S) + PATIENCE {
+        let trained = status.last_training_us.is_some();
+        if trained || waiting.elapsed() > Duration::from_secs(LEARN_S) + PATIENCE {
             if let Some(error) = &status.last_training_error {
                 say(started, &format!("training failed: {error}"));
             }
@@ -154,12 +166,12 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
 
     let before = current_route(&source).await?;
     let (from, to) = (mesh.name(&before[1]), mesh.name(&before[2]));
-    mesh.degrade(&from, &to, DEGRADED_MS).await?;
     let degraded = Instant::now();
+    mesh.degrade(&from, &to, DEGRADED_MS).await?;
     say(started, &format!("the link {from}-{to} in use gets {DEGRADED_MS} ms slower"));
     let moved = loop {
         let now = current_route(&source).await?;
-        if now != before {
+        if !now.windows(2).any(|link| link == &before[1..3]) {
             break Some(now);
         }
         if degraded.elapsed() > PATIENCE {
@@ -171,6 +183,8 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
         let took = degraded.elapsed().as_secs_f64() * 1e3;
         figures.degrade_reaction_ms = Some(took);
         say(started, &format!("traffic moved to {} after {took:.0} ms", mesh.names(now)));
+    } else {
+        say(started, "traffic did not leave the degraded link");
     }
     tokio::time::sleep(AFTER.saturating_sub(degraded.elapsed())).await;
 
