@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshwise::config::EmulatedLink;
 use meshwise::engine::event::CommandError;
 use meshwise::engine::measure::ProbeKind;
 use meshwise::engine::predict::ForestModel;
@@ -12,7 +13,7 @@ use meshwise::engine::predict::schema::FEATURES;
 use meshwise::engine::types::{NodeId, ServiceName};
 use meshwise::learn::{ModelRegistry, TrainConfig, train_from_store};
 use meshwise::node::{DATABASE, Identity, MODELS, Node, NodeOptions, RequestError};
-use meshwise::store::Reader;
+use meshwise::store::{ProbeRow, Reader};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -144,6 +145,28 @@ async fn an_open_connection_survives_the_death_of_its_relay() {
     let reading = stream.read_exact(&mut answer);
     tokio::time::timeout(Duration::from_secs(30), reading).await.unwrap().unwrap();
     assert_eq!(&answer, b"after", "the same connection goes on over the other relay");
+    diamond.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_falls_silent_is_left_although_it_stays_connected() {
+    let diamond = Diamond::start().await;
+    let address = diamond.tunnel().await;
+    assert_eq!(exchange(address, b"before").await.unwrap(), b"before");
+    let relay = diamond.relay().await;
+    for neighbour in [S, T] {
+        let neighbour = diamond.ids[neighbour];
+        let silent =
+            EmulatedLink { neighbour: neighbour.to_string(), loss: 1.0, ..EmulatedLink::default() };
+        assert!(diamond.nodes[relay].handle().emulate(neighbour, silent).await.unwrap());
+    }
+    let other = A + B - relay;
+    eventually("the other relay is used", || async { diamond.relay().await == other }).await;
+    assert_eq!(exchange(address, b"after").await.unwrap(), b"after");
+    let lost = |probe: &ProbeRow| probe.rtt_us.is_none();
+    let database = diamond.data_dir(S).join(DATABASE);
+    let probes = || Reader::open(&database).unwrap().probes(ProbeKind::Route, 0).unwrap();
+    eventually("the losses are on record", || async { probes().iter().any(lost) }).await;
     diamond.stop().await;
 }
 

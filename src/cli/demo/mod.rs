@@ -54,6 +54,8 @@ const RUN_MAX: Duration = Duration::from_secs(118);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Traffic and measuring before the model; the source trains when this is over.
 pub(super) const LEARN_S: u64 = 40;
+/// Longest training: half a second on an idle machine, but it runs at the lowest priority.
+const TRAINING_MAX: Duration = Duration::from_secs(30);
 /// Traffic while the model's forecasts are compared with what then happens.
 const PREDICT: Duration = Duration::from_secs(15);
 /// Traffic after the degradation, and after the kill.
@@ -144,7 +146,7 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
             say(started, &format!("measuring and learning: {done} requests, {failed} failed"));
         }
         let trained = status.last_training_us.is_some();
-        if trained || waiting.elapsed() > Duration::from_secs(LEARN_S) + PATIENCE {
+        if trained || waiting.elapsed() > Duration::from_secs(LEARN_S) + TRAINING_MAX {
             if let Some(error) = &status.last_training_error {
                 say(started, &format!("training failed: {error}"));
             }
