@@ -115,8 +115,6 @@ pub enum Command {
     },
     /// No longer.
     CloseTunnel(TunnelId),
-    /// Connect to a peer by multiaddress.
-    Connect(String),
 }
 
 /// A service as its operator describes it.

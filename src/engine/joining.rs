@@ -1,6 +1,8 @@
 //! Peers come and go, tell what they know, and gossip arrives: how the engine's view of the mesh
 //! is brought up to date. The rules themselves are in [`super::overlay`].
 
+use rand::RngExt;
+
 use super::event::{Notice, Output, Verdict};
 use super::measure::{EventKind, Sample};
 use super::overlay::LinkStateAdvertisement;
@@ -11,7 +13,6 @@ use super::overlay::wire::{
 use super::route::graph::{LIFETIME, Refused};
 use super::types::{NodeId, PublicKey, Timestamp};
 use super::{Engine, PEERS_MAX, Peer};
-use rand::RngExt;
 
 /// Room for the peer list in a synchronisation answer (bytes).
 const SYNC_PEERS_BYTES: usize =
@@ -26,7 +27,7 @@ fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Ite
 }
 
 impl Engine {
-    pub(super) fn peer_connected(&mut self, key: PublicKey, now: Timestamp) {
+    pub(super) fn peer_connected(&mut self, key: PublicKey) {
         let node = key.node_id();
         match self.peers.get(&node) {
             Some(known) if known.key != key => {
@@ -40,7 +41,7 @@ impl Engine {
             }
             None => {}
         }
-        self.peers.insert(node, Peer { key, addresses: Vec::new(), since: now });
+        self.peers.insert(node, Peer { key, addresses: Vec::new() });
         self.outputs.push_back(Output::RequestSync(node));
     }
 
@@ -148,7 +149,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn message(&mut self, message: GossipMessage, now: Timestamp) -> Verdict {
+    fn message(&mut self, message: GossipMessage, now: Timestamp) -> Verdict {
         match message {
             GossipMessage::LinkState(signed) => self.link_state_received(signed, now),
             GossipMessage::Service(signed) => {
@@ -161,7 +162,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn link_state_received(&mut self, signed: Signed, now: Timestamp) -> Verdict {
+    fn link_state_received(&mut self, signed: Signed, now: Timestamp) -> Verdict {
         let origin = signed.key.node_id();
         if origin == self.me {
             return Verdict::Ignore;

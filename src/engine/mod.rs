@@ -96,8 +96,6 @@ pub struct Peer {
     pub key: PublicKey,
     /// Where it listens, as multiaddress text.
     pub addresses: Vec<String>,
-    /// Since when it is connected.
-    pub since: Timestamp,
 }
 
 /// The state machine. See the module documentation for the call protocol.
@@ -162,7 +160,7 @@ impl Engine {
     /// Takes what happened at `now`.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
         match input {
-            Input::PeerConnected(key) => self.peer_connected(key, now),
+            Input::PeerConnected(key) => self.peer_connected(key),
             Input::PeerDisconnected(node) => self.peer_disconnected(node, now),
             Input::PeerHeardOf(peer) => self.peer_heard_of(&peer, now),
             Input::LinkUp(node) => self.link_up(node),
@@ -326,7 +324,6 @@ impl Engine {
                 self.router.close(tunnel);
                 self.aim = true;
             }
-            Command::Connect(address) => self.outputs.push_back(Output::Dial(vec![address])),
         }
     }
 

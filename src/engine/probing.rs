@@ -18,6 +18,7 @@ use super::types::{NodeId, Route, Timestamp};
 const PROBE_TIMEOUT_MS_MIN: f64 = 250.0;
 /// Longest time that a probe is given to come back (ms).
 const PROBE_TIMEOUT_MS_MAX: f64 = 2_000.0;
+
 impl Engine {
     pub(super) fn link_up(&mut self, node: NodeId) {
         self.aim = true;

@@ -54,11 +54,6 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The identity with this secret.
-    pub fn from_secret(secret: [u8; 32]) -> Self {
-        Self { secret }
-    }
-
     /// A new one from the operating system's randomness.
     pub fn generate() -> Self {
         let pair = identity::ed25519::Keypair::generate();

@@ -82,7 +82,6 @@ pub struct Inbound {
 pub struct Counters {
     forwarded_datagrams: AtomicU64,
     forwarded_bytes: AtomicU64,
-    delivered_datagrams: AtomicU64,
     dropped: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -104,11 +103,6 @@ impl Counters {
     pub fn forwarded(&self) -> (u64, u64) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         (load(&self.forwarded_datagrams), load(&self.forwarded_bytes))
-    }
-
-    /// Datagrams that arrived here.
-    pub fn delivered(&self) -> u64 {
-        self.delivered_datagrams.load(Ordering::Relaxed)
     }
 
     /// Drops by reason.
@@ -266,14 +260,11 @@ impl DataPlane {
                 }
                 self.send(next, bytes);
             }
-            Verdict::Deliver => {
-                self.counters.delivered_datagrams.fetch_add(1, Ordering::Relaxed);
-                match header.kind {
-                    DatagramKind::Data => self.deliver(&header, payload.to_vec()),
-                    DatagramKind::Probe => self.answer_probe(header),
-                    DatagramKind::ProbeAnswer => self.probe_answered(&header),
-                }
-            }
+            Verdict::Deliver => match header.kind {
+                DatagramKind::Data => self.deliver(&header, payload.to_vec()),
+                DatagramKind::Probe => self.answer_probe(header),
+                DatagramKind::ProbeAnswer => self.probe_answered(&header),
+            },
         }
     }
 

@@ -111,11 +111,6 @@ impl NodeHandle {
         &self.data_dir
     }
 
-    /// The models on disk.
-    pub fn models(&self) -> &ModelRegistry {
-        &self.models
-    }
-
     /// Looks at the node's state from within the driver, and returns what `look` makes of it.
     ///
     /// # Errors
