@@ -129,6 +129,7 @@ impl Dht {
         id: QueryId,
         result: QueryResult,
         last: bool,
+        now: Timestamp,
     ) -> Option<Input> {
         let query = self.queries.get(&id)?;
         let input = match (query, result) {
@@ -165,18 +166,15 @@ impl Dht {
             }
             (Query::Value(request), QueryResult::GetRecord(result)) => {
                 let request = *request;
-                let found = match result {
-                    Ok(GetRecordOk::FoundRecord(found)) => Some(found.record.value),
-                    _ => None,
-                };
-                if found.is_some() && !last {
-                    // One record that verifies is enough; the engine checks it again.
+                // A node that answers with something else does not end the search.
+                if let Ok(GetRecordOk::FoundRecord(found)) = result
+                    && verify(&found.record, now).is_ok()
+                    && let Some(get) = self.gets.get_mut(&request)
+                {
+                    get.records.push(found.record.value);
                     if let Some(mut query) = kad.query_mut(&id) {
                         query.finish();
                     }
-                }
-                if let (Some(value), Some(get)) = (found, self.gets.get_mut(&request)) {
-                    get.records.push(value);
                 }
                 if last { self.get_step(request) } else { None }
             }
@@ -270,4 +268,83 @@ fn verify(record: &Record, now: Timestamp) -> Result<ServiceRecord, &'static str
         return Err("dht-foreign-key");
     }
     Ok(service)
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use libp2p::{PeerId, StreamProtocol};
+
+    use super::*;
+    use crate::engine::overlay::wire::{Objective, ServiceKind};
+
+    const NOW: Timestamp = Timestamp(1_000_000_000);
+
+    fn key(byte: u8) -> SigningKey {
+        SigningKey::from_bytes(&[byte; 32])
+    }
+
+    fn public(byte: u8) -> PublicKey {
+        PublicKey(key(byte).verifying_key().to_bytes())
+    }
+
+    /// A record of provider 1, signed by `signer`, under the key of `under`.
+    fn record(sequence: u64, signer: u8, under: u8) -> Record {
+        let service = ServiceRecord {
+            name: "a.local".parse().unwrap(),
+            kind: ServiceKind::Tcp,
+            owner: public(1),
+            metadata: BTreeMap::new(),
+            sequence,
+            issued_at: NOW,
+            ttl_s: 60,
+            objective: Objective::Balanced,
+            allowed: vec![],
+            withdrawn: false,
+        };
+        let value = wire::encode(&Signed::seal(&key(signer), &service));
+        Record::new(record_key(&service.name, &public(under)), value)
+    }
+
+    fn kad() -> Kad {
+        let me = PeerId::random();
+        let config = kad::Config::new(StreamProtocol::new("/test/kad"));
+        kad::Behaviour::with_config(me, MemoryStore::new(me), config)
+    }
+
+    #[test]
+    fn only_valid_records_under_their_own_key_are_stored_and_older_ones_replace_nothing() {
+        let mut kad = kad();
+        let mut store = |record: Record| {
+            let source = PeerId::random();
+            let connection = libp2p::swarm::ConnectionId::new_unchecked(1);
+            let request = InboundRequest::PutRecord { source, connection, record: Some(record) };
+            inbound(&mut kad, request, NOW)
+        };
+        assert_eq!(store(record(5, 1, 1)), Ok(()));
+        assert_eq!(store(record(4, 1, 1)), Err("dht-record-stale"));
+        assert_eq!(store(record(6, 2, 1)), Err("dht-record-invalid"), "signed by somebody else");
+        assert_eq!(store(record(6, 1, 2)), Err("dht-foreign-key"));
+        let mut garbage = record(6, 1, 1);
+        garbage.value.truncate(20);
+        assert_eq!(store(garbage), Err("dht-record-malformed"));
+        assert_eq!(store(record(6, 1, 1)), Ok(()));
+        let key = record_key(&"a.local".parse().unwrap(), &public(1));
+        let stored = kad.store_mut().get(&key).unwrap().into_owned();
+        assert_eq!(verify(&stored, NOW).unwrap().sequence, 6);
+        let ends = stored.expires.unwrap().duration_since(Instant::now());
+        assert!(ends <= Duration::from_secs(60) + CLOCK_SKEW, "not longer than it says");
+    }
+
+    #[test]
+    fn names_that_are_no_services_are_not_provided_for() {
+        let mut kad = kad();
+        let provider = |key: RecordKey| InboundRequest::AddProvider {
+            record: Some(kad::ProviderRecord::new(key, PeerId::random(), vec![])),
+        };
+        let foreign = provider(RecordKey::new(&"something"));
+        assert_eq!(inbound(&mut kad, foreign, NOW), Err("dht-foreign-key"));
+        let ours = provider(providers_key(&"a.local".parse().unwrap()));
+        assert_eq!(inbound(&mut kad, ours, NOW), Ok(()));
+    }
 }

@@ -425,7 +425,7 @@ impl Task {
                 id, result, step, ..
             }) => {
                 let kad = &mut self.swarm.behaviour_mut().kad;
-                self.dht.progressed(kad, id, result, step.last).into_iter().collect()
+                self.dht.progressed(kad, id, result, step.last, now()).into_iter().collect()
             }
             BehaviourEvent::Kad(kad::Event::InboundRequest { request }) => {
                 let kad = &mut self.swarm.behaviour_mut().kad;
