@@ -174,12 +174,12 @@ fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
     if context.json {
         return output::json(&json!({
             "version": model.version,
-            "target": model.target,
+            "target": model.latency.target,
             "schema_hash": model.schema_hash,
             "feature_names": model.feature_names,
-            "trees": model.trees.roots.len(),
-            "nodes": model.trees.feature.len(),
-            "interval": model.interval,
+            "trees": model.latency.trees.roots.len(),
+            "nodes": model.latency.trees.feature.len(),
+            "interval": model.latency.interval,
             "card": model.card,
         }));
     }
@@ -199,8 +199,8 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
         card.parameters,
         model.schema_hash,
         model.feature_names.len(),
-        model.trees.roots.len(),
-        model.trees.feature.len(),
+        model.latency.trees.roots.len(),
+        model.latency.trees.feature.len(),
     ))?;
     let mut table = output::table(&["on later rows", "accuracy", "mae ms", "rmse ln"]);
     for (name, score) in [
@@ -216,7 +216,7 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
         ]);
     }
     output::rows(&table, "")?;
-    let interval = model.interval;
+    let interval = model.latency.interval;
     output::print(&format!(
         "\n{:.0} % interval: {:+.1} % to {:+.1} % around the prediction",
         100.0 * interval.coverage,

@@ -34,7 +34,7 @@ use rand_pcg::Pcg64Mcg;
 use event::{Command, Input, Notice, Output};
 use forward::{Binding, ForwardingSnapshot};
 use measure::prober::Prober;
-use measure::{LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
+use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
 use overlay::wire::{self, GossipMessage, Signed};
 use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
 use predict::{QualityModel, RoutePredictor};
@@ -109,6 +109,7 @@ pub struct Engine {
     peers: BTreeMap<NodeId, Peer>,
     bootstrapper: NetworkBootstrapper,
     links: QualityMonitor,
+    advertised: LinkHistories,
     histories: RouteHistories,
     prober: Prober,
     advertiser: Advertiser,
@@ -141,6 +142,7 @@ impl Engine {
             peers: BTreeMap::new(),
             bootstrapper: NetworkBootstrapper::new(config.bootstrap.clone(), now),
             links: QualityMonitor::default(),
+            advertised: LinkHistories::default(),
             histories: RouteHistories::default(),
             advertiser: Advertiser::default(),
             graph: OverlayGraph::default(),
@@ -290,6 +292,7 @@ impl Engine {
     pub fn explain(&mut self, destination: NodeId, now: Timestamp) -> Decision {
         let mut know = Knowledge {
             graph: &mut self.graph,
+            links: &self.advertised,
             histories: &self.histories,
             predictor: &mut self.predictor,
         };
@@ -364,6 +367,7 @@ impl Engine {
     fn decide(&mut self, now: Timestamp) {
         let mut know = Knowledge {
             graph: &mut self.graph,
+            links: &self.advertised,
             histories: &self.histories,
             predictor: &mut self.predictor,
         };

@@ -37,6 +37,11 @@ impl Engine {
 
     /// Notes in the store what is now known of each link; a link that went is a reason to decide.
     pub(super) fn links_changed(&mut self, changes: Vec<LinkChange>, at: Timestamp) {
+        // One advertisement is one origin's; an expiry may name several.
+        for said in changes.chunk_by(|(one, ..), (other, ..)| one == other) {
+            let links = said.iter().map(|(_, neighbour, quality)| (*neighbour, *quality));
+            self.advertised.advertised(said[0].0, at, links);
+        }
         for (origin, neighbour, quality) in changes {
             if quality.is_none() {
                 self.decide_at = self.decide_at.min(at);
@@ -92,6 +97,7 @@ impl Engine {
             ProbeKind::Route => {
                 let was_dead = self.histories.is_dead(&route);
                 self.histories.probed(&route, done_at, rtt_us);
+                self.advertised.delivered(&route, rtt_us);
                 if was_dead != self.histories.is_dead(&route) {
                     self.decide_at = now;
                 }

@@ -125,8 +125,8 @@ mod tests {
     use rand_pcg::Pcg64Mcg;
 
     use super::*;
-    use crate::engine::measure::{LinkQuality, RouteHistories};
-    use crate::engine::predict::{LinkFact, route_features};
+    use crate::engine::measure::{LinkHistories, LinkQuality, RouteHistories};
+    use crate::engine::predict::route_features;
     use crate::engine::types::{NodeId, Route, Timestamp};
 
     fn route(nodes: &[u8]) -> Route {
@@ -213,32 +213,24 @@ mod tests {
         happenings.sort_by_key(|(at, _)| *at);
 
         let mut histories = RouteHistories::default();
-        let mut links: BTreeMap<(String, String), LinkFact> = BTreeMap::new();
+        let mut links = LinkHistories::default();
         let mut features = BTreeMap::new();
         for (at, happening) in happenings {
             match happening {
                 Happening::Completed(probe) => {
-                    histories.probed(&probe.route.parse().unwrap(), Timestamp(at), probe.rtt_us);
+                    let route: Route = probe.route.parse().unwrap();
+                    histories.probed(&route, Timestamp(at), probe.rtt_us);
+                    links.delivered(&route, probe.rtt_us);
                 }
                 Happening::LinkState(state) => {
-                    let key = (state.origin.clone(), state.neighbour.clone());
-                    match state.quality {
-                        Some(quality) => {
-                            links.insert(key, LinkFact { quality, accepted_at: Timestamp(at) });
-                        }
-                        None => {
-                            links.remove(&key);
-                        }
-                    }
+                    let neighbour: NodeId = state.neighbour.parse().unwrap();
+                    let change = [(neighbour, state.quality)];
+                    links.advertised(state.origin.parse().unwrap(), Timestamp(at), change);
                 }
                 Happening::Sent(probe) if probe.rtt_us.is_some() => {
                     let route: Route = probe.route.parse().unwrap();
-                    let facts: Vec<Option<LinkFact>> = route
-                        .links()
-                        .map(|(from, to)| links.get(&(from.to_string(), to.to_string())).copied())
-                        .collect();
-                    let known = route_features(&facts, histories.of(&route), Timestamp(at));
-                    features.insert(at, known);
+                    let history = histories.of(&route);
+                    features.insert(at, route_features(&route, &links, history, Timestamp(at)));
                 }
                 Happening::Sent(_) => {}
             }

@@ -183,7 +183,9 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), LearnError> {
 mod tests {
     use super::*;
     use crate::engine::predict::schema::{FEATURES, schema_hash};
-    use crate::engine::predict::{FORMAT, FORMAT_VERSION, Interval, ModelCard, ModelError, Trees};
+    use crate::engine::predict::{
+        FORMAT, FORMAT_VERSION, Head, Interval, ModelCard, ModelError, Ranking, Reference, Trees,
+    };
 
     fn model(version: &str, base: f64) -> ForestModel {
         let mut trees = Trees { base, ..Trees::default() };
@@ -193,12 +195,18 @@ mod tests {
             format: FORMAT.into(),
             format_version: FORMAT_VERSION,
             version: version.into(),
-            target: "ln_route_rtt_ms".into(),
-            reference: crate::engine::predict::Reference::LastValue,
             schema_hash: schema_hash(),
             feature_names: FEATURES.iter().map(|feature| feature.name.to_owned()).collect(),
-            trees,
-            interval: Interval { coverage: 0.9, low: -1.0, high: 1.0 },
+            latency: Head {
+                target: "ln_route_rtt_ms".into(),
+                reference: Reference::LastValue,
+                trees,
+                scale: None,
+                interval: Interval { coverage: 0.9, low: -1.0, high: 1.0 },
+            },
+            throughput: None,
+            reliability: None,
+            ranking: Ranking::default(),
             card: ModelCard::default(),
         }
     }

@@ -24,8 +24,8 @@ use super::evaluate::{RTT_MS_MIN, score};
 use super::{LearnError, frame_error, registry};
 use crate::engine::predict::schema::{FEATURES, schema_hash};
 use crate::engine::predict::{
-    FORMAT, FORMAT_VERSION, FeatureVector, ForestModel, Interval, LastValue, ModelCard,
-    MovingAverage, QualityModel, Reference, Trees,
+    FORMAT, FORMAT_VERSION, FeatureVector, ForestModel, Head, Interval, LastValue, ModelCard,
+    MovingAverage, QualityModel, Ranking, Reference, Trees,
 };
 
 /// Fewest usable rows for training. A guess: below, the held-out quarter says nothing.
@@ -150,7 +150,8 @@ pub fn train(
     let truth: Vec<f64> = fit_rows.iter().map(above).collect();
     let features: Vec<FeatureVector> = fit_rows.iter().map(|row| row.features).collect();
     let (library, parameters) = fit(&features, &truth, config)?;
-    let trees = flatten(&library)?;
+    let mut trees = flatten(&library)?;
+    trees.count_cover(&features);
 
     let residuals = test.iter().map(|row| above(row) - trees.evaluate(&row.features));
     let interval = conformal(residuals.collect(), COVERAGE);
@@ -176,19 +177,25 @@ pub fn train(
         format: FORMAT.into(),
         format_version: FORMAT_VERSION,
         version: config.version.clone().unwrap_or_else(|| version_of(&trees, now_us)),
-        target: TARGET.into(),
-        reference: config.reference,
         schema_hash: schema_hash(),
         feature_names: FEATURES.iter().map(|feature| feature.name.to_owned()).collect(),
-        trees,
-        interval,
+        latency: Head {
+            target: TARGET.into(),
+            reference: config.reference,
+            trees,
+            scale: None,
+            interval,
+        },
+        throughput: None,
+        reliability: None,
+        ranking: Ranking::default(),
         card,
     })
 }
 
 /// The reference of a usable row, ln(ms): every usable row has one.
 fn reference(config: &TrainConfig, features: &FeatureVector) -> f64 {
-    config.reference.ln_ms(features).unwrap_or_default()
+    config.reference.ln(features).unwrap_or_default()
 }
 
 /// The newest rows with a history, in order of `sent_us`.
@@ -408,7 +415,7 @@ mod tests {
         assert_eq!(first, train_with(7, &forwards));
         assert_eq!(first, train_with(7, &backwards), "the order of the frame does not matter");
         let other = train_with(8, &forwards);
-        assert_ne!(first.trees, other.trees);
+        assert_ne!(first.latency.trees, other.latency.trees);
         assert_ne!(first.version, other.version);
         assert!(first.version.starts_with("v1000-"), "{}", first.version);
         assert_eq!(first.version.len(), 14);

@@ -357,8 +357,9 @@ mod tests {
             |relay: u8| Route::new([NodeId([1; 8]), NodeId([relay; 8]), NodeId([2; 8])]).unwrap();
         let mut features = [MISSING; FEATURES.len()];
         features[3] = 0.1 + 0.2;
-        let some = |latency_ms| Some(Prediction { latency_ms, interval_ms: None });
-        let model = Some(Prediction { latency_ms: 20.0, interval_ms: Some((15.0, 30.0)) });
+        let some = |latency_ms| Some(Prediction::of_latency(latency_ms));
+        let model =
+            Some(Prediction { interval_ms: Some((15.0, 30.0)), ..Prediction::of_latency(20.0) });
         let candidate = |relay, model| Candidate {
             route: route(relay),
             alive: true,

@@ -1,10 +1,14 @@
-//! Measure: what was observed ([`Sample`]), and what it says about links ([`QualityMonitor`])
-//! and routes ([`RouteHistories`]).
+//! Measure: what was observed ([`Sample`]), and what it says about this node's links
+//! ([`QualityMonitor`]), about every link that is advertised ([`LinkHistories`]) and about routes
+//! ([`RouteHistories`]).
 
+mod advertised;
+mod coordinates;
 pub mod link;
 pub mod prober;
 mod route;
 mod sample;
+mod statistics;
 mod window;
 
 /// Statistics over a window of values, shared by the features and their offline twin.
@@ -12,7 +16,10 @@ pub mod window_statistics {
     pub use super::window::{ln_ratio, mean, mean_absolute_difference, quantile};
 }
 
+pub use advertised::{LinkHistories, LinkHistory};
+pub use coordinates::Coordinates;
 pub use link::{LinkQuality, LinkReport, LinkState, QualityMonitor};
 pub use route::{HISTORY_WINDOW, ROUTE_DEAD_AFTER, RouteHistories, RouteHistory};
 pub use sample::{EventKind, ProbeKind, Sample};
+pub use statistics::{STATISTICS, Statistics, WINDOW};
 pub use window::Window;

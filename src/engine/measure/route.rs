@@ -1,14 +1,15 @@
 //! End-to-end history of every route that was probed.
 //!
-//! A history holds the newest [`HISTORY_WINDOW`] completed probes of one route, the same ones
-//! that the offline feature builder sees when it looks back from the same moment.
+//! A history holds the newest completed probes of one route, the same ones that the offline
+//! feature builder sees when it looks back from the same moment.
 
 use std::collections::BTreeMap;
 
-use super::window::Window;
+use super::statistics::{Statistics, WINDOW};
+use super::window::{Window, mean_absolute_difference};
 use crate::engine::types::{Route, Timestamp};
 
-/// Completed probes kept for each route: the longest window of any feature.
+/// Completed probes over which loss and jitter are counted.
 pub const HISTORY_WINDOW: usize = 20;
 /// Lost probes in a row after which a route is dead.
 pub const ROUTE_DEAD_AFTER: u32 = 3;
@@ -19,8 +20,11 @@ pub const HISTORIES_MAX: usize = 1_024;
 /// The newest completed probes of one route.
 #[derive(Clone, Debug)]
 pub struct RouteHistory {
-    answered_us: Window<u64>,
+    answered_ms: Window<f64>,
+    statistics: Option<Statistics>,
+    jitter_ms: Option<f64>,
     lost: Window<bool>,
+    lost_at: Option<Timestamp>,
     completed: u64,
     failure_streak: u32,
     last_done_at: Timestamp,
@@ -29,8 +33,11 @@ pub struct RouteHistory {
 impl RouteHistory {
     fn new() -> Self {
         Self {
-            answered_us: Window::new(HISTORY_WINDOW),
+            answered_ms: Window::new(WINDOW),
+            statistics: None,
+            jitter_ms: None,
             lost: Window::new(HISTORY_WINDOW),
+            lost_at: None,
             completed: 0,
             failure_streak: 0,
             last_done_at: Timestamp::default(),
@@ -39,7 +46,22 @@ impl RouteHistory {
 
     /// Round-trip times (ms) of the newest `count` answered probes, oldest first.
     pub fn rtts_ms(&self, count: usize) -> Vec<f64> {
-        self.answered_us.newest(count).map(|us| us as f64 / 1e3).collect()
+        self.answered_ms.newest(count).collect()
+    }
+
+    /// Statistics over the newest answered probes; `None` before the first.
+    pub fn statistics(&self) -> Option<&Statistics> {
+        self.statistics.as_ref()
+    }
+
+    /// Mean absolute difference within the newest [`HISTORY_WINDOW`] answered (ms).
+    pub fn jitter_ms(&self) -> Option<f64> {
+        self.jitter_ms
+    }
+
+    /// When the newest lost probe was given up.
+    pub fn lost_at(&self) -> Option<Timestamp> {
+        self.lost_at
     }
 
     /// Share of lost probes among the newest [`HISTORY_WINDOW`], 0 to 1.
@@ -85,10 +107,15 @@ impl RouteHistories {
         history.lost.push(rtt_us.is_none());
         match rtt_us {
             Some(rtt_us) => {
-                history.answered_us.push(rtt_us);
+                history.answered_ms.push(rtt_us as f64 / 1e3);
+                history.statistics = Statistics::of(&history.answered_ms);
+                history.jitter_ms = mean_absolute_difference(&history.rtts_ms(HISTORY_WINDOW));
                 history.failure_streak = 0;
             }
-            None => history.failure_streak += 1,
+            None => {
+                history.failure_streak += 1;
+                history.lost_at = Some(done_at);
+            }
         }
     }
 

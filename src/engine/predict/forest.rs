@@ -1,28 +1,25 @@
-//! The model file and its evaluator: gradient-boosted trees as flat arrays.
+//! The model file: one JSON document that describes itself.
 //!
-//! A file is one JSON document that describes itself: format and version, target, feature names
-//! with the schema hash, the trees, the interval, and a card that says what it was trained on and
-//! how it did. Loading checks every index, so that evaluation cannot leave the arrays or loop.
+//! It holds format and version, feature names with the schema hash, the heads, the ranking rule,
+//! and a card that says what it was trained on and how it did. Loading checks every index, so that
+//! evaluation cannot leave the arrays or loop.
 //!
-//! The trees predict how far, in ln(ms), the next round trip lies above a reference that is known
-//! at the time (`base + sum of leaves`; a node sends a row left when `feature <= threshold`). In
-//! XGBoost's words the reference is the base margin. Trees cannot extrapolate: without it, a route
-//! that is slower than everything in the training data could never be predicted to be.
+//! The trees of a head predict how far, in ln(unit), the next value lies above a reference that is
+//! known at the time. In XGBoost's words the reference is the base margin. Trees cannot
+//! extrapolate: without it, a route that is slower than everything in the training data could
+//! never be predicted to be.
 
 use serde::{Deserialize, Serialize};
 
-use super::baseline::{LastValue, MovingAverage};
+use super::baseline::{LastValue, Level, MovingAverage};
 use super::model::{Prediction, QualityModel};
-use super::schema::{FEATURES, FeatureVector, schema_hash};
+use super::schema::{self, FEATURES, FeatureVector, MISSING, schema_hash};
+use super::trees::Trees;
 
 /// First field of every model file.
 pub const FORMAT: &str = "meshwise-forest";
 /// Version of the file layout.
-pub const FORMAT_VERSION: u32 = 1;
-/// Most nodes of all trees together: 1,000 trees of depth 8.
-pub const NODES_MAX: usize = 512_000;
-/// In `feature`: this node is a leaf.
-const LEAF: u16 = u16::MAX;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// A trained model, as stored and as evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,18 +31,18 @@ pub struct ForestModel {
     pub format_version: u32,
     /// Name of this version, unique within a registry.
     pub version: String,
-    /// What is predicted: `ln_route_rtt_ms`.
-    pub target: String,
-    /// What the trees predict the distance from.
-    pub reference: Reference,
     /// [`schema_hash`] of the features that the trees were grown on.
     pub schema_hash: String,
     /// Names of those features, in order.
     pub feature_names: Vec<String>,
-    /// The trees.
-    pub trees: Trees,
-    /// Split-conformal interval.
-    pub interval: Interval,
+    /// Forecasts the next end-to-end round trip, ln(ms).
+    pub latency: Head,
+    /// Forecasts the bandwidth of the route, ln(bytes/s).
+    pub throughput: Option<Head>,
+    /// Forecasts the probability that the route delivers.
+    pub reliability: Option<ReliabilityHead>,
+    /// How the router turns forecasts into a choice.
+    pub ranking: Ranking,
     /// What it was trained on and how it did.
     pub card: ModelCard,
 }
@@ -58,130 +55,125 @@ pub enum Reference {
     LastValue,
     /// [`MovingAverage`].
     MovingAverage,
+    /// [`Level`].
+    Level,
+    /// The bandwidth of the narrowest link (bytes/s).
+    LinkBandwidth,
+    /// None: the trees predict the logarithm itself.
+    Zero,
 }
 
 impl Reference {
-    /// The reference, ln(ms); `None` when nothing is known of the route.
-    pub fn ln_ms(self, features: &FeatureVector) -> Option<f64> {
-        let prediction = match self {
-            Self::LastValue => LastValue.predict(features),
-            Self::MovingAverage => MovingAverage.predict(features),
+    /// The reference, ln(ms) or ln(bytes/s); `None` when nothing is known of the route.
+    pub fn ln(self, features: &FeatureVector) -> Option<f64> {
+        let latency = |baseline: &dyn QualityModel| {
+            baseline.predict(features).map(|prediction| prediction.latency_ms.ln())
         };
-        prediction.map(|prediction| prediction.latency_ms.ln())
+        match self {
+            Self::LastValue => latency(&LastValue),
+            Self::MovingAverage => latency(&MovingAverage),
+            Self::Level => latency(&Level),
+            Self::LinkBandwidth => {
+                let bandwidth = features[schema::index("link_bandwidth_min")];
+                (bandwidth != MISSING && bandwidth > 0.0).then(|| bandwidth.ln())
+            }
+            Self::Zero => Some(0.0),
+        }
     }
 }
 
-/// All trees in parallel arrays, one entry a node; children stand behind their parent.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// A regressor of one positive quantity on the natural-log scale, with its interval.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Trees {
-    /// Prediction before the first tree, ln(ms) above the reference.
-    pub base: f64,
-    /// Index of each tree's root.
-    pub roots: Vec<u32>,
-    /// Feature that the node splits on; 65,535 for a leaf.
-    pub feature: Vec<u16>,
-    /// Rows with `feature <= threshold` go left.
-    pub threshold: Vec<f64>,
-    /// Index of the left child.
-    pub left: Vec<u32>,
-    /// Index of the right child.
-    pub right: Vec<u32>,
-    /// What a leaf adds, the learning rate included.
-    pub value: Vec<f64>,
+pub struct Head {
+    /// What is predicted, such as `ln_route_rtt_ms`.
+    pub target: String,
+    /// What the trees predict the distance from.
+    pub reference: Reference,
+    /// The trees of the forecast.
+    pub trees: Trees,
+    /// The trees of ln(scale): how far off, on the ln scale, such forecasts were. `None`: 1.
+    pub scale: Option<Trees>,
+    /// Split-conformal interval.
+    pub interval: Interval,
 }
 
-impl Trees {
-    /// Appends a leaf and returns its index.
-    pub fn push_leaf(&mut self, value: f64) -> u32 {
-        self.push(LEAF, 0.0, value)
+/// Smallest and largest scale that is believed, on the ln scale: 0.1 % and a factor of 20.
+pub const SCALE_RANGE: (f64, f64) = (0.001, 3.0);
+
+impl Head {
+    /// The forecast (ln unit); `None` when its reference is not known.
+    pub fn ln(&self, features: &FeatureVector) -> Option<f64> {
+        Some(self.reference.ln(features)? + self.trees.evaluate(features))
     }
 
-    /// Appends a split and returns its index; children are set by [`Trees::set_children`].
-    pub fn push_split(&mut self, feature: u16, threshold: f64) -> u32 {
-        self.push(feature, threshold, 0.0)
+    /// How far off forecasts from such features were on the ln scale: the geometric mean of the
+    /// absolute error, within [`SCALE_RANGE`]; 1 without a scale model.
+    pub fn scale(&self, features: &FeatureVector) -> f64 {
+        let scale = self.scale.as_ref().map(|trees| trees.evaluate(features).exp());
+        scale.map_or(1.0, |scale| scale.clamp(SCALE_RANGE.0, SCALE_RANGE.1))
     }
 
-    /// Sets the children of a split.
-    pub fn set_children(&mut self, parent: u32, left: u32, right: u32) {
-        self.left[parent as usize] = left;
-        self.right[parent as usize] = right;
-    }
-
-    fn push(&mut self, feature: u16, threshold: f64, value: f64) -> u32 {
-        let index = self.feature.len() as u32;
-        self.feature.push(feature);
-        self.threshold.push(threshold);
-        self.left.push(0);
-        self.right.push(0);
-        self.value.push(value);
-        index
-    }
-
-    /// The sum over all trees for one row.
-    pub fn evaluate(&self, features: &FeatureVector) -> f64 {
-        let mut sum = self.base;
-        for &root in &self.roots {
-            let mut node = root as usize;
-            while self.feature[node] != LEAF {
-                let goes_left = features[self.feature[node] as usize] <= self.threshold[node];
-                node = if goes_left { self.left[node] } else { self.right[node] } as usize;
-            }
-            sum += self.value[node];
+    /// Checks trees and numbers.
+    fn validate(&self) -> Result<(), String> {
+        self.trees.validate(FEATURES.len())?;
+        if let Some(scale) = &self.scale {
+            scale.validate(FEATURES.len())?;
         }
-        sum
-    }
-
-    /// Checks lengths, indices and numbers.
-    fn validate(&self, feature_count: usize) -> Result<(), String> {
-        let nodes = self.feature.len();
-        if nodes > NODES_MAX {
-            return Err(format!("{nodes} nodes exceed the limit of {NODES_MAX}"));
-        }
-        let same_length =
-            [self.threshold.len(), self.left.len(), self.right.len(), self.value.len()]
-                .iter()
-                .all(|length| *length == nodes);
-        if !same_length {
-            return Err("the node arrays differ in length".into());
-        }
-        if self.roots.is_empty() || self.roots.iter().any(|root| *root as usize >= nodes) {
-            return Err("a root points outside the nodes".into());
-        }
-        if !self.base.is_finite() {
-            return Err("the base is not a finite number".into());
-        }
-        for node in 0..nodes {
-            if !self.threshold[node].is_finite() || !self.value[node].is_finite() {
-                return Err(format!("node {node} holds a number that is not finite"));
-            }
-            if self.feature[node] == LEAF {
-                continue;
-            }
-            if self.feature[node] as usize >= feature_count {
-                return Err(format!("node {node} splits on a feature that does not exist"));
-            }
-            // Children behind their parent: evaluation ends after at most `nodes` steps.
-            let (left, right) = (self.left[node] as usize, self.right[node] as usize);
-            if left <= node || right <= node || left >= nodes || right >= nodes {
-                return Err(format!("node {node} has a child in the wrong place"));
-            }
+        if !self.interval.low.is_finite() || !self.interval.high.is_finite() {
+            return Err("its interval is not finite".into());
         }
         Ok(())
     }
 }
 
 /// Split-conformal interval on the natural-log scale (Lei et al., 2018): the truth lay between
-/// `prediction + low` and `prediction + high` in `coverage` of the held-out rows.
+/// `forecast + low * scale` and `forecast + high * scale` in `coverage` of the calibration rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Interval {
-    /// Share of held-out rows inside, 0 to 1.
+    /// Share of calibration rows inside, 0 to 1.
     pub coverage: f64,
-    /// Added to the prediction for the lower end, ln(ms).
+    /// Times the scale, added to the forecast for the lower end.
     pub low: f64,
-    /// Added to the prediction for the upper end, ln(ms).
+    /// Times the scale, added to the forecast for the upper end.
     pub high: f64,
+}
+
+/// Bagged classification trees with calibrated probabilities.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReliabilityHead {
+    /// Each tree adds its share of votes for "delivers"; the sum is 0 to 1.
+    pub trees: Trees,
+    /// Slope of Platt's sigmoid (Platt, 1999): probability = 1 / (1 + exp(a * votes + b)).
+    pub platt_a: f64,
+    /// Offset of Platt's sigmoid.
+    pub platt_b: f64,
+}
+
+impl ReliabilityHead {
+    /// Probability that the route delivers, 0 to 1.
+    pub fn probability(&self, features: &FeatureVector) -> f64 {
+        1.0 / (1.0 + (self.platt_a * self.trees.evaluate(features) + self.platt_b).exp())
+    }
+}
+
+/// How forecasts are turned into a choice: routes are compared by a pessimistic bound, because
+/// the lowest of many noisy forecasts is too low (the optimiser's curse; Smith and Winkler, 2006).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ranking {
+    /// Scales added to the forecast, on the ln scale, before routes are compared; 0 or more.
+    pub pessimism: f64,
+    /// Share by which another route's bound must lie below the direct route's; 0 or more.
+    pub margin: f64,
+}
+
+impl Default for Ranking {
+    fn default() -> Self {
+        Self { pessimism: 0.25, margin: 0.02 }
+    }
 }
 
 /// How a forecaster did on the held-out rows.
@@ -278,11 +270,26 @@ impl ForestModel {
         if model.schema_hash != expected {
             return Err(ModelError::Schema { found: model.schema_hash, expected });
         }
-        model.trees.validate(FEATURES.len()).map_err(ModelError::Damaged)?;
-        if !model.interval.low.is_finite() || !model.interval.high.is_finite() {
-            return Err(ModelError::Damaged("its interval is not finite".into()));
-        }
+        model.validate().map_err(ModelError::Damaged)?;
         Ok(model)
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        self.latency.validate()?;
+        if let Some(throughput) = &self.throughput {
+            throughput.validate()?;
+        }
+        if let Some(reliability) = &self.reliability {
+            reliability.trees.validate(FEATURES.len())?;
+            if !reliability.platt_a.is_finite() || !reliability.platt_b.is_finite() {
+                return Err("its calibration is not finite".into());
+            }
+        }
+        let Ranking { pessimism, margin } = self.ranking;
+        if !(0.0..=10.0).contains(&pessimism) || !(0.0..=1.0).contains(&margin) {
+            return Err("its ranking rule is out of range".into());
+        }
+        Ok(())
     }
 
     /// The file's text.
@@ -297,10 +304,15 @@ impl QualityModel for ForestModel {
     }
 
     fn predict(&self, features: &FeatureVector) -> Option<Prediction> {
-        let log = self.reference.ln_ms(features)? + self.trees.evaluate(features);
+        let ln = self.latency.ln(features)?;
+        let scale = self.latency.scale(features);
+        let Interval { low, high, .. } = self.latency.interval;
         Some(Prediction {
-            latency_ms: log.exp(),
-            interval_ms: Some(((log + self.interval.low).exp(), (log + self.interval.high).exp())),
+            latency_ms: ln.exp(),
+            interval_ms: Some(((ln + low * scale).exp(), (ln + high * scale).exp())),
+            scale: Some(scale),
+            delivery: self.reliability.as_ref().map(|head| head.probability(features)),
+            bandwidth: self.throughput.as_ref().and_then(|head| Some(head.ln(features)?.exp())),
         })
     }
 }
@@ -325,12 +337,18 @@ mod tests {
             format: FORMAT.into(),
             format_version: FORMAT_VERSION,
             version: "test".into(),
-            target: "ln_route_rtt_ms".into(),
-            reference: Reference::LastValue,
             schema_hash: schema_hash(),
             feature_names: FEATURES.iter().map(|f| f.name.to_owned()).collect(),
-            trees,
-            interval: Interval { coverage: 0.9, low: -0.1, high: 0.1 },
+            latency: Head {
+                target: "ln_route_rtt_ms".into(),
+                reference: Reference::LastValue,
+                trees,
+                scale: None,
+                interval: Interval { coverage: 0.9, low: -0.1, high: 0.1 },
+            },
+            throughput: None,
+            reliability: None,
+            ranking: Ranking::default(),
             card: ModelCard::default(),
         }
     }
@@ -379,9 +397,9 @@ mod tests {
         ];
         for damage in damages {
             let mut model = stump();
-            damage(&mut model.trees);
+            damage(&mut model.latency.trees);
             let result = ForestModel::from_json(model.to_json().as_bytes());
-            assert!(matches!(result, Err(ModelError::Damaged(_))), "{:?}", model.trees);
+            assert!(matches!(result, Err(ModelError::Damaged(_))), "{:?}", model.latency.trees);
         }
     }
 
@@ -392,7 +410,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_damage_to_a_file_never_panics(at in 0usize..900, byte in any::<u8>()) {
+        fn arbitrary_damage_to_a_file_never_panics(at in 0usize..1900, byte in any::<u8>()) {
             let mut bytes = stump().to_json().into_bytes();
             let at = at % bytes.len();
             bytes[at] = byte;

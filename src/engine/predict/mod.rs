@@ -9,12 +9,15 @@ mod forest;
 mod model;
 mod predictor;
 pub mod schema;
+mod trees;
 
-pub use baseline::{LastValue, MovingAverage};
-pub use features::{LinkFact, route_features};
+pub use baseline::{LastValue, Level, MovingAverage};
+pub use features::route_features;
 pub use forest::{
-    FORMAT, FORMAT_VERSION, ForestModel, Interval, ModelCard, ModelError, Reference, Score, Trees,
+    FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Ranking, Reference,
+    ReliabilityHead, SCALE_RANGE, Score,
 };
 pub use model::{Prediction, QualityModel};
 pub use predictor::{Forecast, RoutePredictor};
 pub use schema::FeatureVector;
+pub use trees::{NODES_MAX, Trees};

@@ -90,7 +90,7 @@ mod tests {
         }
 
         fn predict(&self, _: &FeatureVector) -> Option<Prediction> {
-            Some(Prediction { latency_ms: self.0, interval_ms: None })
+            Some(Prediction::of_latency(self.0))
         }
     }
 

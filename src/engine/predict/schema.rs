@@ -27,31 +27,154 @@ const fn feature(name: &'static str, meaning: &'static str) -> Feature {
 }
 
 /// All features, in order. Appending or changing one changes [`schema_hash`].
-pub const FEATURES: [Feature; 23] = [
+pub const FEATURES: [Feature; 75] = [
     feature("hop_count", "links of the route"),
-    feature("link_rtt_sum_ms", "sum of the advertised link RTTs"),
-    feature("link_rtt_max_ms", "largest advertised link RTT"),
+    feature("link_last_sum_ms", "sum over the links: last value advertised RTT"),
+    feature("link_mean5_sum_ms", "sum over the links: mean of the last 5 advertised RTTs"),
+    feature("link_mean20_sum_ms", "sum over the links: mean of the last 20 advertised RTTs"),
+    feature("link_mean60_sum_ms", "sum over the links: mean of the last 60 advertised RTTs"),
+    feature("link_median3_sum_ms", "sum over the links: median of the last 3 advertised RTTs"),
+    feature(
+        "link_p10_5_sum_ms",
+        "sum over the links: 10th percentile of the last 5 advertised RTTs",
+    ),
+    feature(
+        "link_p25_5_sum_ms",
+        "sum over the links: 25th percentile of the last 5 advertised RTTs",
+    ),
+    feature("link_median_5_sum_ms", "sum over the links: median of the last 5 advertised RTTs"),
+    feature(
+        "link_p90_5_sum_ms",
+        "sum over the links: 90th percentile of the last 5 advertised RTTs",
+    ),
+    feature(
+        "link_p10_20_sum_ms",
+        "sum over the links: 10th percentile of the last 20 advertised RTTs",
+    ),
+    feature(
+        "link_p25_20_sum_ms",
+        "sum over the links: 25th percentile of the last 20 advertised RTTs",
+    ),
+    feature("link_median_20_sum_ms", "sum over the links: median of the last 20 advertised RTTs"),
+    feature(
+        "link_p90_20_sum_ms",
+        "sum over the links: 90th percentile of the last 20 advertised RTTs",
+    ),
+    feature(
+        "link_p10_60_sum_ms",
+        "sum over the links: 10th percentile of the last 60 advertised RTTs",
+    ),
+    feature(
+        "link_p25_60_sum_ms",
+        "sum over the links: 25th percentile of the last 60 advertised RTTs",
+    ),
+    feature("link_median_60_sum_ms", "sum over the links: median of the last 60 advertised RTTs"),
+    feature(
+        "link_p90_60_sum_ms",
+        "sum over the links: 90th percentile of the last 60 advertised RTTs",
+    ),
+    feature(
+        "link_error60_sum_ms",
+        "sum over the links: standard error of the mean of the last 60 advertised RTTs",
+    ),
+    feature(
+        "link_deviation5_sum_ms",
+        "sum over the links: standard deviation of the last 5 advertised RTTs",
+    ),
+    feature(
+        "link_deviation60_sum_ms",
+        "sum over the links: standard deviation of the last 60 advertised RTTs",
+    ),
+    feature("link_min60_sum_ms", "sum over the links: smallest of the last 60 advertised RTTs"),
+    feature("link_last_max_ms", "largest last advertised link RTT"),
+    feature("link_queueing_sum_ms", "sum of the link RTTs above their smallest of the last 60"),
+    feature("link_queueing_max_ms", "largest link RTT above its smallest of the last 60"),
+    feature(
+        "link_reverse_sum_ms",
+        "sum of the last RTTs that the far ends advertise for the links",
+    ),
     feature("link_jitter_sum_ms", "sum of the advertised link jitters"),
     feature("link_loss", "1 - product of (1 - advertised link loss)"),
     feature("link_bandwidth_min", "smallest advertised bandwidth (bytes/s)"),
     feature("link_utilisation_max", "largest advertised utilisation"),
     feature("link_age_max_s", "age of the oldest advertisement on the route"),
-    feature("route_last_ms", "last answered end-to-end RTT"),
-    feature("route_mean5_ms", "mean of the last 5 answered"),
-    feature("route_mean20_ms", "mean of the last 20 answered"),
-    feature("route_p10_ms", "10th percentile of the last 20 answered"),
-    feature("route_median_ms", "median of the last 20 answered"),
-    feature("route_p90_ms", "90th percentile of the last 20 answered"),
+    feature("link_count_min", "fewest advertisements of a link so far, at most 60"),
+    feature("link_withdrawals_max", "most withdrawals of a link among its last 60 changes"),
+    feature("link_failure_age_min_s", "time since the last withdrawal of a link on the route"),
+    feature("link_trend_ln", "ln of the summed last over the summed mean of the last 5"),
+    feature("link_drift_ln", "ln of the summed mean of the last 5 over that of the last 60"),
+    feature(
+        "link_spread_ln",
+        "ln of the summed 90th percentile over the summed median, of the last 20",
+    ),
+    feature(
+        "node_deviation_max_ln",
+        "largest median, over the links of a sender on the route, of ln(last / median of 20)",
+    ),
+    feature("credibility_min", "smallest credibility of an advertiser on the route, 0 to 1"),
+    feature("coordinate_sum_ms", "sum of the links' RTTs by network coordinates"),
+    feature("coordinate_direct_ms", "RTT between the ends by network coordinates"),
+    feature("route_last_ms", "end to end: last value answered"),
+    feature("route_mean5_ms", "end to end: mean of the last 5 answered"),
+    feature("route_mean20_ms", "end to end: mean of the last 20 answered"),
+    feature("route_mean60_ms", "end to end: mean of the last 60 answered"),
+    feature("route_median3_ms", "end to end: median of the last 3 answered"),
+    feature("route_p10_5_ms", "end to end: 10th percentile of the last 5 answered"),
+    feature("route_p25_5_ms", "end to end: 25th percentile of the last 5 answered"),
+    feature("route_median_5_ms", "end to end: median of the last 5 answered"),
+    feature("route_p90_5_ms", "end to end: 90th percentile of the last 5 answered"),
+    feature("route_p10_20_ms", "end to end: 10th percentile of the last 20 answered"),
+    feature("route_p25_20_ms", "end to end: 25th percentile of the last 20 answered"),
+    feature("route_median_20_ms", "end to end: median of the last 20 answered"),
+    feature("route_p90_20_ms", "end to end: 90th percentile of the last 20 answered"),
+    feature("route_p10_60_ms", "end to end: 10th percentile of the last 60 answered"),
+    feature("route_p25_60_ms", "end to end: 25th percentile of the last 60 answered"),
+    feature("route_median_60_ms", "end to end: median of the last 60 answered"),
+    feature("route_p90_60_ms", "end to end: 90th percentile of the last 60 answered"),
+    feature("route_error60_ms", "end to end: standard error of the mean of the last 60 answered"),
+    feature("route_deviation5_ms", "end to end: standard deviation of the last 5 answered"),
+    feature("route_deviation60_ms", "end to end: standard deviation of the last 60 answered"),
+    feature("route_min60_ms", "end to end: smallest of the last 60 answered"),
+    feature("route_above_min_ms", "last answered RTT above the smallest of the last 60"),
     feature("route_jitter_ms", "mean absolute difference within the last 20 answered"),
     feature("route_loss", "share lost of the last 20 completed"),
     feature("route_failure_streak", "lost in a row up to now"),
+    feature("route_failure_age_s", "time since the last lost probe"),
     feature("route_age_s", "time since the last completed probe"),
+    feature("route_count", "completed probes so far, at most 60"),
     feature("route_residual_ms", "last answered RTT minus the sum of the links"),
     feature("route_trend_ln", "ln of the last answered over the mean of the last 5"),
-    feature("route_drift_ln", "ln of the mean of the last 5 over the mean of the last 20"),
+    feature("route_drift_ln", "ln of the mean of the last 5 over the mean of the last 60"),
+    feature("route_spread_ln", "ln of the 90th percentile over the median, of the last 20"),
     feature("hour_sin", "sine of the UTC time of day"),
     feature("hour_cos", "cosine of the UTC time of day"),
 ];
+
+/// First feature of the statistics over links; those of [`STATISTICS`] follow in order.
+///
+/// [`STATISTICS`]: crate::engine::measure::STATISTICS
+pub const LINK_STATISTICS: usize = index("link_last_sum_ms");
+/// First feature of the statistics over the route's own history.
+pub const ROUTE_STATISTICS: usize = index("route_last_ms");
+
+/// Position of a feature that is known to exist; a name that does not exist fails to compile
+/// where the result is a constant.
+pub const fn index(name: &str) -> usize {
+    let name = name.as_bytes();
+    let mut at = 0;
+    while at < FEATURES.len() {
+        let other = FEATURES[at].name.as_bytes();
+        let mut byte = 0;
+        while byte < name.len() && byte < other.len() && name[byte] == other[byte] {
+            byte += 1;
+        }
+        if byte == name.len() && byte == other.len() {
+            return at;
+        }
+        at += 1;
+    }
+    panic!("no such feature")
+}
 
 /// Position of a feature by name.
 pub fn index_of(name: &str) -> Option<usize> {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::measure::LinkQuality;
-use crate::engine::predict::LinkFact;
 use crate::engine::types::{NodeId, Timestamp};
 
 /// An advertisement that was not refreshed is forgotten after this: three refresh intervals.
@@ -94,15 +93,13 @@ impl OverlayGraph {
     }
 
     /// What `from` says of its link to `to`.
-    pub fn fact(&self, from: NodeId, to: NodeId) -> Option<LinkFact> {
-        let advert = self.adverts.get(&from)?;
-        let quality = *advert.links.get(&to)?;
-        Some(LinkFact { quality, accepted_at: advert.accepted_at })
+    pub fn quality(&self, from: NodeId, to: NodeId) -> Option<LinkQuality> {
+        self.adverts.get(&from)?.links.get(&to).copied()
     }
 
     /// Whether both ends advertise this link.
     pub fn is_link(&self, from: NodeId, to: NodeId) -> bool {
-        self.fact(from, to).is_some() && self.fact(to, from).is_some()
+        self.quality(from, to).is_some() && self.quality(to, from).is_some()
     }
 
     /// Every origin with the number of links that it advertises.
@@ -118,7 +115,7 @@ impl OverlayGraph {
         let nodes: Vec<NodeId> = self.adverts.keys().copied().collect();
         let edges = nodes.iter().map(|from| {
             let links = &self.adverts[from].links;
-            let both = links.iter().filter(|(to, _)| self.fact(**to, *from).is_some());
+            let both = links.iter().filter(|(to, _)| self.quality(**to, *from).is_some());
             let edge = both.filter_map(|(to, quality)| {
                 Some((nodes.binary_search(to).ok()? as u32, link_cost_ms(quality)))
             });

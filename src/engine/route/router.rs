@@ -11,7 +11,7 @@ use super::graph::{OverlayGraph, Topology};
 use super::path::{disjoint_backup, k_shortest};
 use super::score::{ScoreWeights, route_score};
 use super::switching::{Current, Reason, SwitchingPolicy};
-use crate::engine::measure::{LinkQuality, RouteHistories};
+use crate::engine::measure::{LinkHistories, LinkQuality, RouteHistories};
 use crate::engine::predict::{Forecast, RoutePredictor, route_features};
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
@@ -111,6 +111,8 @@ pub struct IntelligentRouter {
 pub struct Knowledge<'a> {
     /// The links that exist.
     pub graph: &'a mut OverlayGraph,
+    /// What was advertised of links over time.
+    pub links: &'a LinkHistories,
     /// What routes delivered.
     pub histories: &'a RouteHistories,
     /// Who forecasts.
@@ -282,11 +284,11 @@ fn weigh(
     let mut candidates: Vec<Candidate> = routes
         .into_iter()
         .map(|route| {
-            let facts: Vec<_> = route.links().map(|(a, b)| know.graph.fact(a, b)).collect();
-            let features = route_features(&facts, know.histories.of(&route), now);
-            let forecast = know.predictor.forecast(features);
+            let history = know.histories.of(&route);
+            let forecast =
+                know.predictor.forecast(route_features(&route, know.links, history, now));
             let links: Option<Vec<LinkQuality>> =
-                facts.iter().map(|fact| fact.map(|fact| fact.quality)).collect();
+                route.links().map(|(a, b)| know.graph.quality(a, b)).collect();
             let alive = route.links().all(|(a, b)| know.graph.is_link(a, b))
                 && !know.histories.is_dead(&route);
             let score =
@@ -330,6 +332,7 @@ mod tests {
     /// S=0, T=9, relays 1 (10 ms links), 2 (20 ms links), joined 1-2.
     struct World {
         graph: OverlayGraph,
+        links: LinkHistories,
         histories: RouteHistories,
         predictor: RoutePredictor,
         router: IntelligentRouter,
@@ -340,6 +343,7 @@ mod tests {
         fn new() -> Self {
             let mut world = Self {
                 graph: OverlayGraph::default(),
+                links: LinkHistories::default(),
                 histories: RouteHistories::default(),
                 predictor: RoutePredictor::new(true),
                 router: IntelligentRouter::new(node(0), PathPolicy::default()),
@@ -369,7 +373,9 @@ mod tests {
                     };
                     Some((node(*other), quality))
                 });
-                let mine = mine.collect();
+                let mine: BTreeMap<NodeId, LinkQuality> = mine.collect();
+                let said = mine.iter().map(|(other, quality)| (*other, Some(*quality)));
+                self.links.advertised(node(me), Timestamp(0), said);
                 self.graph.accept(node(me), self.sequence, mine, Timestamp(0)).unwrap();
             }
         }
@@ -377,6 +383,7 @@ mod tests {
         fn decide(&mut self, at_s: u64) -> Decision {
             let mut know = Knowledge {
                 graph: &mut self.graph,
+                links: &self.links,
                 histories: &self.histories,
                 predictor: &mut self.predictor,
             };
