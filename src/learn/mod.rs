@@ -25,6 +25,7 @@ pub mod export;
 mod frames;
 mod links;
 pub mod registry;
+pub mod trace;
 pub mod train;
 mod windows;
 
@@ -120,6 +121,16 @@ pub enum LearnError {
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// A trace with a row that cannot be.
+    #[error(
+        "the trace '{path}' cannot be used: {what}; see 'meshwise replay --help' for the format"
+    )]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
     },
     /// An export would mix with what is there.
     #[error("'{0}' is not empty; name another folder, or replace an earlier export with --force")]

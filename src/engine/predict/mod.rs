@@ -8,16 +8,18 @@ mod features;
 mod forest;
 mod model;
 mod predictor;
+mod ranking;
 pub mod schema;
 mod trees;
 
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use features::route_features;
 pub use forest::{
-    FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Ranking, Reference,
+    FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Reference,
     ReliabilityHead, SCALE_RANGE, Score,
 };
 pub use model::{Prediction, QualityModel};
 pub use predictor::{Forecast, RoutePredictor};
+pub use ranking::{CHOICES_MIN, Centre, Prospect, Ranking, RankingTuner};
 pub use schema::FeatureVector;
 pub use trees::{NODES_MAX, Trees};
