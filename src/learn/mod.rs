@@ -41,7 +41,7 @@ pub use dataset::feature_frame;
 pub use evaluate::{Realised, realised_accuracy};
 pub use export::{Exported, ExportedTable, export};
 pub use registry::{ListedModel, ModelRegistry};
-pub use train::{ROWS_MIN, TrainConfig, train};
+pub use train::{ROWS_MIN, TrainConfig, TrainRow, train, train_rows};
 
 /// History that is read before the first training row (µs): 2 hours. A candidate route is probed
 /// every few seconds, so that its windows are full long before.

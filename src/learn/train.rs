@@ -112,6 +112,21 @@ impl TrainConfig {
     }
 }
 
+/// One probe of a route: what was known when it left, and what came of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainRow {
+    /// When it left (µs since the epoch).
+    pub sent_us: u64,
+    /// When the answer came or the probe was given up (µs since the epoch).
+    pub done_us: u64,
+    /// Round-trip time (ms); `None`: lost.
+    pub rtt_ms: Option<f64>,
+    /// Bandwidth of the route (bytes/s), when it was measured.
+    pub bandwidth: Option<f64>,
+    /// The features as they were known at `sent_us`.
+    pub features: FeatureVector,
+}
+
 /// A usable row.
 #[derive(Clone, Copy)]
 struct Row {
@@ -121,19 +136,32 @@ struct Row {
     features: FeatureVector,
 }
 
-/// Trains on a frame of [`feature_frame`](super::feature_frame), in any order of rows. `now_us`
-/// is the time of training (µs since the epoch). The same rows and seed give the same trees.
+/// [`train_rows`] on a frame of [`feature_frame`](super::feature_frame), in any order of rows; a
+/// row without `rtt_ms` is a lost probe.
 ///
 /// # Errors
-/// [`LearnError::TooFewRows`], [`LearnError::Config`], [`LearnError::VersionName`],
-/// [`LearnError::Frame`] when it is another kind of frame, [`LearnError::Fit`].
+/// As [`train_rows`], and [`LearnError::Frame`] when it is another kind of frame.
 pub fn train(
     frame: &DataFrame,
     config: &TrainConfig,
     now_us: u64,
 ) -> Result<ForestModel, LearnError> {
+    train_rows(&rows_of(frame)?, config, now_us)
+}
+
+/// Trains on rows in any order. `now_us` is the time of training (µs since the epoch). The same
+/// rows and seed give the same model.
+///
+/// # Errors
+/// [`LearnError::TooFewRows`], [`LearnError::Config`], [`LearnError::VersionName`],
+/// [`LearnError::Fit`].
+pub fn train_rows(
+    rows: &[TrainRow],
+    config: &TrainConfig,
+    now_us: u64,
+) -> Result<ForestModel, LearnError> {
     config.check()?;
-    let rows = usable_rows(frame, config.rows_max)?;
+    let rows = usable_rows(rows, config.rows_max);
     let few = |rows, needed, what| LearnError::TooFewRows { rows, needed, what };
     if rows.len() < ROWS_MIN {
         return Err(few(rows.len(), ROWS_MIN, "route probes (answered, with a history)"));
@@ -198,8 +226,8 @@ fn reference(config: &TrainConfig, features: &FeatureVector) -> f64 {
     config.reference.ln(features).unwrap_or_default()
 }
 
-/// The newest rows with a history, in order of `sent_us`.
-fn usable_rows(frame: &DataFrame, rows_max: usize) -> Result<Vec<Row>, LearnError> {
+/// The rows of a frame; a null `rtt_ms` is a lost probe.
+fn rows_of(frame: &DataFrame) -> Result<Vec<TrainRow>, LearnError> {
     let wrong = frame_error("read the training rows");
     let micros = |name| -> Result<Vec<u64>, LearnError> {
         let column = frame.column(name).and_then(|column| column.i64()).map_err(&wrong)?;
@@ -207,11 +235,24 @@ fn usable_rows(frame: &DataFrame, rows_max: usize) -> Result<Vec<Row>, LearnErro
     };
     let (sent_us, done_us) = (micros("sent_us")?, micros("done_us")?);
     let rtts = frame.column("rtt_ms").and_then(|column| column.f64()).map_err(&wrong)?;
-    let mut rows: Vec<Row> = feature_rows(frame)?
-        .into_iter()
-        .zip(rtts.iter())
-        .zip(sent_us.into_iter().zip(done_us))
-        .filter_map(|((features, rtt_ms), (sent_us, done_us))| {
+    let rows =
+        feature_rows(frame)?.into_iter().zip(rtts.iter()).zip(sent_us.into_iter().zip(done_us));
+    Ok(rows
+        .map(|((features, rtt_ms), (sent_us, done_us))| TrainRow {
+            sent_us,
+            done_us,
+            rtt_ms,
+            bandwidth: None,
+            features,
+        })
+        .collect())
+}
+
+/// The newest answered rows with a history, in order of `sent_us`.
+fn usable_rows(rows: &[TrainRow], rows_max: usize) -> Vec<Row> {
+    let mut rows: Vec<Row> = rows
+        .iter()
+        .filter_map(|&TrainRow { sent_us, done_us, rtt_ms, features, .. }| {
             let rtt_ms = rtt_ms.filter(|rtt_ms| rtt_ms.is_finite())?.max(RTT_MS_MIN);
             MovingAverage.predict(&features)?;
             Some(Row { sent_us, done_us, rtt_ms, features })
@@ -219,7 +260,7 @@ fn usable_rows(frame: &DataFrame, rows_max: usize) -> Result<Vec<Row>, LearnErro
         .collect();
     rows.sort_by_key(|row| row.sent_us);
     rows.drain(..rows.len().saturating_sub(rows_max));
-    Ok(rows)
+    rows
 }
 
 /// The library's fit and its parameters as text.
