@@ -9,6 +9,8 @@ mod forest;
 mod model;
 mod predictor;
 mod ranking;
+mod shim;
+pub use shim::{AdaptiveInterval, Mix};
 pub mod schema;
 mod trees;
 
