@@ -91,7 +91,6 @@ impl Links {
 fn fold(links: &[&Advertised], sent_us: u64, features: &mut FeatureVector) {
     let each = |value: fn(&Advertised) -> f64| links.iter().map(move |link| value(link));
     let most = |value| each(value).fold(0.0, f64::max);
-    let least = |values: &mut dyn Iterator<Item = f64>| values.reduce(f64::min);
     let queueing = |link: &Advertised| {
         let statistics = &link.summary.statistics;
         statistics[LAST] - statistics[MIN]
@@ -101,8 +100,9 @@ fn fold(links: &[&Advertised], sent_us: u64, features: &mut FeatureVector) {
         *sum = links.iter().map(|link| link.summary.statistics[index]).sum();
     }
     let age_s = |at_us: u64| (sent_us - at_us) as f64 / 1e6;
-    let mut bandwidths = links.iter().filter_map(|link| link.quality.bandwidth);
-    let mut failure_ages = links.iter().filter_map(|link| link.withdrawn_us.map(age_s));
+    let bandwidths = links.iter().filter_map(|link| link.quality.bandwidth);
+    let counts = each(|link| link.summary.count as f64);
+    let failure_ages = links.iter().filter_map(|link| link.withdrawn_us.map(age_s));
     let [trend, drift, spread] = shape(&sums);
 
     features[LINK_STATISTICS..][..STATISTICS.len()].copy_from_slice(&sums);
@@ -112,15 +112,15 @@ fn fold(links: &[&Advertised], sent_us: u64, features: &mut FeatureVector) {
     features[const { index("link_jitter_sum_ms") }] = each(|link| link.quality.jitter_ms).sum();
     features[const { index("link_loss") }] =
         1.0 - each(|link| 1.0 - link.quality.loss).product::<f64>();
-    features[const { index("link_bandwidth_min") }] = least(&mut bandwidths).unwrap_or(MISSING);
+    features[const { index("link_bandwidth_min") }] =
+        bandwidths.reduce(f64::min).unwrap_or(MISSING);
     features[const { index("link_utilisation_max") }] = most(|link| link.quality.utilisation);
     features[const { index("link_age_max_s") }] =
         links.iter().map(|link| age_s(link.at_us)).fold(0.0, f64::max);
-    features[const { index("link_count_min") }] =
-        least(&mut each(|link| link.summary.count as f64)).unwrap_or(MISSING);
+    features[const { index("link_count_min") }] = counts.reduce(f64::min).unwrap_or(MISSING);
     features[const { index("link_withdrawals_max") }] = most(|link| link.withdrawals as f64);
     features[const { index("link_failure_age_min_s") }] =
-        least(&mut failure_ages).unwrap_or(MISSING);
+        failure_ages.reduce(f64::min).unwrap_or(MISSING);
     features[const { index("link_trend_ln") }] = trend;
     features[const { index("link_drift_ln") }] = drift;
     features[const { index("link_spread_ln") }] = spread;
