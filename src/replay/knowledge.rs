@@ -78,12 +78,24 @@ pub struct Knowledge {
     nodes: usize,
     quantity: Quantity,
     links: Vec<Option<Numbers>>,
+    exists: Vec<bool>,
 }
 
 impl Knowledge {
-    /// Nothing known yet.
-    pub fn new(nodes: usize, quantity: Quantity) -> Self {
-        Self { nodes, quantity, links: vec![None; nodes * nodes] }
+    /// Nothing known yet but which links there are.
+    pub fn new(
+        nodes: usize,
+        quantity: Quantity,
+        links: impl IntoIterator<Item = (usize, usize)>,
+    ) -> Self {
+        let mut exists = vec![false; nodes * nodes];
+        links.into_iter().for_each(|(src, dst)| exists[src * nodes + dst] = true);
+        Self { nodes, quantity, links: vec![None; nodes * nodes], exists }
+    }
+
+    /// Whether there is a direct link, measured or not.
+    pub fn is_link(&self, (src, dst): (usize, usize)) -> bool {
+        self.exists[src * self.nodes + dst]
     }
 
     /// A link was measured, or a measurement of it was lost.

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::estimates::{Estimates, Seen};
 use super::knowledge::Knowledge;
 use super::policy::{Pair, Relay};
 use super::world::{Quantity, TraceWorld};
-use crate::engine::measure::{LinkHistories, LinkQuality, STATISTICS};
-use crate::engine::predict::schema::{LINK_STATISTICS, MISSING};
+use crate::engine::measure::{LinkHistories, LinkQuality};
 use crate::engine::predict::{
-    AdaptiveInterval, FeatureVector, ForestModel, LastValue, Level, Mix, MovingAverage, Prospect,
+    AdaptiveInterval, FeatureVector, ForestModel, Head, Mix, MovingAverage, Prediction, Prospect,
     QualityModel, Ranking, RankingTuner, route_features,
 };
 use crate::engine::types::{NodeId, Route, Timestamp};
@@ -66,10 +66,10 @@ pub struct Meshwise {
     quantity: Quantity,
     ids: Vec<NodeId>,
     links: LinkHistories,
-    /// Bounds of all links for the search of candidates; infinite when unknown.
-    bounds: Vec<f64>,
-    /// What was measured on each link: moments (s) and values (ms).
-    seen: Vec<Vec<(f64, f64)>>,
+    seen: Seen,
+    estimates: Estimates,
+    interval_s: f64,
+    known: Knowledge,
     pending: VecDeque<Weighed>,
     rows: VecDeque<TrainRow>,
     champion: Option<Arc<ForestModel>>,
@@ -78,6 +78,8 @@ pub struct Meshwise {
     intervals: BTreeMap<Pair, (AdaptiveInterval, usize)>,
     tuner: RankingTuner,
     ranking: Ranking,
+    /// The relay in use by each pair that has no direct link.
+    current: BTreeMap<Pair, Relay>,
 }
 
 fn timestamp(t_s: f64) -> Timestamp {
@@ -92,8 +94,10 @@ impl Meshwise {
             quantity,
             ids: world.ids.clone(),
             links: LinkHistories::default(),
-            bounds: vec![f64::INFINITY; nodes * nodes],
-            seen: vec![Vec::new(); nodes * nodes],
+            estimates: Estimates::new(&Seen::new(nodes), 0.0, 1.0),
+            seen: Seen::new(nodes),
+            interval_s: world.interval_s(),
+            known: Knowledge::new(nodes, quantity, world.links.keys().copied()),
             pending: VecDeque::new(),
             rows: VecDeque::new(),
             champion: None,
@@ -102,6 +106,7 @@ impl Meshwise {
             intervals: BTreeMap::new(),
             tuner: RankingTuner::default(),
             ranking: Ranking::default(),
+            current: BTreeMap::new(),
         }
     }
 
@@ -131,53 +136,44 @@ impl Meshwise {
         self.rows.iter().cloned().collect()
     }
 
-    fn nodes(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Before the decisions of a round: the rule that did best so far, and the bound of every
-    /// link by it.
-    pub fn begin_round(&mut self) {
+    /// Before the decisions of a round: the rule that did best so far, and what is known of
+    /// every link.
+    pub fn begin_round(&mut self, now_s: f64) {
         self.ranking = self.tuner.best();
-        let nodes = self.nodes();
-        for src in 0..nodes {
-            for dst in (0..nodes).filter(|dst| *dst != src) {
-                let of = |a: usize, b: usize| {
-                    let link = self.links.link(self.ids[a], self.ids[b])?;
-                    link.quality()?;
-                    Some(self.ranking.bound_ms(&prospect(&link.statistics()?.values, None)))
-                };
-                let bound = of(src, dst).or_else(|| of(dst, src));
-                self.bounds[src * nodes + dst] = bound.unwrap_or(f64::INFINITY);
-            }
-        }
+        self.estimates = Estimates::new(&self.seen, now_s, self.interval_s);
     }
 
     /// Weighs the direct link and the most promising relays, and chooses. `None` when nothing is
     /// known of any route.
-    pub fn decide(&self, pair: Pair, known: &Knowledge, round: usize, t_s: f64) -> Option<Weighed> {
-        let nodes = self.nodes();
-        let bound = |a: usize, b: usize| self.bounds[a * nodes + b];
-        let cost = |relay| TraceWorld::route_cost(self.quantity, pair, relay, bound);
-        let mut relays: Vec<(f64, usize)> = known
-            .relays(pair)
-            .map(|relay| (cost(Some(relay)), relay))
-            .filter(|(ms, _)| ms.is_finite())
-            .collect();
+    pub fn decide(&self, pair: Pair, round: usize, t_s: f64) -> Option<Weighed> {
+        let bound = |relay| {
+            let prospect = self.estimates.route(self.quantity, pair, relay)?;
+            Some(self.ranking.bound_ms(&prospect))
+        };
+        let relays = self.known.relays(pair);
+        let mut relays: Vec<(f64, usize)> =
+            relays.filter_map(|relay| Some((bound(Some(relay))?, relay))).collect();
         if relays.len() > CANDIDATES {
             relays.select_nth_unstable_by(CANDIDATES - 1, |a, b| a.0.total_cmp(&b.0));
             relays.truncate(CANDIDATES);
         }
         relays.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        let direct = cost(None).is_finite() || relays.is_empty();
+        let direct = bound(None).is_some();
         let routes = direct.then_some(None).into_iter();
         let routes = routes.chain(relays.into_iter().map(|(_, relay)| Some(relay)));
         let candidates: Vec<Candidate> =
-            routes.filter_map(|relay| self.weigh(pair, relay, known, t_s)).collect();
+            routes.filter_map(|relay| self.weigh(pair, relay, t_s)).collect();
         let prospects: Vec<Prospect> = candidates.iter().map(|c| c.prospect).collect();
-        let direct = candidates.iter().position(|candidate| candidate.relay.is_none());
-        let chosen = self.ranking.choose(&prospects, direct)?;
+        let stay = self.stay(pair, candidates.iter().map(|candidate| candidate.relay));
+        let chosen = self.ranking.choose(&prospects, stay)?;
         Some(Weighed { t_s, round, pair, candidates, chosen })
+    }
+
+    /// The route that another one must beat by the margin: the direct link, or where there is
+    /// none the relay in use.
+    fn stay(&self, pair: Pair, mut relays: impl Iterator<Item = Relay>) -> Option<usize> {
+        let current = self.current.get(&pair).copied();
+        relays.position(|relay| relay.is_none() || Some(relay) == current)
     }
 
     fn features(&self, pair: Pair, relay: Relay, t_s: f64) -> Option<FeatureVector> {
@@ -186,38 +182,22 @@ impl Meshwise {
         Some(route_features(&route.ok()?, &self.links, None, timestamp(t_s)))
     }
 
-    fn weigh(&self, pair: Pair, relay: Relay, known: &Knowledge, t_s: f64) -> Option<Candidate> {
+    fn weigh(&self, pair: Pair, relay: Relay, t_s: f64) -> Option<Candidate> {
         let features = self.features(pair, relay, t_s)?;
-        let (naive_ms, level_ms, model) = match self.quantity {
-            Quantity::Latency => {
-                let of = |baseline: &dyn QualityModel| baseline.predict(&features);
-                let model = self.champion.as_ref().and_then(|model| model.predict(&features));
-                let naive = [of(&LastValue)?.latency_ms, of(&MovingAverage)?.latency_ms];
-                (naive, of(&Level)?.latency_ms, model)
-            }
+        let mut prospect = self.estimates.route(self.quantity, pair, relay)?;
+        let level_ms = prospect.centre_ms[1];
+        let champion = self.champion.as_ref();
+        let model = match self.quantity {
+            Quantity::Latency => champion.and_then(|model| model.predict(&features)),
             Quantity::Throughput => {
-                let last = known.route(pair, relay, |n| n.last);
-                let average = known.route(pair, relay, |n| n.average);
-                if !last.is_finite() {
-                    return None;
-                }
-                let head = self.champion.as_ref().and_then(|model| model.throughput.as_ref());
-                let model = head.and_then(|head| {
-                    let ln = head.ln(&features)?;
-                    let scale = head.scale(&features);
-                    // Bytes a second to milliseconds a megabit: the logarithm turns its sign.
-                    let ms = (TO_MS_PER_MEGABIT - ln).exp();
-                    let mut prediction = crate::engine::predict::Prediction::of_latency(ms);
-                    prediction.scale = Some(scale);
-                    prediction.interval_ms = Some((
-                        ms * (-head.interval.high * scale).exp(),
-                        ms * (-head.interval.low * scale).exp(),
-                    ));
-                    Some(prediction)
-                });
-                ([last, average], known.route(pair, relay, |n| n.mean()), model)
+                let head = champion.and_then(|model| model.throughput.as_ref());
+                head.and_then(|head| of_throughput(head, &features))
             }
         };
+        let naive_ms = [
+            self.known.route(pair, relay, |n| n.last),
+            self.known.route(pair, relay, |n| n.average),
+        ];
         let ln = |ms: f64| Some(ms.max(1e-3).ln());
         let experts = [
             model.and_then(|prediction| ln(prediction.latency_ms)),
@@ -233,17 +213,9 @@ impl Meshwise {
         let own = self.intervals.get(&pair).filter(|(_, seen)| *seen >= OWN_INTERVAL_AFTER);
         let interval = own.map_or(&self.interval, |(interval, _)| interval);
         let (low, high) = interval.apply(forecast_ms.ln(), offsets.0, offsets.1);
-        let statistics: Option<&[f64; STATISTICS.len()]> =
-            features[LINK_STATISTICS..][..STATISTICS.len()].try_into().ok();
-        let mut prospect = match statistics.filter(|values| values[0] != MISSING) {
-            Some(values) if self.quantity == Quantity::Latency => {
-                prospect(values, model.and_then(|m| m.scale).map(|scale| (forecast_ms, scale)))
-            }
-            _ => {
-                let spread = known.route(pair, relay, |n| n.standard_error());
-                Prospect { centre_ms: [forecast_ms, level_ms, naive_ms[1]], spread_ms: [spread; 3] }
-            }
-        };
+        if let Some(scale) = model.and_then(|prediction| prediction.scale) {
+            prospect.spread_ms[0] = forecast_ms * scale;
+        }
         prospect.centre_ms[0] = forecast_ms;
         let interval_ms = (low.exp(), high.exp());
         Some(Candidate {
@@ -296,13 +268,13 @@ impl Meshwise {
     /// The measurements of one node in a round, as its advertisement spreads them.
     pub fn advertised(&mut self, src: usize, measured: &[(usize, f64, Option<f64>, f64)]) {
         let Some(at) = measured.iter().map(|(_, t_s, ..)| *t_s).reduce(f64::max) else { return };
-        let nodes = self.nodes();
         let mut changes = Vec::new();
         for &(dst, t_s, ms, loss) in measured {
+            self.known.measured(src, dst, ms);
             let known = self.links.link(self.ids[src], self.ids[dst]).and_then(|l| l.quality());
             let (rtt_ms, jitter_ms) = match (ms, known) {
                 (Some(ms), known) => {
-                    self.seen[src * nodes + dst].push((t_s, ms));
+                    self.seen.push(src, dst, t_s, ms);
                     (ms, known.map_or(0.0, |known| (ms - known.rtt_ms).abs()))
                 }
                 (None, Some(known)) => (known.rtt_ms, known.jitter_ms),
@@ -318,6 +290,9 @@ impl Meshwise {
 
     /// Keeps a decision until the outcomes of its candidates are known.
     pub fn keep(&mut self, weighed: Weighed) {
+        if weighed.candidates[0].relay.is_some() {
+            self.current.insert(weighed.pair, weighed.candidates[weighed.chosen].relay);
+        }
         self.pending.push_back(weighed);
     }
 
@@ -340,9 +315,9 @@ impl Meshwise {
             let known: Vec<_> = known.filter_map(|(c, ms)| Some((c, (*ms)?))).collect();
             let prospects: Vec<Prospect> = known.iter().map(|(c, _)| c.prospect).collect();
             let costs: Vec<f64> = known.iter().map(|(_, ms)| *ms).collect();
-            let direct = known.iter().position(|(c, _)| c.relay.is_none());
-            if direct.is_some() || weighed.candidates[0].relay.is_some() {
-                self.tuner.observe(&prospects, direct, &costs);
+            let stay = self.stay(weighed.pair, known.iter().map(|(c, _)| c.relay));
+            if stay.is_some() {
+                self.tuner.observe(&prospects, stay, &costs);
             }
             let over_relays: Vec<(FeatureVector, f64)> = known
                 .iter()
@@ -361,13 +336,8 @@ impl Meshwise {
     /// What a route cost by the first measurements of its hops at or after a moment, as far as
     /// they were made.
     fn outcome(&self, pair: Pair, relay: Relay, t_s: f64) -> Option<f64> {
-        let nodes = self.nodes();
         let ms = TraceWorld::route_cost(self.quantity, pair, relay, |a, b| {
-            let seen = &self.seen[a * nodes + b];
-            let at = seen.partition_point(|(then, _)| *then < t_s);
-            // A link that is measured once for all, like a formality, is a constant.
-            let constant = (seen.len() == 1).then(|| seen[0]);
-            seen.get(at).copied().or(constant).map_or(f64::INFINITY, |(_, ms)| ms)
+            self.seen.from(a, b, t_s).unwrap_or(f64::INFINITY)
         });
         ms.is_finite().then_some(ms)
     }
@@ -377,39 +347,25 @@ impl Meshwise {
 /// second.
 const TO_MS_PER_MEGABIT: f64 = 18.643_824_295_266_69;
 
-/// Forecast, level and mean with their spreads, from the statistics of a route's links.
-fn prospect(values: &[f64; STATISTICS.len()], forecast: Option<(f64, f64)>) -> Prospect {
-    let [last, _, _, mean60, median3, ..] = *values;
-    let named = |offset: usize| values[offset];
-    let level = (median3 + named(MEDIAN_5)) / 2.0;
-    let (deviation5, deviation60) = (named(DEVIATION_5), named(DEVIATION_60));
-    let spread = (deviation5 + deviation60) / 2.0;
-    let (ms, own) =
-        forecast.map_or((level.max(last.min(level)), spread), |(ms, scale)| (ms, ms * scale));
-    Prospect { centre_ms: [ms, level, mean60], spread_ms: [own, spread, deviation60] }
+/// A forecast of throughput as the time that a megabit takes: the logarithm turns its sign.
+fn of_throughput(head: &Head, features: &FeatureVector) -> Option<Prediction> {
+    let ms = (TO_MS_PER_MEGABIT - head.ln(features)?).exp();
+    let scale = head.scale(features);
+    let at = |offset: f64| ms * (-offset * scale).exp();
+    Some(Prediction {
+        interval_ms: Some((at(head.interval.high), at(head.interval.low))),
+        scale: Some(scale),
+        ..Prediction::of_latency(ms)
+    })
 }
-
-/// Positions among the [`STATISTICS`].
-const MEDIAN_5: usize = 7;
-const DEVIATION_5: usize = 18;
-const DEVIATION_60: usize = 19;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_statistics_are_where_they_are_looked_for() {
-        for (index, name) in [
-            (0, "last"),
-            (3, "mean60"),
-            (4, "median3"),
-            (MEDIAN_5, "median_5"),
-            (DEVIATION_5, "deviation5"),
-            (DEVIATION_60, "deviation60"),
-        ] {
-            assert_eq!(STATISTICS[index], name);
-        }
+    fn a_megabit_at_a_megabit_a_second_takes_a_second() {
         assert!((TO_MS_PER_MEGABIT - 125_000_000.0_f64.ln()).abs() < 1e-9);
+        assert!(((TO_MS_PER_MEGABIT - 125_000.0_f64.ln()).exp() - 1_000.0).abs() < 1e-6);
     }
 }

@@ -17,9 +17,11 @@
 //! what can be measured when; `sim` shows those), and the effect of traffic on the paths.
 
 pub mod bandit;
+pub mod estimates;
 pub mod knowledge;
 pub mod meshwise;
 pub mod policy;
+pub mod probing;
 pub mod report;
 pub mod run;
 pub mod world;

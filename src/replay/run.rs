@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use super::knowledge::Knowledge;
 use super::meshwise::{Meshwise, Weighed};
 use super::policy::{self, Pair, Policy, Relay};
-use super::world::{Link, Sample, TraceWorld};
+use super::probing::{Cursor, Probe, Prober, Turn};
+use super::world::{Sample, TraceWorld};
 use super::{ReplayConfig, ReplayError};
 use crate::engine::predict::{FORMAT_VERSION, ForestModel, QualityModel, Ranking};
 use crate::learn::{LearnError, TrainConfig, TrainRow, train_rows};
@@ -105,46 +106,13 @@ pub struct Run {
     pub rows: Vec<TrainRow>,
 }
 
-/// A cursor over the samples of all links.
-struct Cursor<'w> {
-    links: Vec<(Pair, &'w Link, usize, usize, f64)>,
-    /// Position of each link's outcome in its samples; `usize::MAX` without one.
-    next: Vec<Option<(usize, Sample)>>,
-    nodes: usize,
-}
-
-impl<'w> Cursor<'w> {
-    fn new(world: &'w TraceWorld) -> Self {
-        let nodes = world.nodes();
-        let links = world.links.iter().map(|(pair, link)| (*pair, link, 0, 0, 0.0)).collect();
-        Self { links, next: vec![None; nodes * nodes], nodes }
-    }
-
-    /// Sets the outcome of every link: its first sample at or after `t_s`; a link measured once
-    /// for all stays what it was.
-    fn outcomes_at(&mut self, t_s: f64) {
-        for ((src, dst), link, at, ..) in &mut self.links {
-            while link.samples.get(*at).is_some_and(|sample| sample.t_s < t_s) {
-                *at += 1;
-            }
-            let constant = (link.samples.len() == 1).then(|| (0, link.samples[0]));
-            let next = link.samples.get(*at).map(|sample| (*at, *sample)).or(constant);
-            self.next[*src * self.nodes + *dst] = next;
-        }
-    }
-
-    fn outcome(&self, src: usize, dst: usize) -> Option<(usize, Sample)> {
-        self.next[src * self.nodes + dst]
-    }
-}
-
 /// Plays the trace once.
 ///
 /// # Errors
 /// [`ReplayError::Learn`] when training fails for another reason than too few rows.
 pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, ReplayError> {
     let mut random = Pcg64Mcg::seed_from_u64(seed);
-    let mut known = Knowledge::new(world.nodes(), config.quantity);
+    let mut known = Knowledge::new(world.nodes(), config.quantity, world.links.keys().copied());
     let mut meshwise = Meshwise::new(world, config.quantity);
     if let Some(model) = &config.model {
         meshwise.promote(model.clone());
@@ -156,7 +124,8 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
     let halves = Halves::new(world, world.rounds[warmup]);
     let per_round = config.decisions_per_round(rounds - warmup, world.pairs.len());
     let mut losses: BTreeMap<Pair, f64> = BTreeMap::new();
-    let mut measured_in = vec![0_usize; world.nodes() * world.nodes()];
+    let mut naive_prober = Prober::new(world.nodes(), config.probes, Turn::Directed);
+    let mut own_prober = Prober::new(world.nodes(), config.probes, Turn::EitherEnd);
     let mut changed_s: BTreeMap<Pair, f64> = BTreeMap::new();
     let mut result = Run { seed, ..Run::default() };
     result.scored_s = world.rounds[rounds] - world.rounds[warmup];
@@ -168,11 +137,16 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
             train(&mut meshwise, config, seed, round, &mut result)?;
         }
         if round > 0 {
-            meshwise.begin_round();
-            let mut pairs = world.pairs.clone();
+            meshwise.begin_round(t_s);
+            if std::env::var("DBG").is_ok() && round % (rounds / 15).max(1) == 0 {
+                eprintln!("{round} {:?} {:?}", meshwise.ranking(), meshwise.weights());
+            }
+            // A pair whose links are never measured again has no outcome.
+            let alive = |(src, dst): &Pair| cursor.leads_on(*src) && cursor.leads_to(*dst);
+            let mut pairs: Vec<Pair> = world.pairs.iter().copied().filter(alive).collect();
             let (chosen, _) = pairs.partial_shuffle(&mut random, per_round);
             for &mut pair in chosen {
-                let Some(weighed) = meshwise.decide(pair, &known, round, t_s) else { continue };
+                let Some(weighed) = meshwise.decide(pair, round, t_s) else { continue };
                 let scored = round >= warmup;
                 let decision =
                     Decision { world, config, cursor: &cursor, known: &known, t_s, pair };
@@ -226,7 +200,6 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
             let measured: Vec<_> = said
                 .iter()
                 .map(|probe| {
-                    known.measured(probe.pair.0, probe.pair.1, probe.ms);
                     let loss = losses.entry(probe.pair).or_insert(0.0);
                     *loss += LOSS_GAIN * (f64::from(probe.ms.is_none()) - *loss);
                     (probe.pair.1, probe.t_s, probe.ms, *loss)
@@ -241,57 +214,6 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
     result.champion = meshwise.champion().cloned();
     result.rows = meshwise.rows();
     Ok(result)
-}
-
-/// One measurement that is made in a round.
-struct Probe {
-    pair: Pair,
-    t_s: f64,
-    ms: Option<f64>,
-    changepoint: bool,
-}
-
-/// The measurements of a round, by source: all that the trace holds, or for each node the
-/// `budget` links that were measured longest ago.
-fn probes(
-    cursor: &mut Cursor<'_>,
-    until_s: f64,
-    budget: Option<usize>,
-    measured_in: &mut [usize],
-    round: usize,
-    random: &mut Pcg64Mcg,
-) -> Vec<Probe> {
-    let nodes = cursor.nodes;
-    let mut all: Vec<Probe> = Vec::new();
-    for (pair, link, at, lost, _) in &mut cursor.links {
-        let fresh = &link.samples[*at..];
-        let fresh = &fresh[..fresh.partition_point(|sample| sample.t_s < until_s)];
-        all.extend(fresh.iter().map(|sample| Probe {
-            pair: *pair,
-            t_s: sample.t_s,
-            ms: Some(sample.ms),
-            changepoint: sample.changepoint,
-        }));
-        *at += fresh.len();
-        while link.lost_s.get(*lost).is_some_and(|t_s| *t_s < until_s) {
-            all.push(Probe { pair: *pair, t_s: link.lost_s[*lost], ms: None, changepoint: false });
-            *lost += 1;
-        }
-    }
-    if let Some(budget) = budget {
-        all.shuffle(random);
-        all.sort_by_key(|probe| measured_in[probe.pair.0 * nodes + probe.pair.1]);
-        let mut spent = vec![0; nodes];
-        all.retain(|probe| {
-            spent[probe.pair.0] += 1;
-            spent[probe.pair.0] <= budget
-        });
-        for probe in &all {
-            measured_in[probe.pair.0 * nodes + probe.pair.1] = round + 1;
-        }
-    }
-    all.sort_by(|a, b| a.pair.0.cmp(&b.pair.0).then(a.t_s.total_cmp(&b.t_s)));
-    all
 }
 
 /// For the split oracle: the mean of every second sample of each link, from a moment on.

@@ -269,8 +269,12 @@ impl ForestModel {
                 return Err("its calibration is not finite".into());
             }
         }
-        let Ranking { pessimism, margin, .. } = self.ranking;
-        if !(0.0..=10.0).contains(&pessimism) || !(0.0..=1.0).contains(&margin) {
+        let Ranking { pessimism, staleness, margin, .. } = self.ranking;
+        let unit = 0.0..=1.0;
+        if !(0.0..=10.0).contains(&pessimism)
+            || !unit.contains(&staleness)
+            || !unit.contains(&margin)
+        {
             return Err("its ranking rule is out of range".into());
         }
         Ok(())

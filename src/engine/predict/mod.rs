@@ -7,6 +7,7 @@ mod baseline;
 mod features;
 mod forest;
 mod model;
+pub mod posterior;
 mod predictor;
 mod ranking;
 mod shim;
@@ -22,6 +23,6 @@ pub use forest::{
 };
 pub use model::{Prediction, QualityModel};
 pub use predictor::{Forecast, RoutePredictor};
-pub use ranking::{CHOICES_MIN, Centre, Prospect, Ranking, RankingTuner};
+pub use ranking::{CHOICES_MIN, Centre, Prospect, Ranking, RankingTuner, STALE_INTERVALS_MAX};
 pub use schema::FeatureVector;
 pub use trees::{NODES_MAX, Trees};

@@ -16,16 +16,23 @@ pub enum Centre {
     Forecast,
     /// The robust level, as [`super::Level`].
     Level,
-    /// The mean of the last 60: right in the mean where outliers are the cost.
+    /// The mean, drawn towards what is usual in this network as far as the link is little known
+    /// ([`super::posterior`]): right where outliers are the cost.
     Mean,
+    /// The larger of last value and level: leaves at the first bad value, returns with the level.
+    Cautious,
 }
 
 /// Position of each centre in a [`Prospect`].
-const CENTRES: [Centre; 3] = [Centre::Forecast, Centre::Level, Centre::Mean];
+const CENTRES: [Centre; 4] = [Centre::Forecast, Centre::Level, Centre::Mean, Centre::Cautious];
 /// Multiples of the spread that are tried.
-const PESSIMISMS: [f64; 6] = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0];
-/// Margins that are tried.
-const MARGINS: [f64; 7] = [0.0, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3];
+const PESSIMISMS: [f64; 5] = [0.0, 0.25, 0.5, 1.0, 2.0];
+/// Margins that are tried; 1: stay for ever.
+const MARGINS: [f64; 8] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 1.0];
+/// Weights of staleness that are tried.
+const STALENESSES: [f64; 3] = [0.0, 0.005, 0.02];
+/// Intervals of silence beyond which a link grows no staler.
+pub const STALE_INTERVALS_MAX: f64 = 300.0;
 /// Choices with known outcome before the tuner trusts them more than the default.
 pub const CHOICES_MIN: f64 = 500.0;
 /// Share by which another rule must have cost less than the default to replace it: below, the
@@ -40,38 +47,46 @@ pub struct Ranking {
     pub centre: Centre,
     /// Spreads added to the centre before routes are compared; 0 to 10.
     pub pessimism: f64,
-    /// Share by which another route's bound must lie below the direct route's; 0 to 1.
+    /// Share that each interval without a measurement adds to a link, because silence is a sign;
+    /// 0 to 1.
+    pub staleness: f64,
+    /// Share by which another route's bound must lie below that of the route to stay on; 0 to 1.
     pub margin: f64,
 }
 
 impl Default for Ranking {
     fn default() -> Self {
-        Self { centre: Centre::Level, pessimism: 0.5, margin: 0.005 }
+        Self { centre: Centre::Level, pessimism: 0.5, staleness: 0.0, margin: 0.005 }
     }
 }
 
 /// One route as the rules see it: for each [`Centre`] its value and its spread (ms).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prospect {
-    /// Forecast, level, mean; above 0.
-    pub centre_ms: [f64; 3],
+    /// Forecast, level, mean, cautious; above 0.
+    pub centre_ms: [f64; 4],
     /// How far outcomes lie around each; 0 or more.
-    pub spread_ms: [f64; 3],
+    pub spread_ms: [f64; 4],
+    /// Sum over the links of their level times the intervals since they were last measured, at
+    /// most [`STALE_INTERVALS_MAX`].
+    pub stale_ms: f64,
 }
 
 impl Ranking {
     /// The bound (ms) by which this rule compares a route.
     pub fn bound_ms(&self, prospect: &Prospect) -> f64 {
         let index = CENTRES.iter().position(|centre| *centre == self.centre).unwrap_or(0);
-        prospect.centre_ms[index] + self.pessimism * prospect.spread_ms[index]
+        prospect.centre_ms[index]
+            + self.pessimism * prospect.spread_ms[index]
+            + self.staleness * prospect.stale_ms
     }
 
-    /// Index of the route to take: the lowest bound, unless the direct route, when there is one,
-    /// is not beaten by the margin. `None` without routes.
-    pub fn choose(&self, prospects: &[Prospect], direct: Option<usize>) -> Option<usize> {
+    /// Index of the route to take: the lowest bound, unless the route to stay on (the direct one,
+    /// or where there is none the one in use) is not beaten by the margin. `None` without routes.
+    pub fn choose(&self, prospects: &[Prospect], stay: Option<usize>) -> Option<usize> {
         let bounds = prospects.iter().map(|prospect| self.bound_ms(prospect)).enumerate();
         let (best, bound) = bounds.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-        match direct {
+        match stay {
             Some(at) if bound >= self.bound_ms(&prospects[at]) * (1.0 - self.margin) => Some(at),
             _ => Some(best),
         }
@@ -90,7 +105,14 @@ impl Default for RankingTuner {
     fn default() -> Self {
         let rules = CENTRES.into_iter().flat_map(|centre| {
             PESSIMISMS.into_iter().flat_map(move |pessimism| {
-                MARGINS.into_iter().map(move |margin| Ranking { centre, pessimism, margin })
+                STALENESSES.into_iter().flat_map(move |staleness| {
+                    MARGINS.into_iter().map(move |margin| Ranking {
+                        centre,
+                        pessimism,
+                        staleness,
+                        margin,
+                    })
+                })
             })
         });
         let costs = rules.map(|rule| (rule, 0.0)).collect();
@@ -100,12 +122,11 @@ impl Default for RankingTuner {
 
 impl RankingTuner {
     /// The outcomes (ms) of all routes of a choice became known.
-    pub fn observe(&mut self, prospects: &[Prospect], direct: Option<usize>, outcomes_ms: &[f64]) {
+    pub fn observe(&mut self, prospects: &[Prospect], stay: Option<usize>, outcomes_ms: &[f64]) {
         if prospects.len() != outcomes_ms.len() || prospects.len() < 2 {
             return;
         }
-        let cost =
-            |rule: &Ranking| rule.choose(prospects, direct).map_or(0.0, |at| outcomes_ms[at]);
+        let cost = |rule: &Ranking| rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]);
         for (rule, sum) in &mut self.costs {
             *sum += cost(rule);
         }
@@ -141,12 +162,12 @@ mod tests {
     use super::*;
 
     fn prospect(centre_ms: f64, spread_ms: f64) -> Prospect {
-        Prospect { centre_ms: [centre_ms; 3], spread_ms: [spread_ms; 3] }
+        Prospect { centre_ms: [centre_ms; 4], spread_ms: [spread_ms; 4], stale_ms: 0.0 }
     }
 
     #[test]
     fn the_direct_route_stays_until_it_is_beaten_by_the_margin() {
-        let rule = Ranking { centre: Centre::Level, pessimism: 1.0, margin: 0.1 };
+        let rule = Ranking { centre: Centre::Level, pessimism: 1.0, staleness: 0.0, margin: 0.1 };
         let direct = prospect(100.0, 0.0);
         let choose = |other| rule.choose(&[direct, other], Some(0));
         assert_eq!(choose(prospect(89.0, 0.0)), Some(1));
@@ -182,7 +203,11 @@ mod tests {
             let truth: Vec<f64> = (0..4).map(|_| random.random_range(50.0..150.0)).collect();
             let prospects: Vec<Prospect> = truth
                 .iter()
-                .map(|ms| Prospect { centre_ms: [*ms, 100.0, 100.0], spread_ms: [1.0; 3] })
+                .map(|ms| Prospect {
+                    centre_ms: [*ms, 100.0, 100.0, 100.0],
+                    spread_ms: [1.0; 4],
+                    stale_ms: 0.0,
+                })
                 .collect();
             tuner.observe(&prospects, Some(0), &truth);
         }

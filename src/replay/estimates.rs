@@ -1,0 +1,154 @@
+//! What meshwise knows of each link, as the ranking rules need it: one square table a round.
+
+use super::world::Quantity;
+use crate::engine::measure::window_statistics::quantile;
+use crate::engine::predict::Prospect;
+use crate::engine::predict::posterior::{Measured, beliefs};
+
+/// Values of which a level is made; where a link has fewer, the reverse direction fills up.
+const LEVEL_VALUES: usize = 5;
+/// Values of which means and deviations are made.
+const MEAN_VALUES: usize = 60;
+
+/// What was measured on all links: moments (s) and values (ms), each in order.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    nodes: usize,
+    links: Vec<Vec<(f64, f64)>>,
+}
+
+impl Seen {
+    /// Nothing yet.
+    pub fn new(nodes: usize) -> Self {
+        Self { nodes, links: vec![Vec::new(); nodes * nodes] }
+    }
+
+    /// A link was measured.
+    pub fn push(&mut self, src: usize, dst: usize, t_s: f64, ms: f64) {
+        self.links[src * self.nodes + dst].push((t_s, ms));
+    }
+
+    /// The first value at or after a moment; a link measured once for all stays what it was.
+    pub fn from(&self, src: usize, dst: usize, t_s: f64) -> Option<f64> {
+        let seen = &self.links[src * self.nodes + dst];
+        let at = seen.partition_point(|(then, _)| *then < t_s);
+        let constant = (seen.len() == 1).then(|| seen[0]);
+        seen.get(at).copied().or(constant).map(|(_, ms)| ms)
+    }
+
+    /// The newest values of a link, oldest first, filled up with the other direction's.
+    fn newest(&self, src: usize, dst: usize, count: usize) -> Vec<(f64, f64)> {
+        let tail = |seen: &Vec<(f64, f64)>, count: usize| {
+            seen[seen.len().saturating_sub(count)..].to_vec()
+        };
+        let mut values = tail(&self.links[src * self.nodes + dst], count);
+        if values.len() < LEVEL_VALUES {
+            let more = LEVEL_VALUES - values.len();
+            values.extend(tail(&self.links[dst * self.nodes + src], more));
+            values.sort_by(|a, b| a.0.total_cmp(&b.0));
+        }
+        values
+    }
+
+    fn measured(&self, src: usize, dst: usize) -> Measured {
+        let seen = &self.links[src * self.nodes + dst];
+        let values = &seen[seen.len().saturating_sub(MEAN_VALUES)..];
+        if values.is_empty() {
+            return Measured::default();
+        }
+        let count = values.len() as f64;
+        let mean_ms = values.iter().map(|(_, ms)| ms).sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|(_, ms)| (ms - mean_ms).powi(2)).sum();
+        Measured { mean_ms, deviation_ms: (squares / count).sqrt(), count }
+    }
+}
+
+/// The prospects of all links at the begin of a round.
+pub struct Estimates {
+    nodes: usize,
+    links: Vec<Option<Prospect>>,
+}
+
+impl Estimates {
+    /// Of what was seen by `now_s`; `interval_s` is the usual time between measurements. The
+    /// first centre, the forecast, is the level here: the model sees routes, not links.
+    pub fn new(seen: &Seen, now_s: f64, interval_s: f64) -> Self {
+        let nodes = seen.nodes;
+        let pairs = || (0..nodes * nodes).map(|index| (index / nodes, index % nodes));
+        let measured: Vec<Measured> = pairs().map(|(a, b)| seen.measured(a, b)).collect();
+        let believed = beliefs(nodes, &measured);
+        let link = |(src, dst): (usize, usize)| {
+            let values = seen.newest(src, dst, MEAN_VALUES);
+            let (at_s, last) = *values.last()?;
+            let believed = believed.as_ref()?[src * nodes + dst];
+            let all: Vec<f64> = values.iter().map(|(_, ms)| *ms).collect();
+            let tail = |count: usize| &all[all.len().saturating_sub(count)..];
+            let median = |count| quantile(tail(count), 0.5).unwrap_or(last);
+            let level = (median(3) + median(LEVEL_VALUES)) / 2.0;
+            let spread = (deviation(tail(LEVEL_VALUES)) + deviation(&all)) / 2.0;
+            let age = ((now_s - at_s) / interval_s)
+                .clamp(0.0, crate::engine::predict::STALE_INTERVALS_MAX);
+            Some(Prospect {
+                centre_ms: [level, level, believed.mean_ms, level.max(last)],
+                spread_ms: [spread, spread, believed.deviation_ms, spread],
+                stale_ms: level * age,
+            })
+        };
+        Self { nodes, links: pairs().map(link).collect() }
+    }
+
+    /// A link; `None` when neither direction was ever measured.
+    pub fn link(&self, src: usize, dst: usize) -> Option<&Prospect> {
+        self.links[src * self.nodes + dst].as_ref()
+    }
+
+    /// A route: sums over its links, or for throughput the narrowest link.
+    pub fn route(
+        &self,
+        quantity: Quantity,
+        (src, dst): (usize, usize),
+        relay: Option<usize>,
+    ) -> Option<Prospect> {
+        let Some(relay) = relay else { return self.link(src, dst).copied() };
+        let (a, b) = (self.link(src, relay)?, self.link(relay, dst)?);
+        let join = |a: f64, b: f64| match quantity {
+            Quantity::Latency => a + b,
+            Quantity::Throughput => a.max(b),
+        };
+        let each = |a: [f64; 4], b: [f64; 4]| std::array::from_fn(|at| join(a[at], b[at]));
+        Some(Prospect {
+            centre_ms: each(a.centre_ms, b.centre_ms),
+            spread_ms: each(a.spread_ms, b.spread_ms),
+            stale_ms: join(a.stale_ms, b.stale_ms),
+        })
+    }
+}
+
+fn deviation(values: &[f64]) -> f64 {
+    let count = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    (values.iter().map(|ms| (ms - mean).powi(2)).sum::<f64>() / count).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_known_by_either_direction_and_silence_makes_it_stale() {
+        let mut seen = Seen::new(3);
+        seen.push(0, 1, 1.0, 10.0);
+        seen.push(1, 0, 2.0, 30.0);
+        seen.push(1, 2, 3.0, 5.0);
+        let estimates = Estimates::new(&seen, 13.0, 2.0);
+        let link = estimates.link(0, 1).unwrap();
+        assert_eq!((link.centre_ms[1], link.centre_ms[3]), (20.0, 30.0));
+        assert!((link.stale_ms - 20.0 * 5.5).abs() < 1e-9);
+        assert!(estimates.link(0, 2).is_none());
+        let route = estimates.route(Quantity::Latency, (0, 2), Some(1)).unwrap();
+        assert_eq!(route.centre_ms[1], 25.0);
+        let narrowest = estimates.route(Quantity::Throughput, (0, 2), Some(1)).unwrap();
+        assert_eq!(narrowest.centre_ms[1], 20.0);
+        assert_eq!(seen.from(0, 1, 99.0), Some(10.0), "measured once for all");
+    }
+}
