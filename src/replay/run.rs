@@ -184,13 +184,14 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
             }
         }
         let until_s = world.rounds[round + 1];
-        let probes =
-            probes(&mut cursor, until_s, config.probes, &mut measured_in, round, &mut random);
-        for probe in &probes {
-            if probe.changepoint {
-                changed_s.insert(probe.pair, probe.t_s);
-            }
+        let all = cursor.measurements(until_s);
+        for probe in all.iter().filter(|probe| probe.changepoint) {
+            changed_s.insert(probe.pair, probe.t_s);
         }
+        for probe in naive_prober.choose(&all, round, &mut random) {
+            known.measured(probe.pair.0, probe.pair.1, probe.ms);
+        }
+        let probes = own_prober.choose(&all, round, &mut random);
         let mut rows: Vec<&Probe> = probes.iter().collect();
         let (picked, _) = rows.partial_shuffle(&mut random, LINK_ROWS_A_ROUND);
         for probe in picked {
