@@ -28,6 +28,10 @@ pub struct Args {
     /// Replay the throughput column; costs are milliseconds a megabit over the narrowest hop.
     #[arg(long)]
     throughput: bool,
+    /// Leave every decision (Parquet), pictures (SVG), the measurements (a store) and the last
+    /// model in this folder.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Train no models: meshwise decides on level and spread alone.
     #[arg(long)]
     no_learning: bool,
@@ -53,9 +57,10 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         decisions: args.decisions.map(|count| count as usize),
         learning: !args.no_learning,
         model: None,
+        out: args.out.clone(),
         train: TrainConfig::default(),
     };
-    let (report, _, _) = replay(&config, |seed| eprintln!("seed {seed} done"))?;
+    let report = replay(&config, |seed| eprintln!("seed {seed} done"))?;
     if context.json {
         return output::json(&report);
     }
@@ -137,6 +142,28 @@ fn print(report: &Report) -> anyhow::Result<()> {
             prediction.worst_pair.0,
             prediction.worst_pair.1,
         ))?;
+    }
+    if let Some(judged) = &report.estimators {
+        let estimates = &judged.estimates;
+        output::print(&format!(
+            "judged from a log: truth {:.2} ms; doubly robust {:.2} ({:.2} to {:.2}), IPS {:.2}, SNIPS \
+             {:.2}, direct method {:.2}; effective size {:.0} of {}; the doubly robust interval holds \
+             the truth in {} of {} logs",
+            judged.truth_ms,
+            estimates.doubly_robust.value,
+            estimates.doubly_robust.low,
+            estimates.doubly_robust.high,
+            estimates.ips.value,
+            estimates.snips.value,
+            estimates.direct_method.value,
+            estimates.effective_sample_size,
+            estimates.decisions,
+            judged.covered,
+            judged.logs,
+        ))?;
+    }
+    for file in &report.files {
+        eprintln!("wrote {file}");
     }
     output::print(&format!(
         "{} models trained, {} put into use; {} decisions not scored; {:.1} s",

@@ -10,6 +10,10 @@ const LEVEL_VALUES: usize = 5;
 /// Values of which means and deviations are made.
 const MEAN_VALUES: usize = 60;
 
+/// Share of a link's deviation in the spread of its mean, beside the mean's own error: of two
+/// links with one mean, the steadier one is the safer choice.
+const TAIL_SHARE: f64 = 0.25;
+
 /// What was measured on all links: moments (s) and values (ms), each in order.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -85,12 +89,13 @@ impl Estimates {
             let tail = |count: usize| &all[all.len().saturating_sub(count)..];
             let median = |count| quantile(tail(count), 0.5).unwrap_or(last);
             let level = (median(3) + median(LEVEL_VALUES)) / 2.0;
-            let spread = (deviation(tail(LEVEL_VALUES)) + deviation(&all)) / 2.0;
+            let wide = deviation(&all);
+            let spread = (deviation(tail(LEVEL_VALUES)) + wide) / 2.0;
             let age = ((now_s - at_s) / interval_s)
                 .clamp(0.0, crate::engine::predict::STALE_INTERVALS_MAX);
             Some(Prospect {
                 centre_ms: [level, level, believed.mean_ms, level.max(last)],
-                spread_ms: [spread, spread, believed.deviation_ms, spread],
+                spread_ms: [spread, spread, believed.deviation_ms + TAIL_SHARE * wide, spread],
                 stale_ms: level * age,
             })
         };

@@ -19,13 +19,15 @@ use crate::learn::TrainRow;
 /// Candidates of a decision beside the direct link, as the router's.
 pub const CANDIDATES: usize = 8;
 /// Rounds after which a decision is resolved with the outcomes that are known by then.
-const RESOLVE_ROUNDS: usize = 16;
+const RESOLVE_ROUNDS: usize = 1_024;
+/// Smallest half width of an interval before it is adapted (ln).
+const OFFSET_MIN: f64 = 0.003;
 /// Newest training rows kept.
 pub const ROWS_MAX: usize = 30_000;
 /// Values of a pair after which its interval follows its own errors, not those of all.
 const OWN_INTERVAL_AFTER: usize = 30;
 /// The trace's zero, so that nothing happens before the epoch.
-const EPOCH_S: f64 = 86_400.0;
+pub const EPOCH_S: f64 = 86_400.0;
 
 /// One candidate as it was weighed.
 #[derive(Clone, Debug)]
@@ -70,7 +72,8 @@ pub struct Meshwise {
     estimates: Estimates,
     interval_s: f64,
     known: Knowledge,
-    pending: VecDeque<Weighed>,
+    /// Decisions without all outcomes, by the round in which to look again.
+    pending: BTreeMap<usize, Vec<Weighed>>,
     rows: VecDeque<TrainRow>,
     champion: Option<Arc<ForestModel>>,
     mix: Mix,
@@ -98,7 +101,7 @@ impl Meshwise {
             seen: Seen::new(nodes),
             interval_s: world.interval_s(),
             known: Knowledge::new(nodes, quantity, world.links.keys().copied()),
-            pending: VecDeque::new(),
+            pending: BTreeMap::new(),
             rows: VecDeque::new(),
             champion: None,
             mix: Mix::default(),
@@ -209,7 +212,10 @@ impl Meshwise {
         let around = |(low, high): (f64, f64), ms: f64| ((low / ms).ln(), (high / ms).ln());
         let offsets = model
             .and_then(|prediction| Some(around(prediction.interval_ms?, prediction.latency_ms)))
-            .unwrap_or((-0.2, 0.2));
+            .unwrap_or_else(|| {
+                let local = OFFSET_MIN + prospect.spread_ms[1] / level_ms.max(1e-3);
+                (-local, local)
+            });
         let own = self.intervals.get(&pair).filter(|(_, seen)| *seen >= OWN_INTERVAL_AFTER);
         let interval = own.map_or(&self.interval, |(interval, _)| interval);
         let (low, high) = interval.apply(forecast_ms.ln(), offsets.0, offsets.1);
@@ -293,22 +299,24 @@ impl Meshwise {
         if weighed.candidates[0].relay.is_some() {
             self.current.insert(weighed.pair, weighed.candidates[weighed.chosen].relay);
         }
-        self.pending.push_back(weighed);
+        self.pending.entry(weighed.round).or_default().push(weighed);
     }
 
     /// After a round's measurements: decisions whose outcomes are known by now tune the ranking
     /// and become training rows.
     pub fn resolve(&mut self, round: usize, now_s: f64) {
-        for _ in 0..self.pending.len() {
-            let Some(weighed) = self.pending.pop_front() else { return };
+        let later = self.pending.split_off(&(round + 1));
+        let due = std::mem::replace(&mut self.pending, later);
+        for weighed in due.into_values().flatten() {
             let outcomes: Vec<Option<f64>> = weighed
                 .candidates
                 .iter()
                 .map(|candidate| self.outcome(weighed.pair, candidate.relay, weighed.t_s))
                 .collect();
-            let all = outcomes.iter().all(Option::is_some);
-            if !all && round < weighed.round + RESOLVE_ROUNDS {
-                self.pending.push_back(weighed);
+            let age = round - weighed.round;
+            if outcomes.iter().any(Option::is_none) && age < RESOLVE_ROUNDS {
+                // Ever rarer: what is silent for long stays silent for long.
+                self.pending.entry(round + age.max(1)).or_default().push(weighed);
                 continue;
             }
             let known = weighed.candidates.iter().zip(&outcomes);

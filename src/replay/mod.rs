@@ -17,9 +17,12 @@
 //! what can be measured when; `sim` shows those), and the effect of traffic on the paths.
 
 pub mod bandit;
+pub mod charts;
 pub mod estimates;
+pub mod judged;
 pub mod knowledge;
 pub mod meshwise;
+pub mod output;
 pub mod policy;
 pub mod probing;
 pub mod report;
@@ -63,6 +66,8 @@ pub struct ReplayConfig {
     pub learning: bool,
     /// A model to start with.
     pub model: Option<Arc<ForestModel>>,
+    /// Where to leave decisions, pictures, measurements and the last model.
+    pub out: Option<PathBuf>,
     /// How models are trained.
     pub train: TrainConfig,
 }
@@ -95,6 +100,9 @@ pub enum ReplayError {
         /// Why.
         what: String,
     },
+    /// A picture could not be written.
+    #[error("{0}; check permissions and free space")]
+    Output(String),
     /// A run ended in a panic.
     #[error("a run stopped unexpectedly; report it with the trace and the seed")]
     Stopped,
@@ -107,7 +115,10 @@ pub struct Report {
     pub trace: String,
     /// Rows of the trace.
     pub rows: usize,
-    /// Nodes, rounds and pairs with a choice.
+    /// Measurements written to the store and read by nobody here: they are for 'data stats',
+    /// 'data export' and 'model train' on the output folder.
+    pub rows_stored: u64,
+    /// Nodes.
     pub nodes: usize,
     /// Rounds.
     pub rounds: usize,
@@ -125,6 +136,8 @@ pub struct Report {
     pub policies: Vec<PolicyReport>,
     /// The forecasts; null without any.
     pub prediction: Option<PredictionReport>,
+    /// Estimates from logged decisions, checked against the truth; null without enough decisions.
+    pub estimators: Option<judged::JudgedReport>,
     /// Models trained in all seeds.
     pub models_trained: usize,
     /// Models put into use in all seeds.
@@ -133,6 +146,8 @@ pub struct Report {
     pub rankings: Vec<Ranking>,
     /// Weights of the mix at the end of each seed: model, moving average, last value, level.
     pub weights: Vec<[f64; 4]>,
+    /// Files left in the output folder.
+    pub files: Vec<String>,
     /// Wall-clock time (s).
     pub wall_s: f64,
 }
@@ -142,15 +157,13 @@ pub struct Report {
 ///
 /// # Errors
 /// [`ReplayError`].
-pub fn replay(
-    config: &ReplayConfig,
-    progress: impl Fn(u64) + Sync,
-) -> Result<(Report, Vec<Run>, TraceWorld), ReplayError> {
+pub fn replay(config: &ReplayConfig, progress: impl Fn(u64) + Sync) -> Result<Report, ReplayError> {
     let begun = Instant::now();
     let rows: Vec<TraceRow> = read_trace(&config.trace)?;
     let world = TraceWorld::new(&rows, config.quantity)
         .map_err(|what| ReplayError::Trace { trace: config.trace.clone(), what })?;
     drop(rows);
+    let stored = fill_store(config, &world)?;
     let mut runs = Vec::new();
     for seeds in config.seeds.chunks(2) {
         let done: Vec<Result<Run, ReplayError>> = std::thread::scope(|scope| {
@@ -172,10 +185,15 @@ pub fn replay(
             runs.push(run?);
         }
     }
+    let mut files = Vec::new();
+    if let Some(out) = &config.out {
+        files = output::write(out, &world, &runs)?;
+    }
     let name = config.trace.file_name().unwrap_or_default();
     let report = Report {
         trace: name.to_string_lossy().into_owned(),
         rows: world.rows,
+        rows_stored: stored,
         nodes: world.nodes(),
         rounds: world.rounds.len() - 1,
         pairs: world.pairs.len(),
@@ -185,11 +203,24 @@ pub fn replay(
         decisions_dropped: runs.iter().map(|run| run.dropped).sum(),
         policies: report::policies(&runs),
         prediction: report::prediction(&runs, &world.names),
+        estimators: judged::check(&runs),
         models_trained: runs.iter().map(|run| run.models_trained).sum(),
         models_promoted: runs.iter().map(|run| run.models_promoted).sum(),
         rankings: runs.iter().map(|run| run.ranking).collect(),
         weights: runs.iter().map(|run| run.weights).collect(),
+        files,
         wall_s: begun.elapsed().as_secs_f64(),
     };
-    Ok((report, runs, world))
+    Ok(report)
+}
+
+/// Writes the measurements into the store of the output folder; without one, none are written.
+fn fill_store(config: &ReplayConfig, world: &TraceWorld) -> Result<u64, ReplayError> {
+    let Some(out) = &config.out else { return Ok(0) };
+    std::fs::create_dir_all(out).map_err(|source| LearnError::File {
+        doing: "make the folder",
+        path: out.clone(),
+        source,
+    })?;
+    output::fill_store(&out.join(output::STORE), world)
 }

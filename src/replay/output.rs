@@ -1,0 +1,97 @@
+//! What a replay leaves in its folder: every decision as Parquet, pictures, the measurements in a
+//! store, and the last model.
+
+use std::path::Path;
+
+use super::meshwise::EPOCH_S;
+use super::run::{MESHWISE, NAMES, Run};
+use super::{ReplayError, TraceWorld, charts};
+use crate::engine::measure::{ProbeKind, Sample};
+use crate::engine::types::{Route, Timestamp};
+use crate::learn::trace::{ReplayDecisionRow, write_decisions};
+use crate::learn::{LearnError, ModelRegistry};
+use crate::store::{QUEUE_MAX, Retention, Writer};
+
+/// File of all decisions.
+pub const DECISIONS: &str = "decisions.parquet";
+/// File of all measurements: the name that a node gives its own, so that the folder is a data
+/// directory to 'data stats', 'data export' and 'model train'.
+pub const STORE: &str = "meshwise.db";
+
+/// Writes everything into `folder`, which is made, and returns the names of the files.
+///
+/// # Errors
+/// [`ReplayError::Learn`] when a file cannot be written, [`ReplayError::Output`] for a picture.
+pub fn write(folder: &Path, world: &TraceWorld, runs: &[Run]) -> Result<Vec<String>, ReplayError> {
+    std::fs::create_dir_all(folder).map_err(|source| LearnError::File {
+        doing: "make the folder",
+        path: folder.to_owned(),
+        source,
+    })?;
+    let mut files = vec![DECISIONS.to_owned()];
+    write_decisions(&folder.join(DECISIONS), &decisions(world, runs))?;
+    let pictures = charts::draw(folder, runs).map_err(ReplayError::Output)?;
+    files.extend(pictures.into_iter().map(str::to_owned));
+    if let Some(model) = runs.first().and_then(|run| run.champion.as_ref()) {
+        let registry = ModelRegistry::new(folder.join("models"));
+        registry.save(model)?;
+        files.push(format!("models/{}.json", model.version));
+    }
+    Ok(files)
+}
+
+fn decisions(world: &TraceWorld, runs: &[Run]) -> Vec<ReplayDecisionRow> {
+    let mut rows = Vec::new();
+    for run in runs {
+        for outcome in &run.outcomes {
+            for (policy, name) in NAMES.into_iter().enumerate() {
+                let own = policy == MESHWISE;
+                rows.push(ReplayDecisionRow {
+                    seed: run.seed,
+                    t_s: outcome.t_s,
+                    src: world.names[outcome.pair.0].clone(),
+                    dst: world.names[outcome.pair.1].clone(),
+                    policy: name,
+                    relay: outcome.relays[policy].map(|relay| world.names[relay].clone()),
+                    cost_ms: outcome.costs_ms[policy],
+                    direct_ms: outcome.direct_ms.is_finite().then_some(outcome.direct_ms),
+                    forecast_ms: own.then_some(outcome.forecast_ms),
+                });
+            }
+        }
+    }
+    rows
+}
+
+/// Writes every measurement of the trace into a store, as probes of one-link routes, and returns
+/// how many there were.
+///
+/// # Errors
+/// [`ReplayError::Learn`] when the store cannot be written.
+pub fn fill_store(path: &Path, world: &TraceWorld) -> Result<u64, ReplayError> {
+    let writer = Writer::start(path, Retention::default()).map_err(LearnError::from)?;
+    let mut written = 0;
+    for (&(src, dst), link) in &world.links {
+        let Ok(route) = Route::new([world.ids[src], world.ids[dst]]) else { continue };
+        let answered = link.samples.iter().map(|sample| (sample.t_s, Some(sample.ms)));
+        let lost = link.lost_s.iter().map(|t_s| (*t_s, None));
+        for (t_s, ms) in answered.chain(lost) {
+            let at = |ms: f64| Timestamp(((EPOCH_S + t_s + ms / 1e3) * 1e6) as u64);
+            let rtt_us = ms.map(|ms| (ms * 1e3) as u64);
+            writer.write(Sample::Probe {
+                kind: ProbeKind::Route,
+                route: route.clone(),
+                sent_at: at(0.0),
+                done_at: at(ms.unwrap_or(1_000.0)),
+                rtt_us,
+            });
+            written += 1;
+            // The queue is bounded and drops what it cannot hold.
+            if written % (QUEUE_MAX as u64 / 2) == 0 {
+                writer.flush().map_err(LearnError::from)?;
+            }
+        }
+    }
+    writer.flush().map_err(LearnError::from)?;
+    Ok(written)
+}
