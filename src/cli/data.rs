@@ -6,16 +6,17 @@ use serde_json::json;
 
 use super::{Context, output};
 use crate::engine::measure::ProbeKind;
-use crate::learn::{export, realised_accuracy};
+use crate::learn::{Observation, Warning, artefacts, export, realised_accuracy};
 use crate::node::DATABASE;
-use crate::store::Reader;
+use crate::store::{ProbeRow, Reader};
 
 /// Look at the measurements, and export them.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
-    /// Count what was measured, and compare forecasts with what then happened.
+    /// Count what was measured, warn of what makes it misleading, and compare forecasts with what
+    /// then happened.
     Stats {
-        /// Compare the forecasts of the last so many hours.
+        /// Look at the measurements and forecasts of the last so many hours.
         #[arg(long, default_value_t = 24)]
         hours: u64,
     },
@@ -58,6 +59,9 @@ fn stats(reader: &Reader, hours: u64, context: &Context) -> anyhow::Result<()> {
     let newest = counts.tables.iter().filter_map(|table| table.last_us).max().unwrap_or(0);
     let since_us = newest.saturating_sub(hours.saturating_mul(3_600_000_000));
     let probes = reader.probes(ProbeKind::Route, since_us)?;
+    let links = reader.probes(ProbeKind::Link, since_us)?;
+    let found = [("route", guard(&probes)), ("link", guard(&links))];
+    let warnings = || found.iter().flat_map(|(of, all)| all.iter().map(move |one| (*of, one)));
     let realised = realised_accuracy(&reader.candidate_predictions(since_us)?, &probes)?;
     if context.json {
         let tables = counts.tables.iter().map(|table| {
@@ -69,6 +73,12 @@ fn stats(reader: &Reader, hours: u64, context: &Context) -> anyhow::Result<()> {
         return output::json(&json!({
             "file_bytes": counts.file_bytes,
             "tables": tables.collect::<Vec<_>>(),
+            "warnings": warnings()
+                .map(|(of, warning)| json!({
+                    "probes": of, "name": warning.name, "seen": warning.seen,
+                    "why": warning.why, "advice": warning.advice, "figures": warning.figures,
+                }))
+                .collect::<Vec<_>>(),
             "forecasts": {
                 "rows": realised.rows,
                 "model": realised.model,
@@ -89,6 +99,11 @@ fn stats(reader: &Reader, hours: u64, context: &Context) -> anyhow::Result<()> {
     }
     output::rows(&table, "")?;
     output::print(&format!("{} on disk\n", output::bytes(counts.file_bytes)))?;
+    for (of, Warning { name, seen, why, advice, .. }) in warnings() {
+        let text =
+            format!("warning: {name}, {of} probes\n  {seen}\n  why  {why}\n  do   {advice}\n");
+        output::print(&text)?;
+    }
     let mut table = output::table(&["forecasts that came true", "accuracy", "mae ms"]);
     let scores = [
         ("model", realised.model),
@@ -104,4 +119,14 @@ fn stats(reader: &Reader, hours: u64, context: &Context) -> anyhow::Result<()> {
         ]);
     }
     output::rows(&table, "no forecasts to compare yet; open a tunnel and wait a little")
+}
+
+/// What in these probes makes an accuracy misleading.
+fn guard(probes: &[ProbeRow]) -> Vec<Warning> {
+    let observations = probes.iter().map(|probe| Observation {
+        key: &probe.route,
+        at_us: probe.sent_us,
+        value_ms: probe.rtt_us.map(|us| us as f64 / 1e3),
+    });
+    artefacts(&observations.collect::<Vec<_>>())
 }

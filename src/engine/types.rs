@@ -23,10 +23,7 @@ pub struct NodeId(pub [u8; 8]);
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.0 {
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
     }
 }
 

@@ -12,7 +12,9 @@
 //! 3. [`ModelRegistry`] keeps every version as one file; the alias `champion` names the one in
 //!    use. A version becomes champion only when it does at least as well as the moving average.
 //! 4. [`realised_accuracy`] compares what was forecast live with what then happened.
-//! 5. [`export()`] writes probes, link states and feature rows as Parquet for any other tool.
+//! 5. [`artefacts()`] says what in the measurements themselves makes such figures too good, and
+//!    [`judge`] what another policy would have cost on the decisions that were logged.
+//! 6. [`export()`] writes probes, link states and feature rows as Parquet for any other tool.
 //!
 //! What the offline side cannot know: a restarted node begins with empty histories, and forgets
 //! the route probed longest ago when it has more than a thousand; here the past is whole. It
@@ -20,6 +22,7 @@
 //!
 //! Everything here blocks and uses several threads: call it from a process or thread of its own.
 
+pub mod artefacts;
 pub mod dataset;
 pub mod evaluate;
 pub mod export;
@@ -28,6 +31,8 @@ mod links;
 mod nodes;
 #[cfg(test)]
 mod random_history;
+pub mod logged;
+pub mod offpolicy;
 pub mod registry;
 mod routes;
 pub mod trace;
@@ -42,9 +47,12 @@ use crate::engine::measure::ProbeKind;
 use crate::engine::predict::{ForestModel, ModelError};
 use crate::store::{Reader, StoreError};
 
+pub use artefacts::{Observation, Warning, artefacts};
 pub use dataset::feature_frame;
 pub use evaluate::{Realised, realised_accuracy};
 pub use export::{Exported, ExportedTable, export};
+pub use logged::{Logged, Preference, logged_decisions};
+pub use offpolicy::{Estimate, Estimates, LoggedDecision, OffPolicyError, judge};
 pub use registry::{ListedModel, ModelRegistry};
 pub use train::{ROWS_MIN, TrainConfig, TrainRow, train, train_rows};
 

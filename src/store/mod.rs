@@ -22,6 +22,7 @@
 //! A file that is damaged, of another program or of a newer version is refused by name, and
 //! nothing in it is touched.
 
+mod decisions;
 mod reader;
 mod retention;
 mod rows;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
+use super::decisions::{COLUMNS, header};
 use super::schema::{self, Check, SCHEMA_VERSION};
 use super::{BUSY_TIMEOUT, StoreError};
 use crate::engine::measure::{LinkQuality, ProbeKind};
@@ -274,32 +275,13 @@ impl Reader {
     /// # Errors
     /// As [`Reader::counts`].
     pub fn latest_decisions(&self, limit: usize) -> Result<Vec<DecisionRow>, StoreError> {
-        let sql = "SELECT id, at_us, tunnel, destination, reason, changed, model_version,
-                   propensity, chosen_route, calculation_us
-                   FROM decision ORDER BY at_us DESC, id DESC LIMIT ?1";
-        let mut decisions = self.rows(sql, [signed(limit as u64)], |row| {
-            Ok(DecisionRow {
-                id: row.get(0)?,
-                at_us: unsigned(row, 1)?,
-                tunnel: row.get(2)?,
-                destination: row.get(3)?,
-                reason: row.get(4)?,
-                changed: row.get(5)?,
-                model_version: row.get(6)?,
-                propensity: row.get(7)?,
-                chosen_route: row.get(8)?,
-                calculation_us: unsigned(row, 9)?,
-                candidates: Vec::new(),
-            })
-        })?;
+        let sql = format!("SELECT {COLUMNS} FROM decision ORDER BY at_us DESC, id DESC LIMIT ?1");
+        let mut decisions = self.rows(&sql, [signed(limit as u64)], header)?;
         decisions.reverse();
-        for decision in &mut decisions {
-            decision.candidates = self.candidates(decision.id)?;
-        }
-        Ok(decisions)
+        self.with_candidates(decisions)
     }
 
-    fn candidates(&self, decision: i64) -> Result<Vec<CandidateRow>, StoreError> {
+    pub(super) fn candidates(&self, decision: i64) -> Result<Vec<CandidateRow>, StoreError> {
         let sql = "SELECT route, alive, chosen, score, baseline_score, predicted_ms,
                    predicted_low_ms, predicted_high_ms, moving_average_ms, last_value_ms, features
                    FROM candidate WHERE decision_id = ?1 ORDER BY rank";
@@ -321,7 +303,7 @@ impl Reader {
         })
     }
 
-    fn rows<T>(
+    pub(super) fn rows<T>(
         &self,
         sql: &str,
         parameters: impl Params,
@@ -335,11 +317,11 @@ impl Reader {
     }
 }
 
-fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(index).map(|value| value.max(0) as u64)
 }
 
-fn signed(value: u64) -> i64 {
+pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

@@ -106,6 +106,38 @@ fn models_and_data_are_shown_without_a_node() {
 }
 
 #[test]
+fn data_stats_warns_of_misleading_measurements() {
+    use meshwise::engine::measure::{ProbeKind, Sample};
+    use meshwise::engine::types::{NodeId, Route, Timestamp};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meshwise.db");
+    let writer = meshwise::store::Writer::start(&path, Default::default()).unwrap();
+    for index in 0..1_000_u64 {
+        let sent_us = 1_700_000_000_000_000 + index * 1_000_000;
+        writer.write(Sample::Probe {
+            kind: ProbeKind::Route,
+            route: Route::new([NodeId([1; 8]), NodeId([index as u8 % 6; 8].map(|b| b + 2))])
+                .unwrap(),
+            sent_at: Timestamp(sent_us),
+            done_at: Timestamp(sent_us + 900_000),
+            rtt_us: (index % 50 != 0).then_some(20_000 + index * index % 7 * 10_000),
+        });
+    }
+    drop(writer);
+    let stats = run(dir.path(), &["data", "stats", "--json"]);
+    let stats: serde_json::Value = serde_json::from_slice(&stats.stdout).unwrap();
+    let [warning] = &stats["warnings"].as_array().unwrap()[..] else { panic!("{stats}") };
+    assert_eq!(warning["name"], "quantised");
+    assert_eq!(
+        (&warning["probes"], &warning["figures"]["step_ms"]),
+        (&"route".into(), &10.0.into())
+    );
+    let text = String::from_utf8(run(dir.path(), &["data", "stats"]).stdout).unwrap();
+    let at = |words: &str| text.find(words).unwrap_or_else(|| panic!("{words}: {text}"));
+    assert!(at("warning: quantised, route probes") < at("no forecasts"), "{text}");
+}
+
+#[test]
 fn the_configuration_file_that_is_printed_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let printed = run(dir.path(), &["node", "--print-config"]);
