@@ -1,15 +1,20 @@
 //! Predict: from what is known about a route now to a forecast of what it will deliver next.
 //!
 //! [`schema`] names the features, [`route_features`] computes them, a [`QualityModel`] turns them into
-//! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it.
+//! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it. [`watch`] finds
+//! a model out that does worse than the moving average, [`drift`] a change in its residuals,
+//! [`profile`] a change in the features.
 
 mod baseline;
+pub mod drift;
 mod features;
 mod forest;
 mod model;
 mod predictor;
+pub mod profile;
 pub mod schema;
 mod trees;
+pub mod watch;
 
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use features::route_features;
@@ -17,7 +22,7 @@ pub use forest::{
     FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Ranking, Reference,
     ReliabilityHead, SCALE_RANGE, Score,
 };
-pub use model::{Prediction, QualityModel};
+pub use model::{Prediction, QualityModel, RTT_MS_MIN, ln_error};
 pub use predictor::{Forecast, RoutePredictor};
 pub use schema::FeatureVector;
 pub use trees::{NODES_MAX, Trees};
