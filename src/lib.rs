@@ -21,4 +21,6 @@ pub mod net;
 #[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "node")]
+pub mod replay;
+#[cfg(feature = "node")]
 pub mod store;

@@ -9,6 +9,7 @@ mod model;
 mod node;
 mod output;
 mod peer;
+mod replay;
 mod route;
 mod service;
 mod status;
@@ -61,6 +62,8 @@ enum Group {
     /// Look at the measurements, and export them.
     #[command(subcommand)]
     Data(data::Verb),
+    /// Replay a trace of real measurements: every policy side by side, and the learning.
+    Replay(replay::Args),
     /// Show what the running node is doing.
     Status,
     /// Print a completion script for a shell.
@@ -103,6 +106,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Group::Model(verb) if verb.is_offline() => return model::offline(&verb, &context),
         Group::Data(verb) => return data::run(&verb, &context),
+        Group::Replay(args) => return replay::run(&args, &context),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -116,7 +120,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Group::Peer(verb) => peer::run(&verb, &context).await,
             Group::Model(verb) => model::run(&verb, &context).await,
             Group::Status => status::run(&context).await,
-            Group::Data(_) | Group::Completions { .. } => Ok(()),
+            Group::Data(_) | Group::Replay(_) | Group::Completions { .. } => Ok(()),
         }
     })
 }

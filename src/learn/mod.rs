@@ -30,6 +30,7 @@ pub mod history;
 mod links;
 pub mod promotion;
 pub mod registry;
+pub mod trace;
 pub mod train;
 mod windows;
 
@@ -155,6 +156,16 @@ pub enum LearnError {
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// A trace with a row that cannot be.
+    #[error(
+        "the trace '{path}' cannot be used: {what}; see 'meshwise replay --help' for the format"
+    )]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
     },
     /// An export would mix with what is there.
     #[error("'{0}' is not empty; name another folder, or replace an earlier export with --force")]

@@ -56,7 +56,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("net", &["engine", "config"]),
         ("node", &["engine", "store", "learn", "net", "config"]),
         ("api", &["engine", "node", "store", "learn", "config"]),
-        ("cli", &["engine", "store", "learn", "node", "api", "config", "sim"]),
+        ("replay", &["engine", "store", "learn"]),
+        ("cli", &["engine", "store", "learn", "node", "api", "config", "sim", "replay"]),
     ])
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::baseline::{LastValue, Level, MovingAverage};
 use super::model::{Prediction, QualityModel};
 use super::profile::FeatureProfile;
+use super::ranking::Ranking;
 use super::schema::{self, FEATURES, FeatureVector, MISSING, schema_hash};
 use super::trees::Trees;
 
@@ -160,23 +161,6 @@ impl ReliabilityHead {
     }
 }
 
-/// How forecasts are turned into a choice: routes are compared by a pessimistic bound, because
-/// the lowest of many noisy forecasts is too low (the optimiser's curse; Smith and Winkler, 2006).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ranking {
-    /// Scales added to the forecast, on the ln scale, before routes are compared; 0 or more.
-    pub pessimism: f64,
-    /// Share by which another route's bound must lie below the direct route's; 0 or more.
-    pub margin: f64,
-}
-
-impl Default for Ranking {
-    fn default() -> Self {
-        Self { pessimism: 0.25, margin: 0.02 }
-    }
-}
-
 /// How a forecaster did on the held-out rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -290,7 +274,7 @@ impl ForestModel {
                 return Err("its calibration is not finite".into());
             }
         }
-        let Ranking { pessimism, margin } = self.ranking;
+        let Ranking { pessimism, margin, .. } = self.ranking;
         if !(0.0..=10.0).contains(&pessimism) || !(0.0..=1.0).contains(&margin) {
             return Err("its ranking rule is out of range".into());
         }

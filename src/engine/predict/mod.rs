@@ -12,6 +12,9 @@ mod forest;
 mod model;
 mod predictor;
 pub mod profile;
+mod ranking;
+mod shim;
+pub use shim::{AdaptiveInterval, Mix};
 pub mod schema;
 mod trees;
 pub mod watch;
@@ -19,10 +22,11 @@ pub mod watch;
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use features::route_features;
 pub use forest::{
-    FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Ranking, Reference,
+    FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Reference,
     ReliabilityHead, SCALE_RANGE, Score,
 };
 pub use model::{Prediction, QualityModel, RTT_MS_MIN, ln_error};
 pub use predictor::{Forecast, RoutePredictor};
+pub use ranking::{CHOICES_MIN, Centre, Prospect, Ranking, RankingTuner};
 pub use schema::FeatureVector;
 pub use trees::{NODES_MAX, Trees};

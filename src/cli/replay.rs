@@ -1,0 +1,145 @@
+//! `meshwise replay`
+
+use std::path::PathBuf;
+
+use super::{Context, output};
+use crate::learn::TrainConfig;
+use crate::replay::{Quantity, ReplayConfig, Report, replay};
+
+/// Arguments of `meshwise replay`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Parquet file, one row a measurement: t_s (f64), src, dst (text), rtt_ms (f32, null: no
+    /// reply), throughput_mbps (f32, optional), changepoint (bool, optional).
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+    /// Links that each node measures a round, or 'all'.
+    #[arg(long, default_value = "8", value_parser = parse_probes, value_name = "N|all")]
+    probes: Probes,
+    /// First seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seeds, one run each.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
+    /// Decisions of a seed [default: about 40,000].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    decisions: Option<u32>,
+    /// Replay the throughput column; costs are milliseconds a megabit over the narrowest hop.
+    #[arg(long)]
+    throughput: bool,
+    /// Train no models: meshwise decides on level and spread alone.
+    #[arg(long)]
+    no_learning: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probes(Option<usize>);
+
+fn parse_probes(text: &str) -> Result<Probes, String> {
+    match text.parse::<usize>() {
+        _ if text == "all" => Ok(Probes(None)),
+        Ok(count) if count >= 1 => Ok(Probes(Some(count))),
+        _ => Err("it is a number from 1, or 'all'".into()),
+    }
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
+    let config = ReplayConfig {
+        trace: args.trace.clone(),
+        quantity: if args.throughput { Quantity::Throughput } else { Quantity::Latency },
+        probes: args.probes.0,
+        seeds: (args.seed..args.seed + args.seeds).collect(),
+        decisions: args.decisions.map(|count| count as usize),
+        learning: !args.no_learning,
+        model: None,
+        train: TrainConfig::default(),
+    };
+    let (report, _, _) = replay(&config, |seed| eprintln!("seed {seed} done"))?;
+    if context.json {
+        return output::json(&report);
+    }
+    print(&report)
+}
+
+fn print(report: &Report) -> anyhow::Result<()> {
+    output::print(&format!(
+        "{}: {} rows, {} nodes, {} rounds; {} decisions for {} pairs, {} seeds\n",
+        report.trace,
+        report.rows,
+        report.nodes,
+        report.rounds,
+        report.decisions,
+        report.pairs,
+        report.seeds.len(),
+    ))?;
+    let columns = [
+        "policy",
+        "mean ms",
+        "p95",
+        "p99",
+        "of direct",
+        "95 %",
+        "of oracle's gain",
+        "95 %",
+        "> direct + 10 %",
+        "changes/h",
+        "above meshwise ms",
+        "95 %",
+    ];
+    let mut table = output::table(&columns);
+    let share = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
+    let range = |ci: Option<(f64, f64)>| {
+        ci.map_or("-".into(), |(low, high)| format!("{low:.4} to {high:.4}"))
+    };
+    for policy in &report.policies {
+        let above = policy.above_meshwise_ms;
+        table.add_row([
+            policy.name.to_owned(),
+            format!("{:.2}", policy.latency_ms.mean),
+            format!("{:.1}", policy.latency_ms.p95),
+            format!("{:.1}", policy.latency_ms.p99),
+            share(policy.relative_to_direct),
+            range(policy.ci.relative_to_direct),
+            share(policy.share_of_oracle_gain),
+            range(policy.ci.share_of_oracle_gain),
+            policy.worse_than_direct_10pct.map_or("-".into(), |w| format!("{:.2} %", 100.0 * w)),
+            format!("{:.3}", policy.route_changes_per_hour),
+            format!("{:+.3}", above.value),
+            format!("{:+.3} to {:+.3}", above.ci.0, above.ci.1),
+        ]);
+    }
+    output::rows(&table, "no decision could be scored")?;
+    if let Some(prediction) = &report.prediction {
+        let skill = prediction.skill_vs_best_naive;
+        output::print(&format!(
+            "\nforecasts: {} compared; within 20 % or 5 ms {:.4} (15 % {:.4}, 10 % {:.4}; last value \
+             {:.4}, moving average {:.4}); median error {:.4}; rank correlation {:.4}\n\
+             skill against the {}: {:+.4} ({:+.4} to {:+.4}); 90 % interval: coverage {:.4}{}, mean \
+             width {:.3} of the truth\nworst pair against the moving average: {} by {:+.4} ln(ms)",
+            prediction.forecasts,
+            prediction.accuracy,
+            prediction.accuracy_15pct,
+            prediction.accuracy_10pct,
+            prediction.naive_accuracy[0],
+            prediction.naive_accuracy[1],
+            prediction.mdape,
+            prediction.spearman,
+            prediction.best_naive,
+            skill.value,
+            skill.ci.0,
+            skill.ci.1,
+            prediction.coverage_90,
+            prediction
+                .coverage_90_after_change
+                .map_or(String::new(), |share| format!(" ({share:.4} in the hour after a change)")),
+            prediction.width_90,
+            prediction.worst_pair.0,
+            prediction.worst_pair.1,
+        ))?;
+    }
+    output::print(&format!(
+        "{} models trained, {} put into use; {} decisions not scored; {:.1} s",
+        report.models_trained, report.models_promoted, report.decisions_dropped, report.wall_s
+    ))
+}

@@ -1,0 +1,192 @@
+//! How forecasts become a choice, and how the rule for that is chosen on what happened.
+//!
+//! The lowest of many noisy forecasts is too low (the optimiser's curse; Smith and Winkler,
+//! 2006), so routes are compared by a pessimistic bound, and another route must beat the direct
+//! one by a margin. How pessimistic and which margin is right depends on the network: the
+//! [`RankingTuner`] replays every [`Ranking`] of a small grid on choices whose outcomes became
+//! known, and keeps the one that would have cost least.
+
+use serde::{Deserialize, Serialize};
+
+/// What a route's bound is built on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Centre {
+    /// The forecast: right in the median, follows changes.
+    Forecast,
+    /// The robust level, as [`super::Level`].
+    Level,
+    /// The mean of the last 60: right in the mean where outliers are the cost.
+    Mean,
+}
+
+/// Position of each centre in a [`Prospect`].
+const CENTRES: [Centre; 3] = [Centre::Forecast, Centre::Level, Centre::Mean];
+/// Multiples of the spread that are tried.
+const PESSIMISMS: [f64; 6] = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0];
+/// Margins that are tried.
+const MARGINS: [f64; 7] = [0.0, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3];
+/// Choices with known outcome before the tuner trusts them more than the default.
+pub const CHOICES_MIN: f64 = 500.0;
+/// Share by which another rule must have cost less than the default to replace it: below, the
+/// best of so many rules is luck.
+const GAIN_MIN: f64 = 0.001;
+
+/// A rule that turns forecasts into a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ranking {
+    /// What the bound is built on.
+    pub centre: Centre,
+    /// Spreads added to the centre before routes are compared; 0 to 10.
+    pub pessimism: f64,
+    /// Share by which another route's bound must lie below the direct route's; 0 to 1.
+    pub margin: f64,
+}
+
+impl Default for Ranking {
+    fn default() -> Self {
+        Self { centre: Centre::Level, pessimism: 0.5, margin: 0.005 }
+    }
+}
+
+/// One route as the rules see it: for each [`Centre`] its value and its spread (ms).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Prospect {
+    /// Forecast, level, mean; above 0.
+    pub centre_ms: [f64; 3],
+    /// How far outcomes lie around each; 0 or more.
+    pub spread_ms: [f64; 3],
+}
+
+impl Ranking {
+    /// The bound (ms) by which this rule compares a route.
+    pub fn bound_ms(&self, prospect: &Prospect) -> f64 {
+        let index = CENTRES.iter().position(|centre| *centre == self.centre).unwrap_or(0);
+        prospect.centre_ms[index] + self.pessimism * prospect.spread_ms[index]
+    }
+
+    /// Index of the route to take: the lowest bound, unless the direct route, when there is one,
+    /// is not beaten by the margin. `None` without routes.
+    pub fn choose(&self, prospects: &[Prospect], direct: Option<usize>) -> Option<usize> {
+        let bounds = prospects.iter().map(|prospect| self.bound_ms(prospect)).enumerate();
+        let (best, bound) = bounds.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+        match direct {
+            Some(at) if bound >= self.bound_ms(&prospects[at]) * (1.0 - self.margin) => Some(at),
+            _ => Some(best),
+        }
+    }
+}
+
+/// Finds the rule that would have cost least.
+#[derive(Clone, Debug)]
+pub struct RankingTuner {
+    costs: Vec<(Ranking, f64)>,
+    default_cost: f64,
+    choices: f64,
+}
+
+impl Default for RankingTuner {
+    fn default() -> Self {
+        let rules = CENTRES.into_iter().flat_map(|centre| {
+            PESSIMISMS.into_iter().flat_map(move |pessimism| {
+                MARGINS.into_iter().map(move |margin| Ranking { centre, pessimism, margin })
+            })
+        });
+        let costs = rules.map(|rule| (rule, 0.0)).collect();
+        Self { costs, default_cost: 0.0, choices: 0.0 }
+    }
+}
+
+impl RankingTuner {
+    /// The outcomes (ms) of all routes of a choice became known.
+    pub fn observe(&mut self, prospects: &[Prospect], direct: Option<usize>, outcomes_ms: &[f64]) {
+        if prospects.len() != outcomes_ms.len() || prospects.len() < 2 {
+            return;
+        }
+        let cost =
+            |rule: &Ranking| rule.choose(prospects, direct).map_or(0.0, |at| outcomes_ms[at]);
+        for (rule, sum) in &mut self.costs {
+            *sum += cost(rule);
+        }
+        self.default_cost += cost(&Ranking::default());
+        self.choices += 1.0;
+    }
+
+    /// Choices whose outcomes were seen.
+    pub fn choices(&self) -> f64 {
+        self.choices
+    }
+
+    /// The rule that cost least, once enough choices were seen and the gain is no mere luck;
+    /// else the default.
+    pub fn best(&self) -> Ranking {
+        let least = self.costs.iter().min_by(|(_, a), (_, b)| a.total_cmp(b));
+        match least {
+            Some((rule, cost))
+                if self.choices >= CHOICES_MIN && *cost < self.default_cost * (1.0 - GAIN_MIN) =>
+            {
+                *rule
+            }
+            _ => Ranking::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_pcg::Pcg64Mcg;
+
+    use super::*;
+
+    fn prospect(centre_ms: f64, spread_ms: f64) -> Prospect {
+        Prospect { centre_ms: [centre_ms; 3], spread_ms: [spread_ms; 3] }
+    }
+
+    #[test]
+    fn the_direct_route_stays_until_it_is_beaten_by_the_margin() {
+        let rule = Ranking { centre: Centre::Level, pessimism: 1.0, margin: 0.1 };
+        let direct = prospect(100.0, 0.0);
+        let choose = |other| rule.choose(&[direct, other], Some(0));
+        assert_eq!(choose(prospect(89.0, 0.0)), Some(1));
+        assert_eq!(choose(prospect(91.0, 0.0)), Some(0));
+        assert_eq!(choose(prospect(70.0, 25.0)), Some(0), "uncertain");
+        assert_eq!(rule.choose(&[direct, prospect(99.0, 0.0)], None), Some(1));
+        assert_eq!(rule.choose(&[], None), None);
+    }
+
+    #[test]
+    fn where_forecasts_are_noise_the_tuner_learns_to_stay() {
+        let mut random = Pcg64Mcg::seed_from_u64(1);
+        let mut tuner = RankingTuner::default();
+        assert_eq!(tuner.best(), Ranking::default());
+        for _ in 0..2_000 {
+            // All relays cost 30 % more than the direct route; the forecasts are mostly noise.
+            let mut prospects = vec![prospect(100.0, 5.0)];
+            let mut outcomes = vec![100.0];
+            for _ in 0..8 {
+                prospects.push(prospect(130.0 * random.random_range(0.6..1.4), 5.0));
+                outcomes.push(130.0);
+            }
+            tuner.observe(&prospects, Some(0), &outcomes);
+        }
+        assert!(tuner.best().margin >= 0.2, "{:?}", tuner.best());
+    }
+
+    #[test]
+    fn where_the_forecast_knows_more_than_the_level_it_is_followed() {
+        let mut random = Pcg64Mcg::seed_from_u64(2);
+        let mut tuner = RankingTuner::default();
+        for _ in 0..2_000 {
+            let truth: Vec<f64> = (0..4).map(|_| random.random_range(50.0..150.0)).collect();
+            let prospects: Vec<Prospect> = truth
+                .iter()
+                .map(|ms| Prospect { centre_ms: [*ms, 100.0, 100.0], spread_ms: [1.0; 3] })
+                .collect();
+            tuner.observe(&prospects, Some(0), &truth);
+        }
+        assert_eq!(tuner.best().centre, Centre::Forecast);
+        assert!(tuner.best().margin < 0.05);
+    }
+}

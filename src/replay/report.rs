@@ -1,0 +1,390 @@
+//! What a replay says: one row a policy, the quality of the forecasts, all with intervals.
+//!
+//! Intervals are 95 % and come from a block bootstrap: the decisions of all seeds are grouped by
+//! time into blocks, and blocks are drawn with replacement (Künsch, 1989), because decisions of
+//! one moment share what happened then.
+
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+use serde::Serialize;
+
+use super::run::{Forecasted, MESHWISE, NAMES, Outcome, Run};
+use crate::engine::measure::window_statistics::quantile;
+use crate::learn::evaluate::{ACCURATE_MS, ACCURATE_SHARE};
+
+/// Blocks of time; fewer when there are fewer moments.
+const BLOCKS_MAX: usize = 60;
+/// Bootstrap draws.
+const DRAWS: usize = 400;
+/// A choice is worse than direct when it costs this much more.
+const WORSE_SHARE: f64 = 0.1;
+
+/// A number with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bounded {
+    /// The number.
+    pub value: f64,
+    /// Lower and upper end.
+    pub ci: (f64, f64),
+}
+
+/// Quantiles of what a policy's choices cost.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Latency {
+    /// Mean (ms).
+    pub mean: f64,
+    /// Median (ms).
+    pub p50: f64,
+    /// 95th percentile (ms).
+    pub p95: f64,
+    /// 99th percentile (ms).
+    pub p99: f64,
+}
+
+/// How one policy did.
+#[derive(Clone, Debug, Serialize)]
+pub struct PolicyReport {
+    /// Its name.
+    pub name: &'static str,
+    /// What its choices cost.
+    pub latency_ms: Latency,
+    /// Its cost over the direct route's, summed over decisions; null where no direct link is.
+    pub relative_to_direct: Option<f64>,
+    /// (direct - policy) / (direct - oracle), summed over decisions.
+    pub share_of_oracle_gain: Option<f64>,
+    /// Share of decisions that cost more than a tenth above direct.
+    pub worse_than_direct_10pct: Option<f64>,
+    /// Changes of route for each pair and hour of scored time.
+    pub route_changes_per_hour: f64,
+    /// Intervals of `relative_to_direct`, `share_of_oracle_gain` and the mean (ms).
+    pub ci: Intervals,
+    /// Mean cost above meshwise's (ms): above 0, meshwise is better.
+    pub above_meshwise_ms: Bounded,
+}
+
+/// Intervals of a policy's figures.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Intervals {
+    /// Of `relative_to_direct`.
+    pub relative_to_direct: Option<(f64, f64)>,
+    /// Of `share_of_oracle_gain`.
+    pub share_of_oracle_gain: Option<(f64, f64)>,
+    /// Of the mean (ms).
+    pub mean_ms: (f64, f64),
+}
+
+/// How good meshwise's forecasts of fresh, later end-to-end measurements were.
+#[derive(Clone, Debug, Serialize)]
+pub struct PredictionReport {
+    /// Forecasts that were compared.
+    pub forecasts: usize,
+    /// Share within max(20 % of the truth, 5 ms), averaged over pairs.
+    pub accuracy: f64,
+    /// The same within max(10 %, 5 ms).
+    pub accuracy_10pct: f64,
+    /// The same within max(15 %, 5 ms).
+    pub accuracy_15pct: f64,
+    /// Accuracy of the last value and of the moving average on the same measurements.
+    pub naive_accuracy: [f64; 2],
+    /// Median absolute relative error.
+    pub mdape: f64,
+    /// 1 - sum of absolute errors over sum of truths.
+    pub one_minus_nmae: f64,
+    /// Rank correlation of forecast and truth (Spearman).
+    pub spearman: f64,
+    /// 1 - mean absolute ln error over that of the best naive predictor.
+    pub skill_vs_best_naive: Bounded,
+    /// Which naive predictor was best.
+    pub best_naive: &'static str,
+    /// Share of truths inside the 90 % interval.
+    pub coverage_90: f64,
+    /// The same within an hour after a labelled change; null without labels.
+    pub coverage_90_after_change: Option<f64>,
+    /// Mean width of the interval over the truth.
+    pub width_90: f64,
+    /// The pair whose forecasts were worst against the moving average, and by how much in mean
+    /// absolute ln error; below 0, no pair was worse.
+    pub worst_pair: (String, f64),
+}
+
+/// All scored decisions by block of time.
+struct Blocks<'a> {
+    blocks: Vec<Vec<&'a Outcome>>,
+}
+
+/// What sums a block adds to: cost of policy, direct, oracle, meshwise, and count.
+type Sums = [f64; 5];
+
+impl<'a> Blocks<'a> {
+    fn new(runs: &'a [Run]) -> Self {
+        let mut outcomes: Vec<&Outcome> = runs.iter().flat_map(|run| &run.outcomes).collect();
+        outcomes.sort_by(|a, b| a.t_s.total_cmp(&b.t_s));
+        let mut moments: Vec<f64> = outcomes.iter().map(|outcome| outcome.t_s).collect();
+        moments.dedup();
+        let per_block = moments.len().div_ceil(BLOCKS_MAX).max(1);
+        let starts: Vec<f64> = moments.chunks(per_block).map(|chunk| chunk[0]).collect();
+        let mut blocks = vec![Vec::new(); starts.len()];
+        for outcome in outcomes {
+            let at = starts.partition_point(|start| *start <= outcome.t_s).saturating_sub(1);
+            blocks[at].push(outcome);
+        }
+        Self { blocks }
+    }
+
+    fn sums(&self, policy: usize) -> Vec<Sums> {
+        let sum = |block: &Vec<&Outcome>| {
+            block.iter().fold([0.0; 5], |mut sums, outcome| {
+                sums[0] += outcome.costs_ms[policy];
+                sums[1] += outcome.direct_ms;
+                sums[2] += outcome.costs_ms[MESHWISE + 1];
+                sums[3] += outcome.costs_ms[MESHWISE];
+                sums[4] += 1.0;
+                sums
+            })
+        };
+        self.blocks.iter().map(sum).collect()
+    }
+}
+
+fn total(blocks: &[Sums], drawn: impl Iterator<Item = usize>) -> Sums {
+    drawn.fold([0.0; 5], |mut sums, at| {
+        sums.iter_mut().zip(blocks[at]).for_each(|(sum, more)| *sum += more);
+        sums
+    })
+}
+
+/// A figure of all blocks with its bootstrap interval. The same draws for every call.
+fn bounded(blocks: &[Sums], figure: impl Fn(&Sums) -> f64) -> Bounded {
+    let value = figure(&total(blocks, 0..blocks.len()));
+    let mut random = Pcg64Mcg::seed_from_u64(0);
+    let draw = |_| {
+        let drawn: Vec<usize> =
+            (0..blocks.len()).map(|_| random.random_range(0..blocks.len())).collect();
+        figure(&total(blocks, drawn.into_iter()))
+    };
+    let draws: Vec<f64> = (0..DRAWS).map(draw).collect();
+    let at = |q| quantile(&draws, q).unwrap_or(value);
+    Bounded { value, ci: (at(0.025), at(0.975)) }
+}
+
+/// One row a policy.
+pub fn policies(runs: &[Run]) -> Vec<PolicyReport> {
+    let blocks = Blocks::new(runs);
+    let outcomes: Vec<&Outcome> = runs.iter().flat_map(|run| &run.outcomes).collect();
+    if outcomes.is_empty() {
+        return Vec::new();
+    }
+    let has_direct = outcomes.iter().all(|outcome| outcome.direct_ms.is_finite());
+    let row = |(policy, name): (usize, &'static str)| {
+        let costs: Vec<f64> = outcomes.iter().map(|outcome| outcome.costs_ms[policy]).collect();
+        let at = |q| quantile(&costs, q).unwrap_or(0.0);
+        let sums = blocks.sums(policy);
+        let mean = bounded(&sums, |s| s[0] / s[4]);
+        let relative = has_direct.then(|| bounded(&sums, |s| s[0] / s[1]));
+        let gain = |s: &Sums| (s[1] - s[0]) / (s[1] - s[2]).max(1e-9);
+        let some_gain = sums.iter().any(|s| s[1] - s[2] > 1e-6);
+        let share = (has_direct && some_gain).then(|| bounded(&sums, gain));
+        let worse = |o: &&&Outcome| o.costs_ms[policy] > o.direct_ms * (1.0 + WORSE_SHARE);
+        let worse = outcomes.iter().filter(worse).count() as f64 / outcomes.len() as f64;
+        PolicyReport {
+            name,
+            latency_ms: Latency { mean: mean.value, p50: at(0.5), p95: at(0.95), p99: at(0.99) },
+            relative_to_direct: relative.map(|bounded| bounded.value),
+            share_of_oracle_gain: share.map(|bounded| bounded.value),
+            worse_than_direct_10pct: has_direct.then_some(worse),
+            route_changes_per_hour: changes_per_hour(runs, policy),
+            ci: Intervals {
+                relative_to_direct: relative.map(|bounded| bounded.ci),
+                share_of_oracle_gain: share.map(|bounded| bounded.ci),
+                mean_ms: mean.ci,
+            },
+            above_meshwise_ms: bounded(&sums, |s| (s[0] - s[3]) / s[4]),
+        }
+    };
+    NAMES.into_iter().enumerate().map(row).collect()
+}
+
+/// Changes between consecutive decisions of a pair, for each pair and hour.
+fn changes_per_hour(runs: &[Run], policy: usize) -> f64 {
+    let mut changes = 0.0;
+    let mut pair_hours = 0.0;
+    for run in runs {
+        let mut current = std::collections::BTreeMap::new();
+        for outcome in &run.outcomes {
+            let relay = outcome.relays[policy];
+            if current.insert(outcome.pair, relay).is_some_and(|before| before != relay) {
+                changes += 1.0;
+            }
+        }
+        pair_hours += current.len() as f64 * run.scored_s / 3_600.0;
+    }
+    changes / f64::max(pair_hours, 1e-9)
+}
+
+/// The quality of all forecasts; `None` without any.
+pub fn prediction(runs: &[Run], names: &[String]) -> Option<PredictionReport> {
+    let forecasts: Vec<&Forecasted> = runs.iter().flat_map(|run| &run.forecasts).collect();
+    if forecasts.is_empty() {
+        return None;
+    }
+    let mut by_pair: std::collections::BTreeMap<_, Vec<&Forecasted>> = Default::default();
+    for forecast in &forecasts {
+        by_pair.entry(forecast.pair).or_default().push(forecast);
+    }
+    let accuracy = |share: f64, of: &dyn Fn(&Forecasted) -> f64| {
+        let good =
+            |f: &&&Forecasted| (of(f) - f.truth_ms).abs() <= (share * f.truth_ms).max(ACCURATE_MS);
+        let of_pair =
+            |all: &Vec<&Forecasted>| all.iter().filter(good).count() as f64 / all.len() as f64;
+        by_pair.values().map(of_pair).sum::<f64>() / by_pair.len() as f64
+    };
+    let model = |f: &Forecasted| f.forecast_ms;
+    let naive = |index: usize| move |f: &Forecasted| f.naive_ms[index];
+    let count = forecasts.len() as f64;
+    let ape: Vec<f64> = forecasts
+        .iter()
+        .map(|f| (f.forecast_ms - f.truth_ms).abs() / f.truth_ms.max(1e-3))
+        .collect();
+    let absolute: f64 = forecasts.iter().map(|f| (f.forecast_ms - f.truth_ms).abs()).sum();
+    let truths: f64 = forecasts.iter().map(|f| f.truth_ms).sum();
+    let (index, best_naive) = if ln_error(&forecasts, naive(0)) <= ln_error(&forecasts, naive(1)) {
+        (0, "last value")
+    } else {
+        (1, "moving average")
+    };
+    let inside = |f: &&&Forecasted| f.interval_ms.0 <= f.truth_ms && f.truth_ms <= f.interval_ms.1;
+    let after: Vec<&Forecasted> = forecasts.iter().copied().filter(|f| f.after_change).collect();
+    let covered = |all: &[&Forecasted]| all.iter().filter(inside).count() as f64 / all.len() as f64;
+    let width = |f: &&Forecasted| (f.interval_ms.1 - f.interval_ms.0) / f.truth_ms.max(1e-3);
+    let excess = |(pair, all): (&(usize, usize), &Vec<&Forecasted>)| {
+        let name = format!("{} > {}", names[pair.0], names[pair.1]);
+        (name, ln_error(all, model) - ln_error(all, naive(1)))
+    };
+    let worst_pair = by_pair.iter().map(excess).max_by(|a, b| a.1.total_cmp(&b.1));
+    Some(PredictionReport {
+        forecasts: forecasts.len(),
+        accuracy: accuracy(ACCURATE_SHARE, &model),
+        accuracy_10pct: accuracy(0.1, &model),
+        accuracy_15pct: accuracy(0.15, &model),
+        naive_accuracy: [accuracy(ACCURATE_SHARE, &naive(0)), accuracy(ACCURATE_SHARE, &naive(1))],
+        mdape: quantile(&ape, 0.5).unwrap_or(0.0),
+        one_minus_nmae: 1.0 - absolute / truths.max(1e-9),
+        spearman: spearman(&forecasts),
+        skill_vs_best_naive: skill(&by_pair, index),
+        best_naive,
+        coverage_90: covered(&forecasts),
+        coverage_90_after_change: (!after.is_empty()).then(|| covered(&after)),
+        width_90: forecasts.iter().map(width).sum::<f64>() / count,
+        worst_pair: worst_pair.unwrap_or_default(),
+    })
+}
+
+fn ln_error(forecasts: &[&Forecasted], of: impl Fn(&Forecasted) -> f64) -> f64 {
+    let ln = |ms: f64| ms.max(1e-3).ln();
+    let errors = forecasts.iter().map(|f| (ln(of(f)) - ln(f.truth_ms)).abs());
+    errors.sum::<f64>() / forecasts.len().max(1) as f64
+}
+
+/// Skill against one naive predictor, with an interval over pairs.
+fn skill(
+    by_pair: &std::collections::BTreeMap<(usize, usize), Vec<&Forecasted>>,
+    naive: usize,
+) -> Bounded {
+    let sums: Vec<Sums> = by_pair
+        .values()
+        .map(|all| {
+            let count = all.len() as f64;
+            let model = ln_error(all, |f| f.forecast_ms) * count;
+            [model, ln_error(all, |f| f.naive_ms[naive]) * count, 0.0, 0.0, count]
+        })
+        .collect();
+    bounded(&sums, |s| 1.0 - s[0] / s[1].max(1e-12))
+}
+
+fn spearman(forecasts: &[&Forecasted]) -> f64 {
+    let ranks = |of: &dyn Fn(&Forecasted) -> f64| {
+        let mut order: Vec<usize> = (0..forecasts.len()).collect();
+        order.sort_by(|a, b| of(forecasts[*a]).total_cmp(&of(forecasts[*b])));
+        let mut ranks = vec![0.0; order.len()];
+        let mut at = 0;
+        while at < order.len() {
+            let value = of(forecasts[order[at]]);
+            let ties = order[at..].iter().take_while(|i| of(forecasts[**i]) == value).count();
+            for index in &order[at..at + ties] {
+                ranks[*index] = at as f64 + (ties as f64 - 1.0) / 2.0;
+            }
+            at += ties;
+        }
+        ranks
+    };
+    let (a, b) = (ranks(&|f| f.forecast_ms), ranks(&|f| f.truth_ms));
+    let mean = (a.len() as f64 - 1.0) / 2.0;
+    let product: f64 = a.iter().zip(&b).map(|(a, b)| (a - mean) * (b - mean)).sum();
+    let squares = |ranks: &[f64]| ranks.iter().map(|rank| (rank - mean).powi(2)).sum::<f64>();
+    product / (squares(&a) * squares(&b)).sqrt().max(1e-12)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(t_s: f64, cost: f64) -> Outcome {
+        let mut costs_ms = [cost; NAMES.len()];
+        costs_ms[MESHWISE + 1] = 50.0;
+        let mut relays = [None; NAMES.len()];
+        relays[0] = (t_s as usize % 2 == 0).then_some(5);
+        Outcome {
+            t_s,
+            pair: (0, 1),
+            relays,
+            costs_ms,
+            direct_ms: 100.0,
+            forecast_ms: cost,
+            candidates_ms: Vec::new(),
+            chosen: 0,
+        }
+    }
+
+    #[test]
+    fn figures_of_known_decisions() {
+        let outcomes = (0..10).map(|at| outcome(f64::from(at), if at < 2 { 120.0 } else { 70.0 }));
+        let run = Run { outcomes: outcomes.collect(), scored_s: 3_600.0, ..Run::default() };
+        let rows = policies(&[run]);
+        let row = &rows[0];
+        assert!((row.relative_to_direct.unwrap() - 0.8).abs() < 1e-12);
+        assert!((row.share_of_oracle_gain.unwrap() - 0.4).abs() < 1e-12);
+        assert!((row.worse_than_direct_10pct.unwrap() - 0.2).abs() < 1e-12);
+        assert_eq!(row.route_changes_per_hour, 9.0);
+        let (low, high) = row.ci.relative_to_direct.unwrap();
+        assert!(low < 0.8 && high > 0.8 && low >= 0.7 && high <= 1.2);
+        assert_eq!(row.above_meshwise_ms.value, 0.0);
+    }
+
+    #[test]
+    fn forecasts_are_averaged_over_pairs() {
+        let forecast = |pair, truth_ms, forecast_ms| Forecasted {
+            pair,
+            truth_ms,
+            forecast_ms,
+            interval_ms: (90.0, 110.0),
+            naive_ms: [2.0 * truth_ms, 1.5 * truth_ms],
+            after_change: false,
+        };
+        // One pair with three good forecasts, one with a bad one.
+        let forecasts = vec![
+            forecast((0, 1), 100.0, 100.0),
+            forecast((0, 1), 100.0, 110.0),
+            forecast((0, 1), 100.0, 119.0),
+            forecast((1, 0), 200.0, 100.0),
+        ];
+        let run = Run { forecasts, ..Run::default() };
+        let names = ["a".to_owned(), "b".to_owned()];
+        let report = prediction(&[run], &names).unwrap();
+        assert!((report.accuracy - 0.5).abs() < 1e-12);
+        assert!((report.coverage_90 - 0.75).abs() < 1e-12);
+        assert_eq!(report.best_naive, "moving average");
+        assert!(report.skill_vs_best_naive.value > 0.0);
+        assert_eq!(report.worst_pair.0, "b > a");
+        assert!(prediction(&[], &names).is_none());
+    }
+}

@@ -1,0 +1,456 @@
+//! One seeded run: rounds of decisions, measurements, training and promotion, in virtual time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+use super::knowledge::Knowledge;
+use super::meshwise::{Meshwise, Weighed};
+use super::policy::{self, Pair, Policy, Relay};
+use super::world::{Link, Sample, TraceWorld};
+use super::{ReplayConfig, ReplayError};
+use crate::engine::predict::{FORMAT_VERSION, ForestModel, QualityModel, Ranking};
+use crate::learn::{LearnError, TrainConfig, TrainRow, train_rows};
+
+/// Link rows that a round adds to the training data, drawn at random.
+const LINK_ROWS_A_ROUND: usize = 3_000;
+/// Share of a round's losses: of the newest measurements of a link.
+const LOSS_GAIN: f64 = 0.05;
+/// A changepoint counts for predictions so long after it (s).
+pub const AFTER_CHANGE_S: f64 = 3_600.0;
+
+/// Names of what is compared, in the order of [`Outcome::costs_ms`].
+pub const NAMES: [&str; 11] = [
+    "direct",
+    "static",
+    "last",
+    "ewma",
+    "four-metric",
+    "random4",
+    "ucb1",
+    "via",
+    "meshwise",
+    "oracle",
+    "split-oracle",
+];
+/// Position of meshwise among [`NAMES`].
+pub const MESHWISE: usize = 8;
+
+/// A decision and what every policy's choice cost.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Moment (s).
+    pub t_s: f64,
+    /// Source and destination.
+    pub pair: Pair,
+    /// The relay that each policy chose.
+    pub relays: [Relay; NAMES.len()],
+    /// What it cost (ms).
+    pub costs_ms: [f64; NAMES.len()],
+    /// What the direct link cost (ms); infinite where there is none.
+    pub direct_ms: f64,
+    /// What meshwise forecast for its choice (ms).
+    pub forecast_ms: f64,
+    /// For the judging of other policies: the forecast and the outcome of every candidate, and
+    /// which of them meshwise chose.
+    pub candidates_ms: Vec<(f64, f64)>,
+    /// Index of meshwise's choice among the candidates.
+    pub chosen: usize,
+}
+
+/// A forecast and what came of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Forecasted {
+    /// Source and destination.
+    pub pair: Pair,
+    /// What was measured (ms).
+    pub truth_ms: f64,
+    /// What was forecast (ms).
+    pub forecast_ms: f64,
+    /// The 90 % interval (ms).
+    pub interval_ms: (f64, f64),
+    /// The naive forecasts (ms): last value, moving average.
+    pub naive_ms: [f64; 2],
+    /// Within an hour after a labelled change.
+    pub after_change: bool,
+}
+
+/// What a run gave.
+#[derive(Default)]
+pub struct Run {
+    /// The seed.
+    pub seed: u64,
+    /// All scored decisions.
+    pub outcomes: Vec<Outcome>,
+    /// All scored forecasts.
+    pub forecasts: Vec<Forecasted>,
+    /// Models that were trained.
+    pub models_trained: usize,
+    /// Models that were promoted.
+    pub models_promoted: usize,
+    /// The last champion.
+    pub champion: Option<Arc<ForestModel>>,
+    /// The rule at the end.
+    pub ranking: Ranking,
+    /// Weights of the mix at the end.
+    pub weights: [f64; 4],
+    /// Decisions that could not be scored: a chosen link was never measured again.
+    pub dropped: usize,
+    /// Scored virtual time (s).
+    pub scored_s: f64,
+    /// Rows that a model was trained on at last.
+    pub rows: Vec<TrainRow>,
+}
+
+/// A cursor over the samples of all links.
+struct Cursor<'w> {
+    links: Vec<(Pair, &'w Link, usize, usize, f64)>,
+    /// Position of each link's outcome in its samples; `usize::MAX` without one.
+    next: Vec<Option<(usize, Sample)>>,
+    nodes: usize,
+}
+
+impl<'w> Cursor<'w> {
+    fn new(world: &'w TraceWorld) -> Self {
+        let nodes = world.nodes();
+        let links = world.links.iter().map(|(pair, link)| (*pair, link, 0, 0, 0.0)).collect();
+        Self { links, next: vec![None; nodes * nodes], nodes }
+    }
+
+    /// Sets the outcome of every link: its first sample at or after `t_s`; a link measured once
+    /// for all stays what it was.
+    fn outcomes_at(&mut self, t_s: f64) {
+        for ((src, dst), link, at, ..) in &mut self.links {
+            while link.samples.get(*at).is_some_and(|sample| sample.t_s < t_s) {
+                *at += 1;
+            }
+            let constant = (link.samples.len() == 1).then(|| (0, link.samples[0]));
+            let next = link.samples.get(*at).map(|sample| (*at, *sample)).or(constant);
+            self.next[*src * self.nodes + *dst] = next;
+        }
+    }
+
+    fn outcome(&self, src: usize, dst: usize) -> Option<(usize, Sample)> {
+        self.next[src * self.nodes + dst]
+    }
+}
+
+/// Plays the trace once.
+///
+/// # Errors
+/// [`ReplayError::Learn`] when training fails for another reason than too few rows.
+pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, ReplayError> {
+    let mut random = Pcg64Mcg::seed_from_u64(seed);
+    let mut known = Knowledge::new(world.nodes(), config.quantity);
+    let mut meshwise = Meshwise::new(world, config.quantity);
+    if let Some(model) = &config.model {
+        meshwise.promote(model.clone());
+    }
+    let mut policies = policy::all();
+    let mut cursor = Cursor::new(world);
+    let rounds = world.rounds.len() - 1;
+    let warmup = config.warmup_rounds(rounds);
+    let halves = Halves::new(world, world.rounds[warmup]);
+    let per_round = config.decisions_per_round(rounds - warmup, world.pairs.len());
+    let mut losses: BTreeMap<Pair, f64> = BTreeMap::new();
+    let mut measured_in = vec![0_usize; world.nodes() * world.nodes()];
+    let mut changed_s: BTreeMap<Pair, f64> = BTreeMap::new();
+    let mut result = Run { seed, ..Run::default() };
+    result.scored_s = world.rounds[rounds] - world.rounds[warmup];
+
+    for round in 0..rounds {
+        let t_s = world.rounds[round];
+        cursor.outcomes_at(t_s);
+        if round > 0 && round >= warmup && (round - warmup) % config.retrain_rounds(rounds) == 0 {
+            train(&mut meshwise, config, seed, round, &mut result)?;
+        }
+        if round > 0 {
+            meshwise.begin_round();
+            let mut pairs = world.pairs.clone();
+            let (chosen, _) = pairs.partial_shuffle(&mut random, per_round);
+            for &mut pair in chosen {
+                let Some(weighed) = meshwise.decide(pair, &known, round, t_s) else { continue };
+                let scored = round >= warmup;
+                let decision =
+                    Decision { world, config, cursor: &cursor, known: &known, t_s, pair };
+                let outcome = decision.play(&mut policies, &weighed, &halves, &mut random, scored);
+                let direct_at = weighed.candidates.iter().position(|c| c.relay.is_none());
+                let changed = changed_s.get(&pair).copied();
+                for index in [direct_at, Some(weighed.chosen)].into_iter().flatten() {
+                    let relay = weighed.candidates[index].relay;
+                    let Some(truth_ms) = decision.cost(relay) else { continue };
+                    meshwise.delivered(&weighed, index, truth_ms);
+                    if !scored {
+                        continue;
+                    }
+                    let fresh = cursor.outcome(pair.0, pair.1);
+                    let at_s = fresh.map_or(t_s, |(_, sample)| sample.t_s);
+                    let candidate = &weighed.candidates[index];
+                    result.forecasts.push(Forecasted {
+                        pair,
+                        truth_ms,
+                        forecast_ms: candidate.forecast_ms,
+                        interval_ms: candidate.interval_ms,
+                        naive_ms: candidate.naive_ms,
+                        after_change: changed.is_some_and(|then| at_s - then <= AFTER_CHANGE_S),
+                    });
+                    if Some(weighed.chosen) == direct_at {
+                        break;
+                    }
+                }
+                match outcome {
+                    Some(outcome) if scored => result.outcomes.push(outcome),
+                    None if scored => result.dropped += 1,
+                    _ => {}
+                }
+                meshwise.keep(weighed);
+            }
+        }
+        let until_s = world.rounds[round + 1];
+        let probes =
+            probes(&mut cursor, until_s, config.probes, &mut measured_in, round, &mut random);
+        for probe in &probes {
+            if probe.changepoint {
+                changed_s.insert(probe.pair, probe.t_s);
+            }
+        }
+        let mut rows: Vec<&Probe> = probes.iter().collect();
+        let (picked, _) = rows.partial_shuffle(&mut random, LINK_ROWS_A_ROUND);
+        for probe in picked {
+            meshwise.link_row(probe.pair, probe.t_s, probe.ms);
+        }
+        for said in probes.chunk_by(|one, other| one.pair.0 == other.pair.0) {
+            let measured: Vec<_> = said
+                .iter()
+                .map(|probe| {
+                    known.measured(probe.pair.0, probe.pair.1, probe.ms);
+                    let loss = losses.entry(probe.pair).or_insert(0.0);
+                    *loss += LOSS_GAIN * (f64::from(probe.ms.is_none()) - *loss);
+                    (probe.pair.1, probe.t_s, probe.ms, *loss)
+                })
+                .collect();
+            meshwise.advertised(said[0].pair.0, &measured);
+        }
+        meshwise.resolve(round, until_s);
+    }
+    result.ranking = meshwise.ranking();
+    result.weights = meshwise.weights();
+    result.champion = meshwise.champion().cloned();
+    result.rows = meshwise.rows();
+    Ok(result)
+}
+
+/// One measurement that is made in a round.
+struct Probe {
+    pair: Pair,
+    t_s: f64,
+    ms: Option<f64>,
+    changepoint: bool,
+}
+
+/// The measurements of a round, by source: all that the trace holds, or for each node the
+/// `budget` links that were measured longest ago.
+fn probes(
+    cursor: &mut Cursor<'_>,
+    until_s: f64,
+    budget: Option<usize>,
+    measured_in: &mut [usize],
+    round: usize,
+    random: &mut Pcg64Mcg,
+) -> Vec<Probe> {
+    let nodes = cursor.nodes;
+    let mut all: Vec<Probe> = Vec::new();
+    for (pair, link, at, lost, _) in &mut cursor.links {
+        let fresh = &link.samples[*at..];
+        let fresh = &fresh[..fresh.partition_point(|sample| sample.t_s < until_s)];
+        all.extend(fresh.iter().map(|sample| Probe {
+            pair: *pair,
+            t_s: sample.t_s,
+            ms: Some(sample.ms),
+            changepoint: sample.changepoint,
+        }));
+        *at += fresh.len();
+        while link.lost_s.get(*lost).is_some_and(|t_s| *t_s < until_s) {
+            all.push(Probe { pair: *pair, t_s: link.lost_s[*lost], ms: None, changepoint: false });
+            *lost += 1;
+        }
+    }
+    if let Some(budget) = budget {
+        all.shuffle(random);
+        all.sort_by_key(|probe| measured_in[probe.pair.0 * nodes + probe.pair.1]);
+        let mut spent = vec![0; nodes];
+        all.retain(|probe| {
+            spent[probe.pair.0] += 1;
+            spent[probe.pair.0] <= budget
+        });
+        for probe in &all {
+            measured_in[probe.pair.0 * nodes + probe.pair.1] = round + 1;
+        }
+    }
+    all.sort_by(|a, b| a.pair.0.cmp(&b.pair.0).then(a.t_s.total_cmp(&b.t_s)));
+    all
+}
+
+/// For the split oracle: the mean of every second sample of each link, from a moment on.
+struct Halves {
+    nodes: usize,
+    means_ms: Vec<[f64; 2]>,
+}
+
+impl Halves {
+    fn new(world: &TraceWorld, from_s: f64) -> Self {
+        let nodes = world.nodes();
+        let mut means_ms = vec![[f64::INFINITY; 2]; nodes * nodes];
+        for ((src, dst), link) in &world.links {
+            let mut sums = [(0.0, 0.0); 2];
+            for (index, sample) in link.samples.iter().enumerate() {
+                if sample.t_s >= from_s || link.samples.len() == 1 {
+                    let (sum, count) = &mut sums[index % 2];
+                    *sum += sample.ms;
+                    *count += 1.0;
+                }
+            }
+            let mean = |(sum, count): (f64, f64)| if count > 0.0 { sum / count } else { f64::NAN };
+            let [even, odd] = sums.map(mean);
+            // With one half empty there is nothing to split; the other half stands for both.
+            let means =
+                [if even.is_nan() { odd } else { even }, if odd.is_nan() { even } else { odd }];
+            if !means[0].is_nan() {
+                means_ms[src * nodes + dst] = means;
+            }
+        }
+        Self { nodes, means_ms }
+    }
+
+    /// Mean of the half that does not hold the outcome.
+    fn mean_ms(&self, src: usize, dst: usize, outcome: Option<(usize, Sample)>) -> f64 {
+        let Some((index, _)) = outcome else { return f64::INFINITY };
+        self.means_ms[src * self.nodes + dst][1 - index % 2]
+    }
+}
+
+/// One decision with its outcomes.
+struct Decision<'a> {
+    world: &'a TraceWorld,
+    config: &'a ReplayConfig,
+    cursor: &'a Cursor<'a>,
+    known: &'a Knowledge,
+    t_s: f64,
+    pair: Pair,
+}
+
+impl Decision<'_> {
+    /// What a route cost; `None` when one of its links was never measured again.
+    fn cost(&self, relay: Relay) -> Option<f64> {
+        let ms = TraceWorld::route_cost(self.config.quantity, self.pair, relay, |a, b| {
+            self.cursor.outcome(a, b).map_or(f64::INFINITY, |(_, sample)| sample.ms)
+        });
+        ms.is_finite().then_some(ms)
+    }
+
+    /// The route of least cost by some measure of its links.
+    fn least(&self, of: impl Fn(usize, usize) -> f64) -> Relay {
+        let quantity = self.config.quantity;
+        let ms = |relay| TraceWorld::route_cost(quantity, self.pair, relay, &of);
+        let relays = (0..self.world.nodes()).filter(|n| *n != self.pair.0 && *n != self.pair.1);
+        let routes = relays.map(|relay| (Some(relay), ms(Some(relay))));
+        routes.fold((None, ms(None)), |best, next| if next.1 < best.1 { next } else { best }).0
+    }
+
+    /// Lets every policy choose and pay.
+    fn play(
+        &self,
+        policies: &mut [Box<dyn Policy>],
+        weighed: &Weighed,
+        halves: &Halves,
+        random: &mut Pcg64Mcg,
+        scored: bool,
+    ) -> Option<Outcome> {
+        let mut relays = [None; NAMES.len()];
+        let mut costs_ms = [f64::NAN; NAMES.len()];
+        let mut whole = true;
+        for (index, policy) in policies.iter_mut().enumerate() {
+            relays[index] = policy.choose(self.pair, self.known, random);
+            match self.cost(relays[index]) {
+                Some(ms) => {
+                    policy.learn(self.pair, relays[index], ms);
+                    costs_ms[index] = ms;
+                }
+                None => whole = false,
+            }
+        }
+        if !scored {
+            return None;
+        }
+        let outcome = |a, b| self.cursor.outcome(a, b);
+        relays[MESHWISE] = weighed.candidates[weighed.chosen].relay;
+        relays[MESHWISE + 1] =
+            self.least(|a, b| outcome(a, b).map_or(f64::INFINITY, |(_, sample)| sample.ms));
+        relays[MESHWISE + 2] = self.least(|a, b| halves.mean_ms(a, b, outcome(a, b)));
+        for index in MESHWISE..NAMES.len() {
+            match self.cost(relays[index]) {
+                Some(ms) => costs_ms[index] = ms,
+                None => whole = false,
+            }
+        }
+        if !whole {
+            return None;
+        }
+        let candidates = weighed.candidates.iter();
+        let candidates_ms: Option<Vec<(f64, f64)>> =
+            candidates.map(|c| Some((c.forecast_ms, self.cost(c.relay)?))).collect();
+        Some(Outcome {
+            t_s: self.t_s,
+            pair: self.pair,
+            relays,
+            costs_ms,
+            direct_ms: self.cost(None).unwrap_or(f64::INFINITY),
+            forecast_ms: weighed.candidates[weighed.chosen].forecast_ms,
+            candidates_ms: candidates_ms.unwrap_or_default(),
+            chosen: weighed.chosen,
+        })
+    }
+}
+
+/// Trains a challenger on what was measured so far, and promotes it when it forecasts the newest
+/// rows, which it did not see, no worse than the champion.
+fn train(
+    meshwise: &mut Meshwise,
+    config: &ReplayConfig,
+    seed: u64,
+    round: usize,
+    result: &mut Run,
+) -> Result<(), ReplayError> {
+    if !config.learning {
+        return Ok(());
+    }
+    let rows = meshwise.rows();
+    let now_us = rows.last().map_or(0, |row| row.done_us);
+    let version = Some(format!("replay-{seed}-{round}"));
+    let train = TrainConfig { seed, version, ..config.train.clone() };
+    let challenger = match train_rows(&rows, &train, now_us) {
+        Ok(model) => model,
+        Err(LearnError::TooFewRows { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    debug_assert_eq!(challenger.format_version, FORMAT_VERSION);
+    result.models_trained += 1;
+    let later = &rows[rows.len() - challenger.card.rows_test.min(rows.len())..];
+    let error = |model: &ForestModel| {
+        let errors = later.iter().filter_map(|row| {
+            let (rtt_ms, forecast) = (row.rtt_ms?, model.predict(&row.features)?);
+            Some((forecast.latency_ms.ln() - rtt_ms.max(1e-3).ln()).abs())
+        });
+        let errors: Vec<f64> = errors.collect();
+        errors.iter().sum::<f64>() / errors.len().max(1) as f64
+    };
+    let better = meshwise.champion().is_none_or(|champion| error(&challenger) <= error(champion));
+    if better {
+        result.models_promoted += 1;
+        meshwise.promote(Arc::new(challenger));
+    }
+    Ok(())
+}
