@@ -17,7 +17,8 @@
 //! 6. [`export()`] writes probes, link states and feature rows as Parquet for any other tool.
 //!
 //! What the offline side cannot know: a restarted node begins with empty histories, and forgets
-//! the route probed longest ago when it has more than a thousand; here the past is whole.
+//! the route probed longest ago when it has more than a thousand; here the past is whole. It
+//! begins [`HISTORY_LEAD_US`] before the first row, coordinates and credibility with it.
 //!
 //! Everything here blocks and uses several threads: call it from a process or thread of its own.
 
@@ -28,8 +29,12 @@ pub mod export;
 mod frames;
 pub mod history;
 mod links;
+mod nodes;
 pub mod promotion;
+#[cfg(test)]
+mod random_history;
 pub mod registry;
+mod routes;
 pub mod trace;
 pub mod train;
 mod windows;

@@ -302,7 +302,7 @@ mod tests {
             value = 0.5 * value + 0.75_f64.sqrt() * (sum - 6.0);
             mean + value
         };
-        (0..100).for_each(|_| drop(next()));
+        (0..100).for_each(|_| _ = next());
         (0..count).map(|_| next()).collect()
     }
 
