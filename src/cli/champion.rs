@@ -91,7 +91,14 @@ pub(super) fn compare(a: Option<&str>, b: Option<&str>, context: &Context) -> an
 
 fn print_comparison(comparison: &Comparison) -> anyhow::Result<()> {
     let mut table = output::table(&[
-        "on the same rows", "links", "rows", "accuracy", "mae ms", "rmse ln", "error ln", "inside",
+        "on the same rows",
+        "links",
+        "rows",
+        "accuracy",
+        "mae ms",
+        "rmse ln",
+        "error ln",
+        "inside",
         "width ms",
     ]);
     let percent = |share: Option<f64>| {
@@ -160,7 +167,8 @@ fn print_comparison(comparison: &Comparison) -> anyhow::Result<()> {
         }
         if !contestant.shifted.is_empty() {
             let shifted = contestant.shifted.iter();
-            let shifted: Vec<_> = shifted.map(|(feature, psi)| format!("{feature} {psi:.2}")).collect();
+            let shifted: Vec<_> =
+                shifted.map(|(feature, psi)| format!("{feature} {psi:.2}")).collect();
             output::print(&format!(
                 "{name}: features shifted since its training (stability index above 0.25): {}",
                 shifted.join(", ")

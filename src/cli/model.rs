@@ -146,7 +146,9 @@ fn limit_memory() -> anyhow::Result<()> {
     };
     let after = Rlimit { current: least(before.current), maximum: least(before.maximum) };
     setrlimit(Resource::As, after).map_err(|error| {
-        anyhow::anyhow!("cannot bound the memory of the training: {error}; train without --background")
+        anyhow::anyhow!(
+            "cannot bound the memory of the training: {error}; train without --background"
+        )
     })
 }
 
@@ -165,7 +167,8 @@ fn list(context: &Context) -> anyhow::Result<()> {
         };
         return output::json(&models.iter().map(entry).collect::<Vec<_>>());
     }
-    let columns = ["", "version", "data until", "rows", "accuracy", "(average)", "error", "(average)"];
+    let columns =
+        ["", "version", "data until", "rows", "accuracy", "(average)", "error", "(average)"];
     let mut table = output::table(&columns);
     for listed in &models {
         let mark = match (listed.champion, listed.challenger) {

@@ -184,9 +184,7 @@ fn contestant(fair: &[Fair<'_>], named: &Named) -> Contestant {
         let hops = row.row.features[const { index("hop_count") }];
         (hops.max(1.0) as usize - 1).min(PATH_CLASSES.len() - 1)
     };
-    let of = |wanted: usize| {
-        figures(model, &mut fair.iter().filter(|row| class(row) == wanted))
-    };
+    let of = |wanted: usize| figures(model, &mut fair.iter().filter(|row| class(row) == wanted));
     let features: Vec<_> = fair.iter().map(|row| &row.row.features).collect();
     Contestant {
         name: named.name().to_owned(),
@@ -340,8 +338,12 @@ mod tests {
             challenger_ms: Some(40.0),
             challenger_version: shadow.map(str::to_owned),
         };
-        let all =
-            [logged("v1", Some("v2")), logged("v2", None), logged("v2", Some("v3")), logged("v3", None)];
+        let all = [
+            logged("v1", Some("v2")),
+            logged("v2", None),
+            logged("v2", Some("v3")),
+            logged("v3", None),
+        ];
         let of = |version| -> Vec<_> {
             forecasts_of(&all, version).iter().map(|row| row.predicted_ms).collect()
         };

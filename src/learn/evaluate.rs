@@ -6,8 +6,8 @@ use polars::prelude::*;
 
 use super::{LearnError, frame_error};
 use crate::engine::measure::ProbeKind;
-use crate::engine::predict::{Score, ln_error};
 pub use crate::engine::predict::RTT_MS_MIN;
+use crate::engine::predict::{Score, ln_error};
 use crate::store::{CandidatePredictionRow, ProbeRow};
 
 /// A forecast within this share of the truth is good.

@@ -28,10 +28,10 @@ use rand_pcg::Pcg64Mcg;
 use serde::Serialize;
 
 use super::{LearnError, ModelRegistry, TrainRow};
+use crate::engine::predict::watch::FAILURE_LN;
 use crate::engine::predict::{
     ForestModel, MovingAverage, Prediction, QualityModel, RTT_MS_MIN, ln_error,
 };
-use crate::engine::predict::watch::FAILURE_LN;
 
 /// Fewest later rows to judge on. A guess: 6 blocks of the rule n^(1/3) in each of 30 draws.
 pub const LATER_ROWS_MIN: usize = 200;
@@ -165,10 +165,8 @@ pub fn judge(
 ) -> Judgement {
     let later: Vec<TrainRow> = rows.iter().filter(|row| row.sent_us > after_us).copied().collect();
     let against = rival.unwrap_or(&MovingAverage);
-    let differences: Vec<f64> = fair(&later)
-        .iter()
-        .map(|row| row.loss_ln(challenger) - row.loss_ln(against))
-        .collect();
+    let differences: Vec<f64> =
+        fair(&later).iter().map(|row| row.loss_ln(challenger) - row.loss_ln(against)).collect();
     let difference = paired_difference(&differences, block_length(differences.len()), SEED);
     let enough = difference.filter(|difference| difference.rows >= LATER_ROWS_MIN);
     let promoted = enough.is_some_and(|difference| match rival {
@@ -398,7 +396,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let models = [("v1", false), ("v2", true), ("v3", true)];
         let registry = registry(folder.path(), &models);
-        let versions = || (registry.champion_version().unwrap(), registry.challenger_version().unwrap());
+        let versions =
+            || (registry.champion_version().unwrap(), registry.challenger_version().unwrap());
         let some = |text: &str| Some(text.to_owned());
         let put = |version, good| place(&registry, &carded(version, good), 5).unwrap().0;
         assert!(!put("v1", false));

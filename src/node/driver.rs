@@ -147,8 +147,10 @@ impl Driver {
         slice.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let now = self.clock.now();
-            let timeout =
-                self.engine.next_timeout(now).min(self.schedule.next().unwrap_or(Timestamp(u64::MAX)));
+            let timeout = self
+                .engine
+                .next_timeout(now)
+                .min(self.schedule.next().unwrap_or(Timestamp(u64::MAX)));
             tokio::select! {
                 input = events.recv() => match input {
                     Some(input) => self.handle(input),

@@ -42,7 +42,10 @@ impl HotSwap {
         let result = champion.map(|champion| {
             if champion.as_ref().map(|model| &model.version) != known.as_ref() {
                 let version = champion.as_ref().map(|model| model.version.as_str());
-                tracing::info!(version = version.unwrap_or("moving-average"), "decides from now on");
+                tracing::info!(
+                    version = version.unwrap_or("moving-average"),
+                    "decides from now on"
+                );
                 self.champion =
                     champion.as_ref().map(|model| (model.version.clone(), model.card.clone()));
                 inputs.push(Input::Model(shared(champion)));

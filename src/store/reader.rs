@@ -426,8 +426,10 @@ mod tests {
         let predictions = reader.candidate_predictions(now + 2).unwrap();
         let told: Vec<_> = predictions.iter().map(|p| (p.predicted_ms, p.last_value_ms)).collect();
         assert_eq!(told, [(Some(20.0), Some(26.0)), (None, Some(26.0))]);
-        let shadow: Vec<_> =
-            predictions.iter().map(|p| (p.challenger_ms, p.challenger_version.as_deref())).collect();
+        let shadow: Vec<_> = predictions
+            .iter()
+            .map(|p| (p.challenger_ms, p.challenger_version.as_deref()))
+            .collect();
         assert_eq!(shadow, [(Some(21.0), Some("v2")), (None, Some("v2"))]);
         for view in ["route_quality", "forecast"] {
             let sql = format!("SELECT count(*) FROM {view}");

@@ -155,7 +155,8 @@ mod tests {
             let mut random = Pcg64Mcg::seed_from_u64(seed);
             let mut adwin = Adwin::default();
             let deviation = [0.02, 0.1, 0.4][seed as usize % 3];
-            alarms += (0..10_000).filter(|_| adwin.push(normal(&mut random, 0.0, deviation))).count();
+            alarms +=
+                (0..10_000).filter(|_| adwin.push(normal(&mut random, 0.0, deviation))).count();
         }
         assert!(alarms <= 2, "{alarms} alarms in 200,000 values");
     }

@@ -86,10 +86,7 @@ pub fn profile(rows: &[&FeatureVector]) -> Vec<FeatureProfile> {
 
 /// Features whose index of these rows exceeds [`PSI_ALERT`], with it, the largest first. Empty
 /// without rows, and for a profile of another number of features.
-pub fn shifted(
-    profiles: &[FeatureProfile],
-    rows: &[&FeatureVector],
-) -> Vec<(&'static str, f64)> {
+pub fn shifted(profiles: &[FeatureProfile], rows: &[&FeatureVector]) -> Vec<(&'static str, f64)> {
     if rows.is_empty() || profiles.len() != FEATURES.len() {
         return Vec::new();
     }

@@ -199,9 +199,8 @@ mod tests {
 
     #[test]
     fn a_model_that_is_better_or_as_good_stays() {
-        let better = |truth: f64, _, random: &mut Pcg64Mcg| {
-            Some(truth * random.random_range(0.95..1.05))
-        };
+        let better =
+            |truth: f64, _, random: &mut Pcg64Mcg| Some(truth * random.random_range(0.95..1.05));
         assert_eq!(first_alarm(20_000, better), None);
         let as_good =
             |truth: f64, _, random: &mut Pcg64Mcg| Some(truth * random.random_range(0.9..1.1));
@@ -223,9 +222,8 @@ mod tests {
         assert_eq!(worse(found), Some(PROBES_MIN));
         let Some((_, Alarm::Worse(loss))) = found else { panic!("{found:?}") };
         assert_eq!(loss.failures, PROBES_MIN);
-        let mostly_silent = |truth, index: u64, _: &mut Pcg64Mcg| {
-            index.is_multiple_of(2).then_some(truth)
-        };
+        let mostly_silent =
+            |truth, index: u64, _: &mut Pcg64Mcg| index.is_multiple_of(2).then_some(truth);
         assert_eq!(worse(first_alarm(20_000, mostly_silent)), Some(PROBES_MIN));
     }
 
@@ -260,7 +258,8 @@ mod tests {
         assert!((5_001..=5_000 + MEMORY_PROBES).contains(&found), "{found}");
         let drift_at = drift_at.expect("the drift is noticed first");
         assert!((5_001..found).contains(&drift_at), "{drift_at}");
-        assert_eq!(watch.drifts().1, Some(Timestamp(drift_at)));
+        let (alarms, last) = watch.drifts();
+        assert!(alarms >= 1 && last >= Some(Timestamp(drift_at)));
     }
 
     #[test]
