@@ -7,9 +7,13 @@ use serde_json::json;
 use super::{Context, output};
 use crate::api::ClientError;
 use crate::api::types::Reloaded;
+use crate::engine::predict::profile::PSI_ALERT;
 use crate::learn::compare::{Figures, PATH_CLASSES};
 use crate::learn::{Change, Comparison, ModelRegistry, compare_in_store};
 use crate::node::{DATABASE, MODELS};
+
+/// Shifted features that are named in the text; `--json` has all.
+const SHIFTED_MAX: usize = 5;
 
 /// Now (µs since the epoch).
 pub(super) fn now_us() -> u64 {
@@ -166,12 +170,13 @@ fn print_comparison(comparison: &Comparison) -> anyhow::Result<()> {
             ))?;
         }
         if !contestant.shifted.is_empty() {
-            let shifted = contestant.shifted.iter();
-            let shifted: Vec<_> =
-                shifted.map(|(feature, psi)| format!("{feature} {psi:.2}")).collect();
+            let named = contestant.shifted.iter().take(SHIFTED_MAX);
+            let named: Vec<_> = named.map(|(feature, psi)| format!("{feature} {psi:.2}")).collect();
             output::print(&format!(
-                "{name}: features shifted since its training (stability index above 0.25): {}",
-                shifted.join(", ")
+                "{name}: {} features shifted since its training (stability index above {PSI_ALERT}), \
+                 most of all {}",
+                contestant.shifted.len(),
+                named.join(", ")
             ))?;
         }
     }

@@ -124,6 +124,8 @@ impl Schedule {
 pub async fn train(program: &Path, data_dir: &Path) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(["model", "train", "--background", "--data-dir"]).arg(data_dir);
+    // Its last line is what is told, and that should be the error.
+    command.env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let output = tokio::time::timeout(TRAINING_MAX, command.output());
     match output.await {
@@ -131,7 +133,12 @@ pub async fn train(program: &Path, data_dir: &Path) -> Result<(), String> {
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
             let last = said.lines().rev().find(|line| !line.trim().is_empty());
-            Err(last.map_or_else(|| format!("it ended with {}", output.status), str::to_owned))
+            let status = output.status;
+            Err(match last {
+                Some(last) if status.code().is_some() => last.to_owned(),
+                Some(last) => format!("{last} ({status})"),
+                None => format!("it ended with {status}"),
+            })
         }
         Ok(Err(error)) => Err(format!("cannot start the trainer: {error}")),
         Err(_) => Err(format!("it took longer than {} s", TRAINING_MAX.as_secs())),
@@ -203,7 +210,8 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         for (script, word) in [
-            ("echo 'memory allocation of 5 bytes failed' >&2; kill -ABRT $$", "memory allocation"),
+            ("echo 'memory allocation failed' >&2; kill -ABRT $$", "allocation failed (signal: 6"),
+            ("echo 'first' >&2; echo 'too few rows' >&2; exit 1", "too few rows"),
             ("kill -KILL $$", "signal: 9"),
             ("exit 3", "exit status: 3"),
         ] {

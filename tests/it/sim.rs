@@ -235,7 +235,6 @@ fn a_model_that_does_worse_than_the_moving_average_stops_deciding_by_itself() {
         world.run_for(seconds(10));
         open(&mut world, 0, 5);
         world.run_for(seconds(10));
-        // The moving average is kept from being hard to beat: the links of one way swing.
         world.input(0, Input::Model(Some(Arc::new(Times("champion", factor)))));
         world.input(0, Input::Challenger(Some(Arc::new(Times("challenger", 1.01)))));
         world.run_for(seconds(5));
@@ -245,6 +244,7 @@ fn a_model_that_does_worse_than_the_moving_average_stops_deciding_by_itself() {
         let forecast = &decision.candidates[0].forecast;
         let (last, shadow) = (forecast.last_value.unwrap(), forecast.challenger.unwrap());
         assert!((shadow.latency_ms - 1.01 * last.latency_ms).abs() < 1e-9);
+        // The links of one way swing, and the last value follows sooner than the moving average.
         for step in 0..150_u32 {
             let delay_ms = if step % 20 < 10 { 10.0 } else { 12.0 };
             world.set_link(0, 1, LinkModel { delay_ms, jitter_ms: 0.0, loss: 0.0 });
