@@ -154,15 +154,18 @@ impl Default for ProbingConfig {
 pub struct LearningConfig {
     /// Let a trained model decide. Off: the moving average does; measuring and training go on.
     pub predict: bool,
-    /// Between two trainings (s); 0 switches scheduled training off.
+    /// Between two trainings (s); 0 switches scheduled training off, also that for other reasons.
     pub retrain_s: u64,
     /// Time after the start until the first scheduled training (s).
     pub first_train_s: u64,
+    /// New answered route measurements that are a reason to train before the interval is over; 0
+    /// for none. Between two trainings there is a pause of 10 minutes at least.
+    pub retrain_rows: u64,
 }
 
 impl Default for LearningConfig {
     fn default() -> Self {
-        Self { predict: true, retrain_s: 3_600, first_train_s: 600 }
+        Self { predict: true, retrain_s: 3_600, first_train_s: 600, retrain_rows: 5_000 }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::engine::predict::{ModelCard, Prediction};
 use crate::engine::route::Decision;
 use crate::engine::types::{PublicKey, Route};
 
+pub use super::learning::Learning;
 use crate::node::{View, peer_id_text};
 
 /// `GET /v1/status`
@@ -47,6 +48,8 @@ pub struct Status {
     pub model_error: Option<String>,
     /// Forecasts of the model that failed and were replaced by the moving average.
     pub model_failures: u64,
+    /// The life of the models.
+    pub learning: Learning,
     /// When the last scheduled training ended (µs since the epoch).
     pub last_training_us: Option<u64>,
     /// What went wrong with it.
@@ -232,6 +235,8 @@ pub struct RouteCandidate {
     pub predicted_ms: Option<f64>,
     /// Its interval (ms).
     pub interval_ms: Option<(f64, f64)>,
+    /// The forecast of the model in shadow (ms).
+    pub challenger_ms: Option<f64>,
     /// The moving average (ms).
     pub moving_average_ms: Option<f64>,
     /// The last measured value (ms).
@@ -281,6 +286,7 @@ impl Status {
             model_card: view.model.map(|(_, card)| card.clone()),
             model_error: view.model_error.cloned(),
             model_failures: view.engine.predictor().failures(),
+            learning: Learning::of(view),
             last_training_us: last_training.map(|(at, _)| at.as_micros()),
             last_training_error: last_training.and_then(|(_, result)| result.clone().err()),
             route_calculation_us: Quantiles {
@@ -380,6 +386,7 @@ impl From<&Decision> for Explanation {
                 baseline_score: candidate.baseline_score,
                 predicted_ms: ms(forecast.model),
                 interval_ms: forecast.model.and_then(|p| p.interval_ms),
+                challenger_ms: ms(forecast.challenger),
                 moving_average_ms: ms(forecast.moving_average),
                 last_value_ms: ms(forecast.last_value),
                 features: known.map(|(f, value)| (f.name.to_owned(), value)).collect(),

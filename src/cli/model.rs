@@ -1,21 +1,25 @@
 //! `meshwise model`
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
-use super::{Context, output, route};
-use crate::api::ClientError;
-use crate::api::types::{Explanation, Reloaded};
+use super::{Context, champion, output, route};
+use crate::api::types::Explanation;
 use crate::engine::predict::ForestModel;
 use crate::learn::{ModelRegistry, TrainConfig, train_from_store};
 use crate::node::{DATABASE, MODELS};
 
+/// Most memory of a training in the background (bytes of address space): several times what the
+/// largest one needs, and far from what would push the router out of a small machine.
+const BACKGROUND_MEMORY_MAX: u64 = 4 << 30;
+
 /// Train, list and ask models.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
-    /// Train a model on everything measured so far. It is used when it does at least as well as
-    /// the moving average on the newest measurements, which it is not shown.
+    /// Train a model on everything measured so far. Without a champion it becomes champion when it
+    /// does at least as well as the moving average on the newest measurements, which it is not
+    /// shown; otherwise it runs in shadow as challenger. The challenger before is judged first: it
+    /// becomes champion when it is better on what was measured after its training.
     Train {
         /// Decides which rows each tree sees; the same rows and seed give the same model.
         #[arg(long, default_value_t = 0)]
@@ -26,7 +30,7 @@ pub enum Verb {
         /// Depth of each tree.
         #[arg(long, default_value_t = TrainConfig::default().depth)]
         depth: u16,
-        /// Run at the lowest priority and leave it to the caller to tell the node, as scheduled
+        /// Run at the lowest priority, in at most 4 GiB of memory, and leave it to the caller to tell the node, as scheduled
         /// training does.
         #[arg(long)]
         background: bool,
@@ -35,9 +39,23 @@ pub enum Verb {
     List,
     /// Show what a version was trained on and how it did.
     Show {
-        /// Which [default: the one in use].
+        /// A version, champion or challenger [default: the one in use].
         version: Option<String>,
     },
+    /// Compare two models and the baselines on the newest measurements, the same ones for all.
+    Compare {
+        /// A version, champion, challenger, moving-average or last-value [default: champion].
+        a: Option<String>,
+        /// Another one [default: challenger, or moving-average when there is none].
+        b: Option<String>,
+    },
+    /// Make a version the one in use.
+    Promote {
+        /// A version, or `challenger`.
+        version: String,
+    },
+    /// Take the model in use out of use and go back to the one before, or to the moving average.
+    Rollback,
     /// Ask the running node's model about the routes to a service or a node.
     Predict {
         /// Name of a service, node id or peer id.
@@ -48,7 +66,7 @@ pub enum Verb {
 impl Verb {
     /// Whether it needs only files.
     pub(super) fn is_offline(&self) -> bool {
-        matches!(self, Self::List | Self::Show { .. })
+        matches!(self, Self::List | Self::Show { .. } | Self::Compare { .. })
     }
 }
 
@@ -60,7 +78,8 @@ pub(super) fn offline(verb: &Verb, context: &Context) -> anyhow::Result<()> {
     match verb {
         Verb::List => list(context),
         Verb::Show { version } => show(version.as_deref(), context),
-        Verb::Train { .. } | Verb::Predict { .. } => Ok(()),
+        Verb::Compare { a, b } => champion::compare(a.as_deref(), b.as_deref(), context),
+        _ => Ok(()),
     }
 }
 
@@ -79,7 +98,9 @@ pub(super) async fn run(verb: &Verb, context: &Context) -> anyhow::Result<()> {
             route::print_candidates(&answer)?;
             output::print(&format!("\n{} decides; milliseconds, round trip", answer.model_version))
         }
-        Verb::List | Verb::Show { .. } => Ok(()),
+        Verb::Promote { version } => champion::promote(version, context).await,
+        Verb::Rollback => champion::rollback(context).await,
+        Verb::List | Verb::Show { .. } | Verb::Compare { .. } => Ok(()),
     }
 }
 
@@ -87,39 +108,48 @@ async fn train(config: TrainConfig, background: bool, context: &Context) -> anyh
     if background {
         // Lowest priority: routing comes first.
         let _ = rustix::process::nice(19);
+        limit_memory()?;
     }
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now_us = since.as_micros() as u64;
+    let now_us = champion::now_us();
     let (database, models) = (context.data_dir.join(DATABASE), context.data_dir.join(MODELS));
     eprintln!("training on {} ...", database.display());
     let task =
         tokio::task::spawn_blocking(move || train_from_store(&database, &models, &config, now_us));
     let outcome = task.await??;
-    let mut in_use_by_node = None;
-    if outcome.promoted && !background {
-        let reloaded = context.client().post::<Reloaded>("/v1/model/reload", &json!({})).await;
-        in_use_by_node = match reloaded {
-            Ok(reloaded) => Some(reloaded.version.as_ref() == Some(&outcome.model.version)),
-            Err(ClientError::NoNode { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
-    }
+    let in_use_by_node = match background {
+        true => None,
+        false => champion::reload(context, Some(&outcome.model.version)).await?,
+    };
     if context.json {
         return output::json(&json!({
             "version": outcome.model.version,
             "promoted": outcome.promoted,
             "reason": outcome.reason,
+            "judged": outcome.judged,
             "in_use_by_node": in_use_by_node,
             "card": outcome.model.card,
         }));
     }
+    if let Some(judged) = &outcome.judged {
+        output::print(&format!("judged: {}", judged.reason))?;
+    }
     output::print(&outcome.model.version)?;
     output::print(&outcome.reason)?;
-    match in_use_by_node {
-        Some(true) => output::print("the running node uses it from now on"),
-        Some(false) => output::print("the running node uses another version"),
-        None => Ok(()),
-    }
+    champion::print_in_use(in_use_by_node.filter(|_| outcome.promoted))
+}
+
+/// Bounds the memory of this process, threads and all, for ever; a lower limit of the system stays.
+fn limit_memory() -> anyhow::Result<()> {
+    let before = getrlimit(Resource::As);
+    let least = |limit: Option<u64>| {
+        Some(limit.map_or(BACKGROUND_MEMORY_MAX, |limit| limit.min(BACKGROUND_MEMORY_MAX)))
+    };
+    let after = Rlimit { current: least(before.current), maximum: least(before.maximum) };
+    setrlimit(Resource::As, after).map_err(|error| {
+        anyhow::anyhow!(
+            "cannot bound the memory of the training: {error}; train without --background"
+        )
+    })
 }
 
 fn list(context: &Context) -> anyhow::Result<()> {
@@ -127,18 +157,25 @@ fn list(context: &Context) -> anyhow::Result<()> {
     if context.json {
         let entry = |listed: &crate::learn::ListedModel| match &listed.model {
             Ok(model) => json!({
-                "version": listed.version, "champion": listed.champion, "card": model.card,
+                "version": listed.version, "champion": listed.champion,
+                "challenger": listed.challenger, "card": model.card,
             }),
             Err(error) => json!({
-                "version": listed.version, "champion": listed.champion, "error": error.to_string(),
+                "version": listed.version, "champion": listed.champion,
+                "challenger": listed.challenger, "error": error.to_string(),
             }),
         };
         return output::json(&models.iter().map(entry).collect::<Vec<_>>());
     }
-    let columns = ["", "version", "trained", "rows", "accuracy", "(average)", "error", "(average)"];
+    let columns =
+        ["", "version", "data until", "rows", "accuracy", "(average)", "error", "(average)"];
     let mut table = output::table(&columns);
     for listed in &models {
-        let mark = if listed.champion { "*" } else { "" };
+        let mark = match (listed.champion, listed.challenger) {
+            (true, _) => "*",
+            (false, true) => "shadow",
+            (false, false) => "",
+        };
         match &listed.model {
             Ok(model) => {
                 let card = &model.card;
@@ -166,7 +203,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
 fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
     let registry = registry(context);
     let model = match version {
-        Some(version) => registry.load(version)?,
+        Some(version) => registry.load(&registry.resolve(version)?)?,
         None => registry.champion()?.ok_or_else(|| {
             anyhow::anyhow!("no model is in use; train one with 'meshwise model train'")
         })?,

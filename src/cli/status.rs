@@ -1,7 +1,9 @@
 //! `meshwise status`
 
 use super::{Context, output};
-use crate::api::types::Status;
+use crate::api::types::{Learning, Status};
+use crate::engine::predict::watch::LiveLoss;
+use crate::learn::Action;
 
 pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
     let status: Status = context.client().get("/v1/status").await?;
@@ -36,9 +38,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
             ),
         );
     }
-    if let Some(error) = &status.last_training_error {
-        row("last training", error.clone());
-    }
+    learning_rows(&status, &mut row);
     let calculation = status.route_calculation_us;
     if let (Some(p50), Some(p99)) = (calculation.p50, calculation.p99) {
         row("route calculation", format!("{p50:.0} µs median, {p99:.0} µs p99"));
@@ -55,4 +55,42 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
         row("database", error.clone());
     }
     output::rows(&table, "")
+}
+
+/// How the models do, and what became of them.
+fn learning_rows(status: &Status, row: &mut impl FnMut(&str, String)) {
+    let Learning { challenger, champion_live, challenger_live, last_change, .. } = &status.learning;
+    let live = |loss: &LiveLoss| {
+        format!(
+            "error {:.4} ln(ms), moving average {:.4}, {} probes, {} failed",
+            loss.model_ln, loss.moving_average_ln, loss.probes, loss.failures
+        )
+    };
+    if let Some(loss) = champion_live {
+        row("live", live(loss));
+    }
+    if let Some(challenger) = challenger {
+        row("in shadow", challenger.clone());
+    }
+    if let Some(loss) = challenger_live {
+        row("shadow live", live(loss));
+    }
+    if let Some(change) = last_change {
+        let name = match change.action {
+            Action::Promoted => "last promotion",
+            Action::RolledBack => "last roll-back",
+        };
+        row(name, format!("{}: {}", output::time(change.at_us), change.reason));
+    }
+    if let Some(at_us) = status.last_training_us {
+        let result = status.last_training_error.as_deref().unwrap_or("done");
+        row("last training", format!("{}: {result}", output::time(at_us)));
+    }
+    if status.learning.training {
+        row("training", "runs now".into());
+    }
+    if let Some(at_us) = status.learning.last_drift_us {
+        let alerts = status.learning.drift_alerts;
+        row("drift alerts", format!("{alerts}, the last at {}", output::time(at_us)));
+    }
 }

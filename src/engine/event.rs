@@ -12,6 +12,7 @@ use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::{LinkReport, Sample};
 use crate::engine::overlay::wire::{PeerAddresses, ServiceKind, ServiceRecord};
 use crate::engine::predict::QualityModel;
+use crate::engine::predict::watch::LiveLoss;
 use crate::engine::route::Decision;
 use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, TunnelId};
 
@@ -74,6 +75,8 @@ pub enum Input {
     },
     /// A new model, or none.
     Model(Option<Arc<dyn QualityModel>>),
+    /// A new model in shadow, which is asked and never decides, or none.
+    Challenger(Option<Arc<dyn QualityModel>>),
     /// Somebody wants something.
     Command(Command),
 }
@@ -281,5 +284,17 @@ pub enum Notice {
         route: Option<Route>,
         /// Why.
         reason: &'static str,
+    },
+    /// The model did worse than the moving average, which decides from now on.
+    ModelWithdrawn {
+        /// Version of the model.
+        version: String,
+        /// By how much, and over how many probes.
+        loss: LiveLoss,
+    },
+    /// The residuals of the model changed: it is time to train again.
+    ModelDrift {
+        /// Version of the model.
+        version: String,
     },
 }

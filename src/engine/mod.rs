@@ -191,6 +191,7 @@ impl Engine {
                 self.services.found(request, &records, now, &mut self.outputs);
             }
             Input::Model(model) => self.set_model(model, now),
+            Input::Challenger(model) => self.predictor.set_challenger(model),
             Input::Command(command) => self.command(command, now),
         }
         self.settle(now);

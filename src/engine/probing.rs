@@ -11,6 +11,8 @@ use super::event::{Notice, Output};
 use super::measure::prober::TARGETS_MAX;
 use super::measure::window_statistics::quantile;
 use super::measure::{ProbeKind, Sample};
+use super::predict::route_features;
+use super::predict::watch::Alarm;
 use super::route::graph::LinkChange;
 use super::types::{NodeId, Route, Timestamp};
 
@@ -66,6 +68,11 @@ impl Engine {
             }
         };
         let sent_at = self.stamp(now);
+        if kind == ProbeKind::Route {
+            let (links, history) = (&self.advertised, self.histories.of(&route));
+            let features = || route_features(&route, links, history, sent_at);
+            self.predictor.probe_sent(sent_at, features);
+        }
         let timeout = Duration::from_secs_f64(timeout_ms / 1e3);
         let id = self.prober.sent(kind, route.clone(), sent_at, timeout);
         self.outputs.push_back(Output::SendProbe { id, route });
@@ -98,6 +105,14 @@ impl Engine {
                 let was_dead = self.histories.is_dead(&route);
                 self.histories.probed(&route, done_at, rtt_us);
                 self.advertised.delivered(&route, rtt_us);
+                match self.predictor.probe_completed(sent_at, rtt_us, now) {
+                    Some((version, Alarm::Worse(loss))) => {
+                        self.notice(Notice::ModelWithdrawn { version, loss });
+                        self.decide_at = now;
+                    }
+                    Some((version, Alarm::Drift)) => self.notice(Notice::ModelDrift { version }),
+                    None => {}
+                }
                 if was_dead != self.histories.is_dead(&route) {
                     self.decide_at = now;
                 }

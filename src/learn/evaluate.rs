@@ -6,7 +6,8 @@ use polars::prelude::*;
 
 use super::{LearnError, frame_error};
 use crate::engine::measure::ProbeKind;
-use crate::engine::predict::Score;
+pub use crate::engine::predict::RTT_MS_MIN;
+use crate::engine::predict::{Score, ln_error};
 use crate::store::{CandidatePredictionRow, ProbeRow};
 
 /// A forecast within this share of the truth is good.
@@ -15,8 +16,6 @@ pub const ACCURATE_SHARE: f64 = 0.2;
 pub const ACCURATE_MS: f64 = 5.0;
 /// A forecast older than this says nothing about a probe (µs): ten decision intervals.
 pub const FORECAST_AGE_US_MAX: u64 = 10_000_000;
-/// Smallest round trip (ms): the clock counts microseconds, and ln 0 is not a number.
-pub const RTT_MS_MIN: f64 = 0.001;
 
 /// The live comparison of the model with the baselines.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,7 +38,7 @@ pub fn score(pairs: impl IntoIterator<Item = (f64, f64)>) -> Score {
     let (mut count, mut good, mut absolute, mut squared) = (0_usize, 0_usize, 0.0, 0.0);
     for (truth_ms, forecast_ms) in pairs {
         let error_ms = (forecast_ms - truth_ms).abs();
-        let error_ln = forecast_ms.max(RTT_MS_MIN).ln() - truth_ms.max(RTT_MS_MIN).ln();
+        let error_ln = ln_error(forecast_ms, truth_ms);
         count += 1;
         good += usize::from(error_ms <= (ACCURATE_SHARE * truth_ms).max(ACCURATE_MS));
         absolute += error_ms;
@@ -174,6 +173,8 @@ mod tests {
             moving_average_ms: Some(average_ms),
             last_value_ms: Some(average_ms + 1.0),
             model_version: "v1".into(),
+            challenger_ms: None,
+            challenger_version: None,
         }
     }
 

@@ -10,10 +10,12 @@
 //!    (its distance from the last value),
 //!    measures the interval and the score on the held-out ones, beside the baselines.
 //! 3. [`ModelRegistry`] keeps every version as one file; the alias `champion` names the one in
-//!    use. A version becomes champion only when it does at least as well as the moving average.
-//! 4. [`realised_accuracy`] compares what was forecast live with what then happened.
-//! 5. [`artefacts()`] says what in the measurements themselves makes such figures too good, and
-//!    [`judge`] what another policy would have cost on the decisions that were logged.
+//!    use, `challenger` the one in shadow, and a history leads back to earlier champions.
+//! 4. [`promotion`] decides which model is which: a challenger must be better on later rows.
+//! 5. [`realised_accuracy`] compares what was forecast live with what then happened, [`compare`]
+//!    any two models on the same rows, [`judge`] says what another policy would have cost on the
+//!    decisions that were logged, and [`artefacts()`] what in the measurements themselves makes
+//!    such figures too good.
 //! 6. [`export()`] writes probes, link states and feature rows as Parquet for any other tool.
 //!
 //! What the offline side cannot know: a restarted node begins with empty histories, and forgets
@@ -23,16 +25,19 @@
 //! Everything here blocks and uses several threads: call it from a process or thread of its own.
 
 pub mod artefacts;
+pub mod compare;
 pub mod dataset;
 pub mod evaluate;
 pub mod export;
 mod frames;
+pub mod history;
 mod links;
+pub mod logged;
 mod nodes;
+pub mod offpolicy;
+pub mod promotion;
 #[cfg(test)]
 mod random_history;
-pub mod logged;
-pub mod offpolicy;
 pub mod registry;
 mod routes;
 pub mod trace;
@@ -48,11 +53,14 @@ use crate::engine::predict::{ForestModel, ModelError};
 use crate::store::{Reader, StoreError};
 
 pub use artefacts::{Observation, Warning, artefacts};
+pub use compare::{Comparison, compare_in_store};
 pub use dataset::feature_frame;
-pub use evaluate::{Realised, realised_accuracy};
+pub use evaluate::{Realised, realised_accuracy, score};
 pub use export::{Exported, ExportedTable, export};
+pub use history::{Action, Change, History};
 pub use logged::{Logged, Preference, logged_decisions};
 pub use offpolicy::{Estimate, Estimates, LoggedDecision, OffPolicyError, judge};
+pub use promotion::{Difference, Judgement};
 pub use registry::{ListedModel, ModelRegistry};
 pub use train::{ROWS_MIN, TrainConfig, TrainRow, train, train_rows};
 
@@ -111,6 +119,33 @@ pub enum LearnError {
     /// Another model has this name already.
     #[error("'{0}' exists with another content; choose another version name")]
     VersionTaken(PathBuf),
+    /// An alias that holds no version.
+    #[error(
+        "'{path}' should hold the name of a model version and holds '{found}'; choose one with \
+         'meshwise model promote VERSION'"
+    )]
+    Alias {
+        /// The file.
+        path: PathBuf,
+        /// Its beginning.
+        found: String,
+    },
+    /// An alias that names nothing yet.
+    #[error(
+        "there is no {0}; see 'meshwise model list', or train a model with 'meshwise model train'"
+    )]
+    NoAlias(&'static str),
+    /// The history of champions cannot be read.
+    #[error(
+        "the history '{path}' is damaged ({why}); move it away: then there is no way back to earlier \
+         champions, and nothing else is lost"
+    )]
+    History {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// No such version in the registry.
     #[error("there is no model '{path}'; see 'meshwise model list', or train one")]
     NoSuchVersion {
@@ -160,7 +195,7 @@ fn file_error(doing: &'static str, path: &Path) -> impl Fn(std::io::Error) -> Le
     move |source| LearnError::File { doing, path: path.to_owned(), source }
 }
 
-/// A trained model and whether it may route traffic.
+/// A trained model and its place.
 #[derive(Clone, Debug)]
 pub struct TrainOutcome {
     /// The model, already in the registry.
@@ -169,43 +204,44 @@ pub struct TrainOutcome {
     pub promoted: bool,
     /// Why it was promoted or not, in one line for people.
     pub reason: String,
+    /// What became of the challenger before, if there was one.
+    pub judged: Option<Judgement>,
 }
 
-/// Trains on everything that the store holds, saves the model, and makes it champion when it
-/// earns its place. `now_us` is the time of training (µs since the epoch).
+/// Judges the challenger on everything that the store holds, then trains a new model, saves it and
+/// [gives it its place](promotion). `now_us` (µs since the epoch) goes into the history only: the
+/// same measurements and seed give the same file, whenever it is trained.
 ///
 /// # Errors
-/// [`LearnError`]; the champion stays what it was.
+/// [`LearnError`]; what was judged before stays judged.
 pub fn train_from_store(
     store_path: &Path,
     models_dir: &Path,
     config: &TrainConfig,
     now_us: u64,
 ) -> Result<TrainOutcome, LearnError> {
-    let reader = Reader::open(store_path)?;
-    let from_us = reader.newest_route_probes_since(config.rows_max)?.unwrap_or(0);
+    let rows = newest_rows(&Reader::open(store_path)?, config.rows_max, 0)?;
+    let registry = ModelRegistry::new(models_dir);
+    let judged = promotion::judge_challenger(&registry, &rows, now_us)?;
+    let newest_us = rows.iter().map(|row| row.done_us).max().unwrap_or(0);
+    let model = train_rows(&rows, config, newest_us)?;
+    registry.save(&model)?;
+    let (promoted, reason) = promotion::place(&registry, &model, now_us)?;
+    Ok(TrainOutcome { model, promoted, reason, judged })
+}
+
+/// The newest `rows_max` answered rows of a store that left after `after_us` (µs since the
+/// epoch), with what was lost between them, with as much history before as features need.
+fn newest_rows(
+    reader: &Reader,
+    rows_max: usize,
+    after_us: u64,
+) -> Result<Vec<TrainRow>, LearnError> {
+    let from_us = reader.newest_route_probes_since(rows_max)?.unwrap_or(0);
+    let from_us = from_us.max(after_us.saturating_add(1));
     let lead_us = from_us.saturating_sub(HISTORY_LEAD_US);
     let probes = reader.probes(ProbeKind::Route, lead_us)?;
-    let frame = feature_frame(&probes, &reader.link_states(lead_us)?, from_us)?;
-    let model = train(&frame, config, now_us)?;
-    let registry = ModelRegistry::new(models_dir);
-    registry.save(&model)?;
-    let promoted = model.card.earns_its_place();
-    if promoted {
-        registry.set_champion(&model.version)?;
-    }
-    let (own, average) = (&model.card.model, &model.card.moving_average);
-    let reason = format!(
-        "{}: {:.1} % of {} later rows predicted well (moving average {:.1} %), error {:.4} ln(ms) \
-         (moving average {:.4})",
-        if promoted { "promoted" } else { "not promoted" },
-        100.0 * own.accuracy,
-        model.card.rows_test,
-        100.0 * average.accuracy,
-        own.rmse_ln,
-        average.rmse_ln,
-    );
-    Ok(TrainOutcome { model, promoted, reason })
+    train::rows_of(&feature_frame(&probes, &reader.link_states(lead_us)?, from_us)?)
 }
 
 #[cfg(test)]
@@ -248,7 +284,11 @@ mod tests {
         assert!(card.model.accuracy > 0.9 && card.moving_average.accuracy < 0.1, "{card:?}");
         let champion = ModelRegistry::new(&models).champion().unwrap().unwrap();
         assert_eq!(champion, outcome.model);
-        assert!(champion.version.starts_with("v1800000000000-"), "{}", champion.version);
+        let newest_ms = (1_700_000_000_000_000_u64 + 399 * 1_000_000 + 80_000) / 1_000;
+        let name = format!("v{newest_ms}-");
+        assert!(champion.version.starts_with(&name), "{}", champion.version);
+        assert_eq!(card.created_us / 1_000, newest_ms);
+        assert_eq!(card.profile.len(), crate::engine::predict::schema::FEATURES.len());
     }
 
     #[test]
@@ -261,7 +301,68 @@ mod tests {
         assert!(!outcome.promoted, "{}", outcome.reason);
         let registry = ModelRegistry::new(&models);
         assert_eq!(registry.champion().unwrap(), None);
+        assert_eq!(registry.challenger().unwrap(), Some(outcome.model));
         assert_eq!(registry.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_same_data_and_seed_give_the_same_file_at_any_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("store.db");
+        store_of(&store, 400, |index| 20_000 + index * 7_919 % 10_007);
+        let trained = |name: &str, seed, now_us| {
+            let models = folder.path().join(name);
+            let config = TrainConfig { seed, ..config() };
+            let outcome = train_from_store(&store, &models, &config, now_us).unwrap();
+            let path = models.join(format!("{}.json", outcome.model.version));
+            (outcome.model.version, std::fs::read(path).unwrap())
+        };
+        let first = trained("a", 1, 1_800_000_000_000_000);
+        assert_eq!(trained("b", 1, 1_900_000_000_000_000), first);
+        assert_ne!(trained("c", 2, 1_800_000_000_000_000).0, first.0);
+    }
+
+    #[test]
+    fn a_challenger_is_judged_on_what_came_after_it_before_the_next_one_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, models) = (folder.path().join("store.db"), folder.path().join("models"));
+        let rhythm = |index| if index % 2 == 0 { 20_000 } else { 80_000 };
+        store_of(&store, 300, rhythm);
+        let first = train_from_store(&store, &models, &config(), 1).unwrap();
+        assert!(first.promoted && first.judged.is_none(), "{}", first.reason);
+        // Another rule from now on: the first model is always wrong.
+        let shifted = |index| {
+            let early = index < 300;
+            if index % 2 == 0 && early || index % 3 == 0 && !early { 20_000 } else { 80_000 }
+        };
+        let fill = |from: u64, to: u64| {
+            let writer = Writer::start(&store, Retention::default()).unwrap();
+            let route = Route::new([NodeId([1; 8]), NodeId([2; 8])]).unwrap();
+            for index in from..to {
+                let sent_us = 1_700_000_000_000_000 + index * 1_000_000;
+                writer.write(Sample::Probe {
+                    kind: ProbeKind::Route,
+                    route: route.clone(),
+                    sent_at: Timestamp(sent_us),
+                    done_at: Timestamp(sent_us + shifted(index)),
+                    rtt_us: Some(shifted(index)),
+                });
+            }
+            writer.flush().unwrap();
+        };
+        fill(300, 1_200);
+        let second = train_from_store(&store, &models, &config(), 2).unwrap();
+        assert!(!second.promoted && second.judged.is_none(), "{}", second.reason);
+        fill(1_200, 1_500);
+        let third = train_from_store(&store, &models, &config(), 3).unwrap();
+        let judged = third.judged.unwrap();
+        assert_eq!(judged.challenger, second.model.version);
+        assert_eq!(judged.rival, first.model.version);
+        assert!(judged.promoted, "{}", judged.reason);
+        assert_eq!(judged.difference.unwrap().rows, 300, "only what came after it");
+        let registry = ModelRegistry::new(&models);
+        assert_eq!(registry.champion_version().unwrap(), Some(judged.challenger));
+        assert_eq!(registry.challenger_version().unwrap(), Some(third.model.version));
     }
 
     #[test]

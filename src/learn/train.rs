@@ -22,6 +22,7 @@ use smartcore::xgboost::{XGRegressor, XGRegressorParameters};
 use super::dataset::feature_rows;
 use super::evaluate::{RTT_MS_MIN, score};
 use super::{LearnError, frame_error, registry};
+use crate::engine::predict::profile::profile;
 use crate::engine::predict::schema::{FEATURES, schema_hash};
 use crate::engine::predict::{
     FORMAT, FORMAT_VERSION, FeatureVector, ForestModel, Head, Interval, LastValue, ModelCard,
@@ -200,6 +201,7 @@ pub fn train_rows(
         model: scored(&|f| Some((reference(config, f) + trees.evaluate(f)).exp())),
         moving_average: by(&MovingAverage),
         last_value: by(&LastValue),
+        profile: profile(&features.iter().collect::<Vec<_>>()),
     };
     Ok(ForestModel {
         format: FORMAT.into(),
@@ -227,7 +229,7 @@ fn reference(config: &TrainConfig, features: &FeatureVector) -> f64 {
 }
 
 /// The rows of a frame; a null `rtt_ms` is a lost probe.
-fn rows_of(frame: &DataFrame) -> Result<Vec<TrainRow>, LearnError> {
+pub(super) fn rows_of(frame: &DataFrame) -> Result<Vec<TrainRow>, LearnError> {
     let wrong = frame_error("read the training rows");
     let micros = |name| -> Result<Vec<u64>, LearnError> {
         let column = frame.column(name).and_then(|column| column.i64()).map_err(&wrong)?;

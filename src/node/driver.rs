@@ -3,19 +3,22 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{AnswerSender, Request};
-use super::{Clock, NodeOptions, retrain};
+use super::hot_swap::HotSwap;
+use super::retrain::{self, Schedule};
+use super::{Clock, NodeOptions};
 use crate::engine::Engine;
 use crate::engine::event::{Command, Input, Notice, Output, RequestId};
 use crate::engine::forward::TUNNEL_ID_MAX;
-use crate::engine::predict::{ModelCard, QualityModel};
+use crate::engine::measure::{ProbeKind, Sample};
+use crate::engine::predict::ModelCard;
 use crate::engine::route::Decision;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
-use crate::learn::ModelRegistry;
+use crate::learn::{Change, ModelRegistry};
 use crate::net::{Net, SLICE};
 use crate::store::Writer;
 
@@ -59,6 +62,12 @@ pub struct View<'a> {
     pub model: Option<&'a (String, ModelCard)>,
     /// Why the champion on disk is not in use.
     pub model_error: Option<&'a String>,
+    /// Version of the model in shadow.
+    pub challenger: Option<&'a String>,
+    /// The last promotion or roll-back in the registry.
+    pub last_change: Option<&'a Change>,
+    /// Whether a scheduled training runs.
+    pub training: bool,
     /// What the last scheduled training said, and when it ended.
     pub last_training: Option<&'a (Timestamp, Result<(), String>)>,
     /// Drops that the engine reported, by kind.
@@ -83,15 +92,12 @@ pub(super) struct Driver {
     net: Net,
     writer: Writer,
     clock: Clock,
-    models: Arc<ModelRegistry>,
+    models: HotSwap,
     trainer: Option<PathBuf>,
     data_dir: PathBuf,
-    retrain_every: Option<Duration>,
-    train_at: Option<Timestamp>,
+    schedule: Schedule,
     training: Option<tokio::task::JoinHandle<Result<(), String>>>,
     last_training: Option<(Timestamp, Result<(), String>)>,
-    model: Option<(String, ModelCard)>,
-    model_error: Option<String>,
     answers: BTreeMap<RequestId, AnswerSender>,
     next_request: RequestId,
     next_tunnel: u16,
@@ -109,24 +115,17 @@ impl Driver {
         options: &NodeOptions,
         models: Arc<ModelRegistry>,
     ) -> Self {
-        let learning = &options.config.learning;
-        let first = Duration::from_secs(learning.first_train_s);
-        let retrain_every =
-            (learning.retrain_s > 0).then(|| Duration::from_secs(learning.retrain_s));
         Self {
             engine,
             net,
             writer,
-            models,
+            models: HotSwap::new(models),
             trainer: options.trainer.clone(),
             data_dir: options.data_dir.clone(),
-            retrain_every,
-            train_at: retrain_every.map(|_| clock.now() + first),
+            schedule: Schedule::new(&options.config.learning, clock.now()),
             clock,
             training: None,
             last_training: None,
-            model: None,
-            model_error: None,
             answers: BTreeMap::new(),
             next_request: 0,
             next_tunnel: 0,
@@ -141,15 +140,17 @@ impl Driver {
         mut events: mpsc::Receiver<Input>,
         mut requests: mpsc::Receiver<Request>,
     ) {
-        if let Err(error) = self.load_model() {
+        if let Err(error) = self.load_models() {
             tracing::warn!("{error}; the moving average decides");
         }
         let mut slice = tokio::time::interval(SLICE);
         slice.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let now = self.clock.now();
-            let timeout =
-                self.engine.next_timeout(now).min(self.train_at.unwrap_or(Timestamp(u64::MAX)));
+            let timeout = self
+                .engine
+                .next_timeout(now)
+                .min(self.schedule.next().unwrap_or(Timestamp(u64::MAX)));
             tokio::select! {
                 input = events.recv() => match input {
                     Some(input) => self.handle(input),
@@ -203,15 +204,12 @@ impl Driver {
         let now = self.clock.now();
         self.engine.handle_timeout(now);
         self.drain(begun);
-        if self.train_at.is_some_and(|at| at <= now) {
-            self.train_at = self.retrain_every.map(|every| now + every);
-            if self.training.is_none()
-                && let Some(program) = self.trainer.clone()
-            {
-                let data_dir = self.data_dir.clone();
-                let task = async move { retrain::train(&program, &data_dir).await };
-                self.training = Some(tokio::spawn(task));
-            }
+        if let Some(reason) = self.schedule.take_due(now) {
+            let Some(program) = self.trainer.clone() else { return self.schedule.ended(now) };
+            tracing::info!("training: {}", reason.as_str());
+            let data_dir = self.data_dir.clone();
+            let task = async move { retrain::train(&program, &data_dir).await };
+            self.training = Some(tokio::spawn(task));
         }
     }
 
@@ -220,7 +218,12 @@ impl Driver {
         let took_us = begun.elapsed().as_micros() as u64;
         while let Some(output) = self.engine.poll_output() {
             match output {
-                Output::Record(sample) => self.writer.write(sample),
+                Output::Record(sample) => {
+                    if let Sample::Probe { kind: ProbeKind::Route, rtt_us: Some(_), .. } = sample {
+                        self.schedule.new_row();
+                    }
+                    self.writer.write(sample);
+                }
                 Output::Decision(decision) => {
                     self.calculations.push(took_us);
                     if let Some(tunnel) = decision.tunnel {
@@ -254,6 +257,17 @@ impl Driver {
                 let route = route.map(|route| route.to_string());
                 tracing::info!(%tunnel, route, reason, "route");
             }
+            Notice::ModelWithdrawn { version, loss } => {
+                if self.models.withdrawn(&version, loss, self.clock.now())
+                    && let Err(error) = self.load_models()
+                {
+                    tracing::warn!("{error}");
+                }
+            }
+            Notice::ModelDrift { version } => {
+                tracing::info!(version, "the errors of the model have drifted");
+                self.schedule.drifted();
+            }
         }
     }
 
@@ -267,8 +281,11 @@ impl Driver {
                     writer: &self.writer,
                     decisions: &self.decisions,
                     calculations: &self.calculations,
-                    model: self.model.as_ref(),
-                    model_error: self.model_error.as_ref(),
+                    model: self.models.champion.as_ref(),
+                    model_error: self.models.error.as_ref(),
+                    challenger: self.models.challenger.as_ref(),
+                    last_change: self.models.last_change.as_ref(),
+                    training: self.schedule.is_running(),
                     last_training: self.last_training.as_ref(),
                     dropped: &self.dropped,
                     now,
@@ -308,41 +325,27 @@ impl Driver {
     }
 
     fn trained(&mut self, result: Result<(), String>) {
+        self.schedule.ended(self.clock.now());
         match &result {
             Ok(()) => tracing::info!("trained"),
             Err(why) => tracing::warn!("training failed: {why}"),
         }
-        let result = result.and_then(|()| self.load_model());
+        let result = result.and_then(|()| self.load_models());
         self.last_training = Some((self.clock.now(), result));
     }
 
     fn reload(&mut self, reply: oneshot::Sender<Result<Option<String>, String>>) {
-        let loaded = self.load_model();
-        let version = self.model.as_ref().map(|(version, _)| version.clone());
+        let loaded = self.load_models();
+        let version = self.models.champion.as_ref().map(|(version, _)| version.clone());
         let _ = reply.send(loaded.map(|()| version));
     }
 
-    /// Hands the champion to the engine. When it cannot be used, the model in use stays.
-    fn load_model(&mut self) -> Result<(), String> {
-        let champion = self.models.champion().map_err(|error| error.to_string());
-        self.model_error = champion.as_ref().err().cloned();
-        let champion = champion?;
-        let known = self.model.as_ref().map(|(version, _)| version.clone());
-        match champion {
-            Some(model) if Some(&model.version) == known.as_ref() => {}
-            Some(model) => {
-                tracing::info!(version = model.version, "model in use");
-                self.model = Some((model.version.clone(), model.card.clone()));
-                let model: Arc<dyn QualityModel> = Arc::new(model);
-                self.handle(Input::Model(Some(model)));
-            }
-            None => {
-                if self.model.take().is_some() {
-                    self.handle(Input::Model(None));
-                }
-            }
-        }
-        Ok(())
+    /// Hands champion and challenger to the engine. When the champion cannot be used, the model in
+    /// use stays.
+    fn load_models(&mut self) -> Result<(), String> {
+        let (inputs, result) = self.models.load();
+        inputs.into_iter().for_each(|input| self.handle(input));
+        result
     }
 }
 

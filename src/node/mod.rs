@@ -7,6 +7,7 @@
 mod clock;
 mod driver;
 mod handle;
+mod hot_swap;
 mod published;
 mod retrain;
 

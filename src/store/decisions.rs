@@ -7,7 +7,7 @@ use super::{DecisionRow, Reader, StoreError};
 
 /// The columns of `decision`, as [`header`] reads them.
 pub(super) const COLUMNS: &str = "id, at_us, tunnel, destination, reason, changed, model_version,
-                                  propensity, chosen_route, calculation_us";
+                                  propensity, chosen_route, calculation_us, challenger_version";
 
 impl Reader {
     /// Decisions for a tunnel, made at `since_us` (µs since the epoch) or later, that had a choice
@@ -66,6 +66,7 @@ pub(super) fn header(row: &Row<'_>) -> rusqlite::Result<DecisionRow> {
         propensity: row.get(7)?,
         chosen_route: row.get(8)?,
         calculation_us: unsigned(row, 9)?,
+        challenger_version: row.get(10)?,
         candidates: Vec::new(),
     })
 }

@@ -54,6 +54,10 @@ pub struct CandidatePredictionRow {
     pub last_value_ms: Option<f64>,
     /// Version of the model that decided.
     pub model_version: String,
+    /// The forecast of the model in shadow (ms).
+    pub challenger_ms: Option<f64>,
+    /// Its version.
+    pub challenger_version: Option<String>,
 }
 
 /// A row of `candidate`.
@@ -73,6 +77,8 @@ pub struct CandidateRow {
     pub predicted_ms: Option<f64>,
     /// Lower and upper end of its interval (ms).
     pub predicted_interval_ms: Option<(f64, f64)>,
+    /// The forecast of the model in shadow (ms).
+    pub challenger_ms: Option<f64>,
     /// The moving average's forecast (ms).
     pub moving_average_ms: Option<f64>,
     /// The last value's forecast (ms).
@@ -98,6 +104,8 @@ pub struct DecisionRow {
     pub changed: bool,
     /// Version of the model that decided.
     pub model_version: String,
+    /// Version of the model that was asked in shadow.
+    pub challenger_version: Option<String>,
     /// Probability with which the policy makes this choice.
     pub propensity: f64,
     /// The route in use after the decision.
@@ -256,7 +264,7 @@ impl Reader {
         since_us: u64,
     ) -> Result<Vec<CandidatePredictionRow>, StoreError> {
         let sql = "SELECT route, at_us, predicted_ms, moving_average_ms, last_value_ms,
-                   model_version FROM decision JOIN candidate ON decision_id = decision.id
+                   model_version, challenger_ms, challenger_version FROM decision JOIN candidate ON decision_id = decision.id
                    WHERE at_us >= ?1 ORDER BY at_us, decision_id, rank";
         self.rows(sql, [signed(since_us)], |row| {
             Ok(CandidatePredictionRow {
@@ -266,6 +274,8 @@ impl Reader {
                 moving_average_ms: row.get(3)?,
                 last_value_ms: row.get(4)?,
                 model_version: row.get(5)?,
+                challenger_ms: row.get(6)?,
+                challenger_version: row.get(7)?,
             })
         })
     }
@@ -283,8 +293,8 @@ impl Reader {
 
     pub(super) fn candidates(&self, decision: i64) -> Result<Vec<CandidateRow>, StoreError> {
         let sql = "SELECT route, alive, chosen, score, baseline_score, predicted_ms,
-                   predicted_low_ms, predicted_high_ms, moving_average_ms, last_value_ms, features
-                   FROM candidate WHERE decision_id = ?1 ORDER BY rank";
+                   predicted_low_ms, predicted_high_ms, moving_average_ms, last_value_ms, features,
+                   challenger_ms FROM candidate WHERE decision_id = ?1 ORDER BY rank";
         self.rows(sql, [decision], |row| {
             let low: Option<f64> = row.get(6)?;
             let features: String = row.get(10)?;
@@ -299,6 +309,7 @@ impl Reader {
                 moving_average_ms: row.get(8)?,
                 last_value_ms: row.get(9)?,
                 features: serde_json::from_str(&features).unwrap_or_default(),
+                challenger_ms: row.get(11)?,
             })
         })
     }
@@ -348,6 +359,7 @@ mod tests {
             forecast: Forecast {
                 features,
                 model,
+                challenger: model.and(some(21.0)),
                 moving_average: some(25.0),
                 last_value: some(26.0),
             },
@@ -363,6 +375,7 @@ mod tests {
             reason: Reason::Held,
             changed: false,
             model_version: "v1".into(),
+            challenger_version: Some("v2".into()),
             propensity: 1.0,
         }
     }
@@ -385,6 +398,8 @@ mod tests {
         assert_eq!((newest.calculation_us, newest.changed), (77, false));
         let [first, second] = &newest.candidates[..] else { panic!("{newest:?}") };
         assert_eq!(first.predicted_interval_ms, Some((15.0, 30.0)));
+        assert_eq!((first.challenger_ms, second.challenger_ms), (Some(21.0), None));
+        assert_eq!(newest.challenger_version.as_deref(), Some("v2"));
         assert_eq!((first.chosen, second.chosen), (false, true));
         assert_eq!(newest.chosen_route.as_ref(), Some(&second.route));
         assert_eq!(second.features[3], 0.1 + 0.2, "to the last bit");
@@ -392,6 +407,11 @@ mod tests {
         let predictions = reader.candidate_predictions(now + 2).unwrap();
         let told: Vec<_> = predictions.iter().map(|p| (p.predicted_ms, p.last_value_ms)).collect();
         assert_eq!(told, [(Some(20.0), Some(26.0)), (None, Some(26.0))]);
+        let shadow: Vec<_> = predictions
+            .iter()
+            .map(|p| (p.challenger_ms, p.challenger_version.as_deref()))
+            .collect();
+        assert_eq!(shadow, [(Some(21.0), Some("v2")), (None, Some("v2"))]);
         for view in ["route_quality", "forecast"] {
             let sql = format!("SELECT count(*) FROM {view}");
             assert_eq!(reader.rows(&sql, [], |row| unsigned(row, 0)).unwrap().len(), 1);

@@ -107,8 +107,8 @@ fn insert_decision(
 ) -> rusqlite::Result<()> {
     let chosen = decision.chosen.and_then(|index| decision.candidates.get(index));
     let sql = "INSERT INTO decision (at_us, tunnel, destination, reason, changed, model_version,
-               propensity, chosen_route, calculation_us)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+               propensity, chosen_route, calculation_us, challenger_version)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
     connection.prepare_cached(sql)?.execute(params![
         integer(decision.at.as_micros()),
         decision.tunnel.map(|tunnel| tunnel.0),
@@ -119,12 +119,13 @@ fn insert_decision(
         decision.propensity,
         chosen.map(|candidate| candidate.route.to_string()),
         integer(calculation_us),
+        decision.challenger_version,
     ])?;
     let id = connection.last_insert_rowid();
     let sql = "INSERT INTO candidate (decision_id, rank, route, alive, chosen, score,
                baseline_score, predicted_ms, predicted_low_ms, predicted_high_ms,
-               moving_average_ms, last_value_ms, features)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+               moving_average_ms, last_value_ms, features, challenger_ms)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
     let mut statement = connection.prepare_cached(sql)?;
     for (rank, candidate) in decision.candidates.iter().enumerate() {
         let forecast = &candidate.forecast;
@@ -143,6 +144,7 @@ fn insert_decision(
             forecast.moving_average.map(|prediction| prediction.latency_ms),
             forecast.last_value.map(|prediction| prediction.latency_ms),
             features_text(&forecast.features),
+            forecast.challenger.map(|prediction| prediction.latency_ms),
         ])?;
     }
     Ok(())

@@ -18,7 +18,7 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// First bytes of every SQLite database (file format, section 1.3).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-const MIGRATIONS: [&str; 1] = [TABLES_1];
+const MIGRATIONS: [&str; 2] = [TABLES_1, SHADOW_2];
 
 const TABLES_1: &str = "
 CREATE TABLE probe (
@@ -117,6 +117,25 @@ SELECT datetime(at_us / 1000000, 'unixepoch') AS at_utc,
        round(predicted_ms, 3) AS predicted_ms,
        round(predicted_low_ms, 3) AS predicted_low_ms,
        round(predicted_high_ms, 3) AS predicted_high_ms,
+       round(moving_average_ms, 3) AS moving_average_ms,
+       round(last_value_ms, 3) AS last_value_ms
+FROM decision JOIN candidate ON candidate.decision_id = decision.id;
+";
+
+/// What the model in shadow forecast.
+const SHADOW_2: &str = "
+ALTER TABLE decision ADD COLUMN challenger_version TEXT;
+ALTER TABLE candidate ADD COLUMN challenger_ms REAL;
+DROP VIEW forecast;
+CREATE VIEW forecast AS
+SELECT datetime(at_us / 1000000, 'unixepoch') AS at_utc,
+       tunnel, destination, reason, model_version, challenger_version, rank, route, alive, chosen,
+       round(score, 4) AS score,
+       round(baseline_score, 4) AS baseline_score,
+       round(predicted_ms, 3) AS predicted_ms,
+       round(predicted_low_ms, 3) AS predicted_low_ms,
+       round(predicted_high_ms, 3) AS predicted_high_ms,
+       round(challenger_ms, 3) AS challenger_ms,
        round(moving_average_ms, 3) AS moving_average_ms,
        round(last_value_ms, 3) AS last_value_ms
 FROM decision JOIN candidate ON candidate.decision_id = decision.id;
@@ -240,6 +259,30 @@ mod tests {
         }
         let nowhere = folder.path().join("no/such/folder.db");
         assert!(matches!(Store::open(nowhere), Err(StoreError::NoFolder(_))));
+    }
+
+    #[test]
+    fn a_store_of_the_first_version_is_brought_up_to_date_with_its_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(TABLES_1).unwrap();
+        old.execute_batch(
+            "INSERT INTO decision VALUES (1, 5, 4, 't', 'held', 0, 'v1', 1.0, 'a>t', 7);
+             INSERT INTO candidate VALUES (1, 0, 'a>t', 1, 1, 0.5, 0.4, 2.0, 1.0, 3.0, 2.5, 2.4, '[]');",
+        )
+        .unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        drop(old);
+        let early = crate::store::Reader::open(&path).err().expect("a reader must not migrate");
+        assert!(matches!(early, StoreError::Older { found: 1, .. }), "{early}");
+        drop(Store::open(&path).unwrap());
+        let reader = crate::store::Reader::open(&path).unwrap();
+        let decision = reader.latest_decisions(1).unwrap().remove(0);
+        assert_eq!((decision.model_version.as_str(), decision.challenger_version), ("v1", None));
+        let candidate = &decision.candidates[0];
+        assert_eq!((candidate.predicted_ms, candidate.challenger_ms), (Some(2.0), None));
     }
 
     #[test]

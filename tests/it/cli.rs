@@ -95,6 +95,12 @@ fn models_and_data_are_shown_without_a_node() {
     let dir = tempfile::tempdir().unwrap();
     fails(dir.path(), &["model", "show"], &["no model is in use", "model train"]);
     fails(dir.path(), &["model", "show", "../x"], &["../x"]);
+    fails(dir.path(), &["model", "promote", "../x"], &["../x"]);
+    fails(dir.path(), &["model", "promote", "v1"], &["v1.json", "model list"]);
+    fails(dir.path(), &["model", "promote", "challenger"], &["no challenger", "model train"]);
+    fails(dir.path(), &["model", "rollback"], &["no champion"]);
+    fails(dir.path(), &["model", "compare"], &["no champion"]);
+    assert!(!dir.path().join("models").exists(), "nothing is made by asking");
     fails(dir.path(), &["data", "stats"], &["meshwise.db"]);
     let list = run(dir.path(), &["model", "list", "--json"]);
     assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "[]");
@@ -103,6 +109,20 @@ fn models_and_data_are_shown_without_a_node() {
     let list = run(dir.path(), &["model", "list", "--json"]);
     let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
     assert!(list[0]["error"].as_str().unwrap().contains("damaged"), "{list}");
+    std::fs::write(dir.path().join("models/champion"), "v1\n").unwrap();
+    let back = run(dir.path(), &["model", "rollback", "--json"]);
+    let back: serde_json::Value = serde_json::from_slice(&back.stdout).unwrap();
+    assert_eq!((&back["change"]["from"], &back["champion"]), (&"v1".into(), &().into()), "{back}");
+    for (file, arguments) in [
+        ("models/champion", &["model", "list"][..]),
+        ("models/challenger", &["model", "promote", "challenger"]),
+        ("models/history.json", &["model", "rollback"]),
+    ] {
+        std::fs::write(dir.path().join("models/champion"), "v1\n").unwrap();
+        std::fs::write(dir.path().join(file), "{not a version").unwrap();
+        fails(dir.path(), arguments, &[file]);
+        std::fs::remove_file(dir.path().join(file)).unwrap();
+    }
 }
 
 #[test]

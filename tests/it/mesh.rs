@@ -11,7 +11,7 @@ use meshwise::engine::measure::ProbeKind;
 use meshwise::engine::predict::ForestModel;
 use meshwise::engine::predict::schema::FEATURES;
 use meshwise::engine::types::{NodeId, ServiceName};
-use meshwise::learn::{ModelRegistry, TrainConfig, train_from_store};
+use meshwise::learn::{Action, ModelRegistry, TrainConfig, train_from_store};
 use meshwise::node::{DATABASE, Identity, MODELS, Node, NodeOptions, RequestError};
 use meshwise::store::{ProbeRow, Reader};
 use tempfile::TempDir;
@@ -207,7 +207,7 @@ async fn everything_is_recorded_and_a_model_is_swapped_in_without_a_restart() {
     let outcome = outcome.await.unwrap();
     // Whether it earns its place on loopback is chance; here it is only swapped in.
     let registry = ModelRegistry::new(&models);
-    registry.set_champion(&outcome.model.version).unwrap();
+    registry.promote(&outcome.model.version, at, "a test").unwrap();
     let handle = diamond.nodes[S].handle();
     let version = handle.reload_model().await.unwrap().unwrap();
     assert_eq!(version.as_ref(), Some(&outcome.model.version));
@@ -230,6 +230,22 @@ async fn everything_is_recorded_and_a_model_is_swapped_in_without_a_restart() {
     std::fs::write(&file, foreign.to_json()).unwrap();
     let error = handle.reload_model().await.unwrap().unwrap_err();
     assert!(error.contains("0123456789abcdef"), "{error}");
+    // A champion that does harm is taken out of use by the node itself, in the registry too; the one
+    // before cannot be used, so that the moving average decides.
+    let mut harmful = ForestModel { version: "harmful".into(), ..outcome.model.clone() };
+    harmful.latency.trees.base += 3.0;
+    registry.save(&harmful).unwrap();
+    registry.promote("harmful", at, "a test").unwrap();
+    handle.reload_model().await.unwrap().unwrap();
+    assert_eq!(handle.inspect(in_use).await.unwrap(), "harmful");
+    eventually("it is out of use", || async {
+        registry.champion_version().unwrap().is_none()
+            && handle.inspect(in_use).await.unwrap() == "moving-average"
+    })
+    .await;
+    let change = handle.inspect(|view| view.last_change.cloned()).await.unwrap().unwrap();
+    assert_eq!((change.action, change.from.as_deref()), (Action::RolledBack, Some("harmful")));
+    assert!(change.reason.contains("moving average"), "{}", change.reason);
     assert_eq!(exchange(address, b"y").await.unwrap(), b"y", "traffic never stopped");
     diamond.stop().await;
 }

@@ -1,12 +1,14 @@
 //! Behaviour in simulated worlds: the real engine, virtual time, a seed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshwise::engine::Intervals;
-use meshwise::engine::event::{Answer, Command, CommandError, ServiceSpec};
+use meshwise::engine::event::{Answer, Command, CommandError, Input, ServiceSpec};
 use meshwise::engine::measure::{EventKind, ProbeKind, Sample};
 use meshwise::engine::overlay::ServiceKind;
+use meshwise::engine::predict::{FeatureVector, LastValue, Prediction, QualityModel};
 use meshwise::engine::route::PathPolicy;
 use meshwise::engine::types::{Route, ServiceName, Timestamp, TunnelId};
 use meshwise::sim::{LinkModel, World};
@@ -211,4 +213,48 @@ fn garbage_by_gossip_is_dropped_and_nothing_changes() {
     world.input(0, Input::SyncReceived { from, bytes: vec![9; 50] });
     world.run_for(seconds(5));
     assert_eq!(world.engine(0).graph().origins().count(), before);
+}
+
+/// Forecasts the last value times this.
+struct Times(&'static str, f64);
+
+impl QualityModel for Times {
+    fn version(&self) -> &str {
+        self.0
+    }
+
+    fn predict(&self, features: &FeatureVector) -> Option<Prediction> {
+        LastValue.predict(features).map(|last| Prediction::of_latency(self.1 * last.latency_ms))
+    }
+}
+
+#[test]
+fn a_model_that_does_worse_than_the_moving_average_stops_deciding_by_itself() {
+    for (harmful, factor) in [(false, 1.0), (true, 1.5), (true, f64::NAN)] {
+        let mut world = diamond(21);
+        world.run_for(seconds(10));
+        open(&mut world, 0, 5);
+        world.run_for(seconds(10));
+        world.input(0, Input::Model(Some(Arc::new(Times("champion", factor)))));
+        world.input(0, Input::Challenger(Some(Arc::new(Times("challenger", 1.01)))));
+        world.run_for(seconds(5));
+        let decision = world.decisions(0).last().unwrap();
+        assert_eq!(decision.model_version, "champion");
+        assert_eq!(decision.challenger_version.as_deref(), Some("challenger"));
+        let forecast = &decision.candidates[0].forecast;
+        let (last, shadow) = (forecast.last_value.unwrap(), forecast.challenger.unwrap());
+        assert!((shadow.latency_ms - 1.01 * last.latency_ms).abs() < 1e-9);
+        // The links of one way swing, and the last value follows sooner than the moving average.
+        for step in 0..150_u32 {
+            let delay_ms = if step % 20 < 10 { 10.0 } else { 12.0 };
+            world.set_link(0, 1, LinkModel { delay_ms, jitter_ms: 0.0, loss: 0.0 });
+            world.run_for(seconds(2));
+        }
+        let decides = world.engine(0).predictor().version();
+        assert_eq!(decides, if harmful { "moving-average" } else { "champion" }, "{factor}");
+        assert_eq!(world.decisions(0).last().unwrap().model_version, decides);
+        let watch = world.engine(0).predictor().watch();
+        assert!(watch.challenger().probes > 300, "{watch:?}");
+        assert_eq!(watch.champion().probes > 0, !harmful);
+    }
 }

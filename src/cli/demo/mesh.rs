@@ -146,6 +146,7 @@ impl Mesh {
                 // Once: the figures are about one model.
                 retrain_s: if name == "S" { 3_600 } else { 0 },
                 first_train_s: super::LEARN_S,
+                retrain_rows: 0,
             },
             emulation: EmulationConfig {
                 enabled: true,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::baseline::{LastValue, Level, MovingAverage};
 use super::model::{Prediction, QualityModel};
+use super::profile::FeatureProfile;
 use super::ranking::Ranking;
 use super::schema::{self, FEATURES, FeatureVector, MISSING, schema_hash};
 use super::trees::Trees;
@@ -176,7 +177,8 @@ pub struct Score {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelCard {
-    /// When training ended (µs since the epoch).
+    /// Time of the newest row that training saw (µs since the epoch), so that the same rows and
+    /// seed give the same file.
     pub created_us: u64,
     /// First and last moment of the training rows (µs since the epoch).
     pub trained_from_us: u64,
@@ -196,6 +198,9 @@ pub struct ModelCard {
     pub moving_average: Score,
     /// The last value on the same rows.
     pub last_value: Score,
+    /// How the features were distributed over the training rows, in schema order; may be empty.
+    #[serde(default)]
+    pub profile: Vec<FeatureProfile>,
 }
 
 impl ModelCard {

@@ -1,19 +1,24 @@
 //! Predict: from what is known about a route now to a forecast of what it will deliver next.
 //!
 //! [`schema`] names the features, [`route_features`] computes them, a [`QualityModel`] turns them into
-//! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it.
+//! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it. [`watch`] finds
+//! a model out that does worse than the moving average, [`drift`] a change in its residuals,
+//! [`profile`] a change in the features.
 
 mod baseline;
+pub mod drift;
 mod features;
 mod forest;
 mod model;
 pub mod posterior;
 mod predictor;
+pub mod profile;
 mod ranking;
 mod shim;
 pub use shim::{AdaptiveInterval, Mix};
 pub mod schema;
 mod trees;
+pub mod watch;
 
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use features::route_features;
@@ -21,7 +26,7 @@ pub use forest::{
     FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Reference,
     ReliabilityHead, SCALE_RANGE, Score,
 };
-pub use model::{Prediction, QualityModel};
+pub use model::{Prediction, QualityModel, RTT_MS_MIN, ln_error};
 pub use predictor::{Forecast, RoutePredictor};
 pub use ranking::{CHOICES_MIN, Centre, Prospect, Ranking, RankingTuner, STALE_INTERVALS_MAX};
 pub use schema::FeatureVector;

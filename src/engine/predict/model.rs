@@ -5,6 +5,14 @@ use super::schema::FeatureVector;
 /// Largest latency that is believed (ms); a forecast beyond it counts as failed.
 pub const LATENCY_MS_MAX: f64 = 60_000.0;
 
+/// Smallest round trip (ms): the clock counts microseconds, and ln 0 is not a number.
+pub const RTT_MS_MIN: f64 = 0.001;
+
+/// How far a forecast lies above the truth, ln(ms); both count as [`RTT_MS_MIN`] at least.
+pub fn ln_error(forecast_ms: f64, truth_ms: f64) -> f64 {
+    forecast_ms.max(RTT_MS_MIN).ln() - truth_ms.max(RTT_MS_MIN).ln()
+}
+
 /// A forecast of the next end-to-end round trip over a route.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
@@ -32,7 +40,8 @@ impl Prediction {
         self.latency_ms * (pessimism * self.scale.unwrap_or(0.0)).exp()
     }
 
-    pub(super) fn is_sane(&self) -> bool {
+    /// Whether the latency is one that is believed: above 0, at most [`LATENCY_MS_MAX`].
+    pub fn is_sane(&self) -> bool {
         self.latency_ms > 0.0 && self.latency_ms <= LATENCY_MS_MAX
     }
 }

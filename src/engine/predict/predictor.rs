@@ -1,10 +1,16 @@
 //! The predictor that keeps a model honest by always asking the baselines too.
+//!
+//! The champion decides. The challenger is asked beside it and never decides: its forecasts are
+//! kept, so that it can be judged on them. When the [`Watch`] finds the champion worse than the
+//! moving average, it is dropped at once.
 
 use std::sync::Arc;
 
 use super::baseline::{LastValue, MovingAverage};
 use super::model::{Prediction, QualityModel};
 use super::schema::FeatureVector;
+use super::watch::{Alarm, Expected, Watch};
+use crate::engine::types::Timestamp;
 
 /// What is forecast for one route, by everyone asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +19,8 @@ pub struct Forecast {
     pub features: FeatureVector,
     /// The trained model's forecast; `None` without a model, when it is switched off or failed.
     pub model: Option<Prediction>,
+    /// That of the model in shadow, which never decides; `None` as for `model`.
+    pub challenger: Option<Prediction>,
     /// The moving average's.
     pub moving_average: Option<Prediction>,
     /// The last value's.
@@ -30,19 +38,28 @@ impl Forecast {
 #[derive(Clone, Default)]
 pub struct RoutePredictor {
     model: Option<Arc<dyn QualityModel>>,
+    challenger: Option<Arc<dyn QualityModel>>,
     enabled: bool,
     failures: u64,
+    watch: Watch,
 }
 
 impl RoutePredictor {
     /// Without a model. `enabled` is the operator's switch: when off, no model is asked.
     pub fn new(enabled: bool) -> Self {
-        Self { model: None, enabled, failures: 0 }
+        Self { enabled, ..Self::default() }
     }
 
     /// Replaces the model; `None` goes back to the moving average.
     pub fn set_model(&mut self, model: Option<Arc<dyn QualityModel>>) {
         self.model = model;
+        self.watch.champion_replaced();
+    }
+
+    /// Replaces the model in shadow; `None` for none.
+    pub fn set_challenger(&mut self, challenger: Option<Arc<dyn QualityModel>>) {
+        self.challenger = challenger;
+        self.watch.challenger_replaced();
     }
 
     /// Version of the model that decides now; `moving-average` without one.
@@ -51,6 +68,17 @@ impl RoutePredictor {
             Some(model) if self.enabled => model.version().to_owned(),
             _ => MovingAverage.version().to_owned(),
         }
+    }
+
+    /// Version of the model in shadow that is asked now.
+    pub fn challenger_version(&self) -> Option<String> {
+        let challenger = self.challenger.as_ref().filter(|_| self.enabled);
+        challenger.map(|model| model.version().to_owned())
+    }
+
+    /// How both models do beside the moving average.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Forecasts of the model that were missing or absurd and were replaced by the moving
@@ -65,7 +93,7 @@ impl RoutePredictor {
         let model = match &self.model {
             // Without any history there is nothing that the model was trained on.
             Some(model) if self.enabled && moving_average.is_some() => {
-                let prediction = model.predict(&features).filter(Prediction::is_sane);
+                let prediction = ask(model, &features);
                 if prediction.is_none() {
                     self.failures += 1;
                 }
@@ -73,8 +101,56 @@ impl RoutePredictor {
             }
             _ => None,
         };
-        Forecast { features, model, moving_average, last_value: LastValue.predict(&features) }
+        let challenger = self.challenger.as_ref().filter(|_| self.enabled);
+        let challenger = challenger.filter(|_| moving_average.is_some());
+        Forecast {
+            features,
+            model,
+            challenger: challenger.and_then(|challenger| ask(challenger, &features)),
+            moving_average,
+            last_value: LastValue.predict(&features),
+        }
     }
+
+    /// A route probe leaves at `sent_at`: keeps what the models expect of it. `features` is called
+    /// only when there is a model to ask.
+    pub fn probe_sent(&mut self, sent_at: Timestamp, features: impl FnOnce() -> FeatureVector) {
+        if !self.enabled || (self.model.is_none() && self.challenger.is_none()) {
+            return;
+        }
+        let features = features();
+        let Some(moving_average) = MovingAverage.predict(&features) else { return };
+        let opinion = |model: &Option<Arc<dyn QualityModel>>| {
+            model.as_ref().map(|model| ask(model, &features).map(|p| p.latency_ms))
+        };
+        let expected = Expected {
+            moving_average_ms: moving_average.latency_ms,
+            champion: opinion(&self.model),
+            challenger: opinion(&self.challenger),
+        };
+        self.watch.sent(sent_at, expected);
+    }
+
+    /// A route probe that left at `sent_at` came back after `rtt_us`, or was lost. Returns the
+    /// version of the model that an alarm is about; on [`Alarm::Worse`] it no longer decides.
+    pub fn probe_completed(
+        &mut self,
+        sent_at: Timestamp,
+        rtt_us: Option<u64>,
+        now: Timestamp,
+    ) -> Option<(String, Alarm)> {
+        let alarm = self.watch.completed(sent_at, rtt_us, now)?;
+        let version = self.version();
+        if matches!(alarm, Alarm::Worse(_)) {
+            self.set_model(None);
+        }
+        Some((version, alarm))
+    }
+}
+
+/// A forecast that is believed.
+fn ask(model: &Arc<dyn QualityModel>, features: &FeatureVector) -> Option<Prediction> {
+    model.predict(features).filter(Prediction::is_sane)
 }
 
 #[cfg(test)]
@@ -119,6 +195,57 @@ mod tests {
             assert_eq!(predictor.forecast(features()).best().unwrap().latency_ms, 30.0);
             assert_eq!(predictor.failures(), 1);
         }
+    }
+
+    #[test]
+    fn the_challenger_is_asked_and_never_decides() {
+        let mut predictor = RoutePredictor::new(true);
+        predictor.set_challenger(Some(Arc::new(Constant(20.0))));
+        let forecast = predictor.forecast(features());
+        assert_eq!(forecast.challenger.unwrap().latency_ms, 20.0);
+        assert_eq!((forecast.model, forecast.best().unwrap().latency_ms), (None, 30.0));
+        assert_eq!(predictor.version(), "moving-average");
+        assert_eq!(predictor.challenger_version().as_deref(), Some("constant"));
+        predictor.set_model(Some(Arc::new(Constant(25.0))));
+        assert_eq!(predictor.forecast(features()).best().unwrap().latency_ms, 25.0);
+        predictor.set_challenger(Some(Arc::new(Constant(f64::NAN))));
+        assert_eq!(predictor.forecast(features()).challenger, None);
+        assert_eq!(predictor.failures(), 0, "only what decides can fail");
+    }
+
+    #[test]
+    fn a_model_that_is_worse_than_the_moving_average_stops_deciding() {
+        for (bad, both_ms) in [(60.0, 30_000), (f64::NAN, 30_000)] {
+            let mut predictor = RoutePredictor::new(true);
+            predictor.set_model(Some(Arc::new(Constant(bad))));
+            predictor.set_challenger(Some(Arc::new(Constant(30.0))));
+            let mut alarms = Vec::new();
+            for at in 0..1_000 {
+                predictor.probe_sent(Timestamp(at), features);
+                alarms.extend(predictor.probe_completed(
+                    Timestamp(at),
+                    Some(both_ms),
+                    Timestamp(at + 1),
+                ));
+            }
+            let [(version, Alarm::Worse(loss))] = &alarms[..] else { panic!("{alarms:?}") };
+            assert_eq!((version.as_str(), loss.moving_average_ln), ("constant", 0.0));
+            assert_eq!(predictor.version(), "moving-average");
+            assert_eq!(predictor.forecast(features()).best().unwrap().latency_ms, 30.0);
+            assert!(predictor.watch().challenger().probes > 900, "it is watched on");
+        }
+    }
+
+    #[test]
+    fn features_are_not_computed_for_nobody() {
+        let mut predictor = RoutePredictor::new(true);
+        predictor.probe_sent(Timestamp(1), || panic!("nobody asks"));
+        let mut off = RoutePredictor::new(false);
+        off.set_model(Some(Arc::new(Constant(20.0))));
+        off.set_challenger(Some(Arc::new(Constant(20.0))));
+        off.probe_sent(Timestamp(1), || panic!("nobody asks"));
+        assert_eq!(off.forecast(features()).challenger, None);
+        assert_eq!(off.challenger_version(), None);
     }
 
     #[test]

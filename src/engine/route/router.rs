@@ -76,6 +76,8 @@ pub struct Decision {
     pub changed: bool,
     /// Version of the model whose forecasts decided.
     pub model_version: String,
+    /// Version of the model that was asked in shadow.
+    pub challenger_version: Option<String>,
     /// Probability with which the policy makes this choice: 1, it does not explore by chance.
     pub propensity: f64,
 }
@@ -223,6 +225,7 @@ impl IntelligentRouter {
             reason,
             changed: change,
             model_version: know.predictor.version(),
+            challenger_version: know.predictor.challenger_version(),
             propensity: 1.0,
         })
     }
@@ -244,6 +247,7 @@ impl IntelligentRouter {
             reason: if chosen.is_some() { Reason::First } else { Reason::NoRoute },
             changed: false,
             model_version: know.predictor.version(),
+            challenger_version: know.predictor.challenger_version(),
             propensity: 1.0,
         }
     }
