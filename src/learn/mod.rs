@@ -1,14 +1,14 @@
-//! Learn: from the store to a model that the router may use. Only this module knows polars and
-//! smartcore.
+//! Learn: from the store to a model that the router may use. Only this module knows polars,
+//! smartcore and linfa.
 //!
 //! The way of the data:
 //!
 //! 1. [`feature_frame`] turns probes and link states into one row per answered route probe, with
 //!    the features as they were known when the probe left. The engine computes the same numbers
 //!    online; a test compares them to 1e-9.
-//! 2. [`train()`] holds out the newest rows, fits gradient-boosted trees to ln(ms) of the others
-//!    (its distance from the last value),
-//!    measures the interval and the score on the held-out ones, beside the baselines.
+//! 2. [`train()`], or [`train_rows`] without a frame, fits latency, throughput and reliability on
+//!    the oldest rows, chooses shrinkage, scale and intervals on later ones, and judges all of it
+//!    on the newest, beside the baselines.
 //! 3. [`ModelRegistry`] keeps every version as one file; the alias `champion` names the one in
 //!    use, `challenger` the one in shadow, and a history leads back to earlier champions.
 //! 4. [`promotion`] decides which model is which: a challenger must be better on later rows.
@@ -25,11 +25,15 @@
 //! Everything here blocks and uses several threads: call it from a process or thread of its own.
 
 pub mod artefacts;
+mod card;
 pub mod compare;
+mod conformal;
 pub mod dataset;
 pub mod evaluate;
 pub mod export;
+mod frame_rows;
 mod frames;
+mod head;
 pub mod history;
 mod links;
 pub mod logged;
@@ -39,9 +43,13 @@ pub mod promotion;
 #[cfg(test)]
 mod random_history;
 pub mod registry;
+mod regressor;
+mod reliability;
 mod routes;
+mod rows;
 pub mod trace;
 pub mod train;
+mod train_config;
 mod windows;
 
 use std::path::{Path, PathBuf};
@@ -57,12 +65,16 @@ pub use compare::{Comparison, compare_in_store};
 pub use dataset::feature_frame;
 pub use evaluate::{Realised, realised_accuracy, score};
 pub use export::{Exported, ExportedTable, export};
+pub use frame_rows::train;
+pub use head::COVERAGE;
 pub use history::{Action, Change, History};
 pub use logged::{Logged, Preference, logged_decisions};
 pub use offpolicy::{Estimate, Estimates, LoggedDecision, OffPolicyError, judge};
 pub use promotion::{Difference, Judgement};
 pub use registry::{ListedModel, ModelRegistry};
-pub use train::{ROWS_MIN, TrainConfig, TrainRow, train, train_rows};
+pub use rows::{ROWS_MIN, TrainRow};
+pub use train::train_rows;
+pub use train_config::TrainConfig;
 
 /// History that is read before the first training row (µs): 2 hours. A candidate route is probed
 /// every few seconds, so that its windows are full long before.
@@ -241,7 +253,7 @@ fn newest_rows(
     let from_us = from_us.max(after_us.saturating_add(1));
     let lead_us = from_us.saturating_sub(HISTORY_LEAD_US);
     let probes = reader.probes(ProbeKind::Route, lead_us)?;
-    train::rows_of(&feature_frame(&probes, &reader.link_states(lead_us)?, from_us)?)
+    frame_rows::rows_of(&feature_frame(&probes, &reader.link_states(lead_us)?, from_us)?)
 }
 
 #[cfg(test)]
@@ -393,7 +405,7 @@ mod tests {
         store_of(&store, 400, |index| 20_000 + index);
         let config = TrainConfig { rows_max: 200, ..config() };
         let card = train_from_store(&store, &models, &config, 1).unwrap().model.card;
-        assert_eq!(card.rows_train + card.rows_test, 200);
+        assert_eq!(card.rows_train + card.rows_calibrate + card.rows_test, 200);
         assert_eq!(card.trained_from_us, 1_700_000_200_000_000);
     }
 }

@@ -12,6 +12,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::baseline::{LastValue, Level, MovingAverage};
+use super::card::{ClassCard, ReliabilityCard, ThroughputCard};
 use super::model::{Prediction, QualityModel};
 use super::profile::FeatureProfile;
 use super::ranking::Ranking;
@@ -161,7 +162,7 @@ impl ReliabilityHead {
     }
 }
 
-/// How a forecaster did on the held-out rows.
+/// How a forecaster did on the test rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Score {
@@ -184,15 +185,19 @@ pub struct ModelCard {
     pub trained_from_us: u64,
     /// See `trained_from_us`.
     pub trained_to_us: u64,
-    /// Rows fitted on.
+    /// Answered rows that the latency head was fitted on, the oldest.
     pub rows_train: usize,
-    /// Newest rows held out.
+    /// Answered rows after them: reference, shrinkage, scale and intervals come from these.
+    pub rows_calibrate: usize,
+    /// Answered rows after those, which nothing was chosen on: all figures below are of these.
     pub rows_test: usize,
     /// Seed of the fit.
     pub seed: u64,
     /// The library's parameters, as text.
     pub parameters: String,
-    /// This model on the held-out rows.
+    /// Factor that the latency head's leaves were multiplied by, 0 to 1; 0: the reference alone.
+    pub shrink: f64,
+    /// This model on the test rows.
     pub model: Score,
     /// The moving average on the same rows.
     pub moving_average: Score,
@@ -201,6 +206,20 @@ pub struct ModelCard {
     /// How the features were distributed over the training rows, in schema order; may be empty.
     #[serde(default)]
     pub profile: Vec<FeatureProfile>,
+    /// The robust level on the same rows.
+    pub level: Score,
+    /// Share of test rows inside the interval, 0 to 1.
+    pub coverage: f64,
+    /// Mean width of the interval, ln(ms).
+    pub width_ln: f64,
+    /// The same by class of path; classes without test rows are left out.
+    pub classes: Vec<ClassCard>,
+    /// The reliability head, when there is one.
+    pub reliability: Option<ReliabilityCard>,
+    /// The throughput head, when there is one.
+    pub throughput: Option<ThroughputCard>,
+    /// What the figures above say against the model, in sentences.
+    pub known_failures: Vec<String>,
 }
 
 impl ModelCard {

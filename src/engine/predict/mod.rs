@@ -5,27 +5,31 @@
 //! a model out that does worse than the moving average, [`drift`] a change in its residuals,
 //! [`profile`] a change in the features.
 
+mod adaptive;
 mod baseline;
+mod card;
 pub mod drift;
 mod features;
 mod forest;
+mod mix;
 mod model;
 pub mod posterior;
 mod predictor;
 pub mod profile;
 mod ranking;
-mod shim;
-pub use shim::{AdaptiveInterval, Mix};
 pub mod schema;
 mod trees;
 pub mod watch;
 
+pub use adaptive::AdaptiveInterval;
 pub use baseline::{LastValue, Level, MovingAverage};
+pub use card::{ClassCard, ReliabilityCard, ThroughputCard};
 pub use features::route_features;
 pub use forest::{
     FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Reference,
     ReliabilityHead, SCALE_RANGE, Score,
 };
+pub use mix::{EXPERTS, Mix};
 pub use model::{Prediction, QualityModel, RTT_MS_MIN, ln_error};
 pub use predictor::{Forecast, RoutePredictor};
 pub use ranking::{CHOICES_MIN, Centre, Prospect, Ranking, RankingTuner, STALE_INTERVALS_MAX};
