@@ -178,7 +178,7 @@ fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
             "schema_hash": model.schema_hash,
             "feature_names": model.feature_names,
             "trees": model.latency.trees.roots.len(),
-            "nodes": model.latency.trees.feature.len(),
+            "nodes": model.latency.trees.nodes.len(),
             "interval": model.latency.interval,
             "card": model.card,
         }));
@@ -200,7 +200,7 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
         model.schema_hash,
         model.feature_names.len(),
         model.latency.trees.roots.len(),
-        model.latency.trees.feature.len(),
+        model.latency.trees.nodes.len(),
     ))?;
     let mut table = output::table(&["on later rows", "accuracy", "mae ms", "rmse ln"]);
     for (name, score) in [

@@ -12,7 +12,8 @@
 //! 3. [`ModelRegistry`] keeps every version as one file; the alias `champion` names the one in
 //!    use. A version becomes champion only when it does at least as well as the moving average.
 //! 4. [`realised_accuracy`] compares what was forecast live with what then happened.
-//! 5. [`export()`] writes probes, link states and feature rows as Parquet for any other tool.
+//! 5. [`export()`] writes probes, link states and feature rows as Parquet for any other tool;
+//!    [`import_file`] takes back what XGBoost made of them.
 //!
 //! What the offline side cannot know: a restarted node begins with empty histories, and forgets
 //! the route probed longest ago when it has more than a thousand; here the past is whole.
@@ -23,10 +24,12 @@ pub mod dataset;
 pub mod evaluate;
 pub mod export;
 mod frames;
+pub mod import;
 mod links;
 pub mod registry;
 pub mod train;
 mod windows;
+mod xgboost;
 
 use std::path::{Path, PathBuf};
 
@@ -39,6 +42,7 @@ use crate::store::{Reader, StoreError};
 pub use dataset::feature_frame;
 pub use evaluate::{Realised, realised_accuracy};
 pub use export::{Exported, ExportedTable, export};
+pub use import::{ImportOptions, Imported, import_file, import_xgboost};
 pub use registry::{ListedModel, ModelRegistry};
 pub use train::{ROWS_MIN, TrainConfig, train};
 
@@ -88,6 +92,9 @@ pub enum LearnError {
         "the model could not be fitted ({0}); report it with the output of 'meshwise data stats'"
     )]
     Fit(String),
+    /// A file of another program that cannot become a model.
+    #[error("the model cannot be imported: {0}")]
+    Import(String),
     /// A version name that could leave the folder, or that is no name.
     #[error(
         "'{0}' is no model version: use 1 to 64 lower-case letters, digits, dots and hyphens, a \

@@ -368,7 +368,7 @@ mod tests {
         let (library, _) = fit(&rows, &truth, &quick()).unwrap();
         let trees = flatten(&library).unwrap();
         assert_eq!(trees.roots.len(), 25);
-        assert!(trees.feature.len() > 100, "{}", trees.feature.len());
+        assert!(trees.nodes.len() > 100, "{}", trees.nodes.len());
         let others: Vec<FeatureVector> = (0..1_000).map(|_| draw()).chain(rows).collect();
         let expected = library.predict(&matrix(&others).unwrap()).unwrap();
         for (row, expected) in others.iter().zip(expected) {

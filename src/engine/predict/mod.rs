@@ -1,7 +1,8 @@
 //! Predict: from what is known about a route now to a forecast of what it will deliver next.
 //!
 //! [`schema`] names the features, [`route_features`] computes them, a [`QualityModel`] turns them into
-//! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it.
+//! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it. An
+//! [`Explanation`] says what each feature contributed.
 
 mod baseline;
 mod features;
@@ -9,6 +10,7 @@ mod forest;
 mod model;
 mod predictor;
 pub mod schema;
+mod shap;
 mod trees;
 
 pub use baseline::{LastValue, Level, MovingAverage};
@@ -20,4 +22,5 @@ pub use forest::{
 pub use model::{Prediction, QualityModel};
 pub use predictor::{Forecast, RoutePredictor};
 pub use schema::FeatureVector;
-pub use trees::{NODES_MAX, Trees};
+pub use shap::Explanation;
+pub use trees::{DEPTH_MAX, LEAF, NODES_MAX, Node, Trees};
