@@ -4,6 +4,8 @@
 
 mod data;
 mod demo;
+mod explain;
+mod import;
 mod model;
 mod node;
 mod output;

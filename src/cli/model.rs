@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use super::{Context, output, route};
+use super::{Context, explain, import, output, route};
 use crate::api::ClientError;
 use crate::api::types::{Explanation, Reloaded};
 use crate::engine::predict::ForestModel;
@@ -38,6 +38,13 @@ pub enum Verb {
         /// Which [default: the one in use].
         version: Option<String>,
     },
+    /// Show what the forecast for the route in use is made of: what each feature adds.
+    Explain {
+        /// Name of a service, node id or peer id.
+        target: String,
+    },
+    /// Take over a model that XGBoost trained elsewhere, on an export ('data export').
+    Import(import::Args),
     /// Ask the running node's model about the routes to a service or a node.
     Predict {
         /// Name of a service, node id or peer id.
@@ -48,7 +55,7 @@ pub enum Verb {
 impl Verb {
     /// Whether it needs only files.
     pub(super) fn is_offline(&self) -> bool {
-        matches!(self, Self::List | Self::Show { .. })
+        matches!(self, Self::List | Self::Show { .. } | Self::Import(_))
     }
 }
 
@@ -60,7 +67,8 @@ pub(super) fn offline(verb: &Verb, context: &Context) -> anyhow::Result<()> {
     match verb {
         Verb::List => list(context),
         Verb::Show { version } => show(version.as_deref(), context),
-        Verb::Train { .. } | Verb::Predict { .. } => Ok(()),
+        Verb::Import(args) => import::run(args, context),
+        Verb::Train { .. } | Verb::Predict { .. } | Verb::Explain { .. } => Ok(()),
     }
 }
 
@@ -79,7 +87,8 @@ pub(super) async fn run(verb: &Verb, context: &Context) -> anyhow::Result<()> {
             route::print_candidates(&answer)?;
             output::print(&format!("\n{} decides; milliseconds, round trip", answer.model_version))
         }
-        Verb::List | Verb::Show { .. } => Ok(()),
+        Verb::Explain { target } => explain::model(target, context).await,
+        Verb::List | Verb::Show { .. } | Verb::Import(_) => Ok(()),
     }
 }
 

@@ -230,9 +230,6 @@ fn append(tree: &Tree, trees: &mut Trees) -> Result<u32, String> {
         }
         let (left, right) = (tree.left_children[node], tree.right_children[node]);
         let condition = tree.split_conditions[node];
-        if !condition.is_finite() {
-            return Err("holds a number that is not finite".into());
-        }
         let index = if left == -1 && right == -1 {
             trees.push_leaf(f64::from(condition))
         } else {

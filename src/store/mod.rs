@@ -22,6 +22,7 @@
 //! A file that is damaged, of another program or of a newer version is refused by name, and
 //! nothing in it is touched.
 
+mod outcome;
 mod reader;
 mod retention;
 mod rows;
@@ -33,6 +34,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub use outcome::OutcomeRow;
 pub use reader::{
     CandidatePredictionRow, CandidateRow, Counts, DecisionRow, LinkStateRow, ProbeRow, Reader,
     TableCount,

@@ -50,9 +50,9 @@ mod tests {
     use crate::engine::measure::LinkQuality;
     use crate::engine::predict::schema::{FEATURES, MISSING};
     use crate::engine::predict::{Forecast, Prediction};
+    use crate::engine::route::Candidate;
     use crate::engine::route::score::route_score;
     use crate::engine::route::switching::Current;
-    use crate::engine::route::Candidate;
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
     fn links(hops: u8) -> Vec<LinkQuality> {
