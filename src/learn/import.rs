@@ -290,7 +290,7 @@ mod tests {
         let root = trees.roots[0] as usize;
         assert_eq!(trees.cover[root], first["sum_hessian"][0].as_f64().unwrap());
         let left = first["left_children"][0].as_u64().unwrap() as usize;
-        let cover = trees.cover[trees.nodes[root].left as usize];
+        let cover = trees.cover[trees.nodes[root].children[0] as usize];
         assert_eq!(cover, first["sum_hessian"][left].as_f64().unwrap());
         for row in rows(&fixture) {
             let explanation = model.explain(&row).unwrap();

@@ -238,7 +238,7 @@ fn append(tree: &Tree, trees: &mut Trees) -> Result<u32, String> {
                 return Err("splits on a feature that does not exist".into());
             }
             let index = trees.push_split(feature, boundary(condition));
-            trees.nodes[index as usize].missing_left = tree.default_left[node] != 0;
+            trees.set_missing_left(index, tree.default_left[node] != 0);
             for (child, is_left) in [(right, false), (left, true)] {
                 let child = usize::try_from(child).map_err(|_| "has a child in the wrong place")?;
                 open.push((child, depth + 1, Some((index, is_left))));
@@ -247,8 +247,7 @@ fn append(tree: &Tree, trees: &mut Trees) -> Result<u32, String> {
         };
         trees.cover[index as usize] = f64::from(tree.sum_hessian[node]);
         if let Some((parent, is_left)) = parent {
-            let parent = &mut trees.nodes[parent as usize];
-            *(if is_left { &mut parent.left } else { &mut parent.right }) = index;
+            trees.nodes[parent as usize].children[usize::from(!is_left)] = index;
         }
     }
     Ok(root)

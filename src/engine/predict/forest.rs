@@ -422,9 +422,9 @@ mod tests {
     fn a_loop_a_stray_child_and_a_strange_feature_are_refused() {
         type Damage = fn(&mut Trees);
         let damages: [Damage; 6] = [
-            |trees| trees.nodes[0].left = 0,
-            |trees| trees.nodes[0].right = 99,
-            |trees| trees.nodes[0].feature = 500,
+            |trees| trees.nodes[0].children[0] = 0,
+            |trees| trees.nodes[0].children[1] = 99,
+            |trees| assert_eq!(trees.push_split(500, 1.0), 3),
             |trees| trees.roots[0] = 3,
             |trees| trees.roots.clear(),
             |trees| trees.cover.truncate(1),

@@ -23,4 +23,4 @@ pub use model::{Prediction, QualityModel};
 pub use predictor::{Forecast, RoutePredictor};
 pub use schema::FeatureVector;
 pub use shap::Explanation;
-pub use trees::{DEPTH_MAX, LEAF, NODES_MAX, Node, Trees};
+pub use trees::{DEPTH_MAX, NODES_MAX, Node, Trees};

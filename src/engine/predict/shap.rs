@@ -8,7 +8,7 @@
 //! expectation. The cost is leaves x depth^2 instead of 2^features.
 
 use super::schema::{FEATURES, FeatureVector};
-use super::trees::Trees;
+use super::trees::{Slots, Trees, slots};
 
 /// A forecast as an expectation plus what each feature adds to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,7 +33,7 @@ impl Trees {
     pub fn explain(&self, features: &FeatureVector) -> Explanation {
         let mut walk = Walk {
             trees: self,
-            features,
+            slots: slots(features),
             paths: Vec::new(),
             explanation: Explanation {
                 expectation: self.base,
@@ -64,7 +64,7 @@ struct Step {
 
 struct Walk<'a> {
     trees: &'a Trees,
-    features: &'a FeatureVector,
+    slots: Slots,
     /// The path of each node from the root to where the walk is, one behind the other.
     paths: Vec<Step>,
     explanation: Explanation,
@@ -85,8 +85,8 @@ impl Walk<'_> {
             self.explanation.expectation += reach * at.value;
             return;
         }
-        let hot = at.child(self.features);
-        let (left, right) = (at.left as usize, at.right as usize);
+        let hot = at.child(&self.slots);
+        let [left, right] = at.children.map(|child| child as usize);
         let covers = (self.trees.cover[left], self.trees.cover[right]);
         let total = covers.0 + covers.1;
         let share = if total > 0.0 { covers.0 / total } else { 0.5 };
@@ -96,7 +96,7 @@ impl Walk<'_> {
             self.paths.extend_from_within(start..);
             let path = &self.paths[start_below..];
             // A feature that was split on before stands in the path once, with both conditions.
-            let before = path.iter().position(|step| step.feature == at.feature);
+            let before = path.iter().position(|step| step.feature == at.feature());
             let (mut zero_both, mut one_both) = (share, one);
             if let Some(before) = before {
                 zero_both *= path[before].zero;
@@ -105,7 +105,7 @@ impl Walk<'_> {
             }
             // Where neither the row nor any cover goes, nothing is added.
             if zero_both > 0.0 || one_both > 0.0 {
-                append(&mut self.paths, start_below, at.feature, zero_both, one_both);
+                append(&mut self.paths, start_below, at.feature(), zero_both, one_both);
                 self.descend(child, start_below, reach * share);
             }
             self.paths.truncate(start_below);
@@ -186,7 +186,7 @@ mod tests {
                 let left = grow(trees, random, depth - 1, used);
                 let right = grow(trees, random, depth - 1, used);
                 trees.set_children(parent, left, right);
-                trees.nodes[parent as usize].missing_left = random.random_bool(0.5);
+                trees.set_missing_left(parent, random.random_bool(0.5));
                 parent
             };
             let covered = random.random_bool(0.8);
@@ -214,10 +214,10 @@ mod tests {
         if at.is_leaf() {
             return at.value;
         }
-        if known >> at.feature & 1 == 1 {
-            return expectation(trees, at.child(row), row, known);
+        if known >> at.feature() & 1 == 1 {
+            return expectation(trees, at.child(&slots(row)), row, known);
         }
-        let (left, right) = (at.left as usize, at.right as usize);
+        let [left, right] = at.children.map(|child| child as usize);
         let total = trees.cover[left] + trees.cover[right];
         let share = if total > 0.0 { trees.cover[left] / total } else { 0.5 };
         share * expectation(trees, left, row, known)

@@ -1,47 +1,65 @@
 //! Gradient-boosted trees as one array of nodes, and the one evaluator for all heads of a model.
 //!
-//! In memory all that a step of the evaluation reads stands side by side, which is three times as
-//! fast as an array for each field; in the model file there is an array for each field.
+//! In memory all that a step of the evaluation reads stands side by side, and where a missing value
+//! goes is part of what the step looks up ([`slots`]), so that it needs no question of its own. In
+//! the model file there is an array for each field. `benches/predict.rs` prints what this is worth.
 
 use serde::{Deserialize, Serialize};
 
-use super::schema::{FeatureVector, MISSING};
+use super::schema::{FEATURES, FeatureVector, MISSING};
 
 /// Most nodes of all trees together: 1,000 trees of depth 8.
 pub const NODES_MAX: usize = 512_000;
 /// Deepest node, the root being at 0: explanations descend by recursion.
 pub const DEPTH_MAX: u8 = 64;
-/// In [`Node::feature`]: this node is a leaf.
-pub const LEAF: u16 = u16::MAX;
+/// In the model file, and as a slot: this node is a leaf.
+const LEAF: u16 = u16::MAX;
+
+/// Each feature twice: with a missing value far below all thresholds, and far above.
+pub(super) type Slots = [f64; 2 * FEATURES.len()];
+
+/// What nodes look up.
+pub(super) fn slots(features: &FeatureVector) -> Slots {
+    let mut slots = [0.0; 2 * FEATURES.len()];
+    for (pair, value) in slots.chunks_exact_mut(2).zip(features) {
+        let missing = *value == MISSING;
+        pair[0] = if missing { f64::NEG_INFINITY } else { *value };
+        pair[1] = if missing { f64::INFINITY } else { *value };
+    }
+    slots
+}
 
 /// A split or a leaf.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Node {
     /// Split: rows with `feature <= value` go left. Leaf: what it adds, the learning rate included.
     pub value: f64,
-    /// Index of the left child; no meaning for a leaf.
-    pub left: u32,
-    /// Index of the right child; no meaning for a leaf.
-    pub right: u32,
-    /// Feature that the node splits on; [`LEAF`] for a leaf.
-    pub feature: u16,
-    /// Where a row goes whose feature is [`MISSING`]: left when true.
-    pub missing_left: bool,
+    /// Indices of the left and the right child; no meaning for a leaf.
+    pub children: [u32; 2],
+    /// Twice the feature, plus 1 when missing values go right; [`LEAF`] for a leaf.
+    slot: u16,
 }
 
 impl Node {
     /// Whether it is a leaf.
     pub fn is_leaf(&self) -> bool {
-        self.feature == LEAF
+        self.slot == LEAF
+    }
+
+    /// Feature that the node splits on; no meaning for a leaf.
+    pub fn feature(&self) -> u16 {
+        self.slot / 2
+    }
+
+    /// Whether a row goes left whose feature is [`MISSING`]; no meaning for a leaf.
+    pub fn missing_left(&self) -> bool {
+        self.slot % 2 == 0
     }
 
     /// Index of the child that a row goes to.
-    pub fn child(&self, features: &FeatureVector) -> usize {
-        let value = features[self.feature as usize];
-        let missing = value == MISSING;
-        // Without branches: which way a row goes cannot be foreseen by the processor either.
-        let left = (missing & self.missing_left) | (!missing & (value <= self.value));
-        [self.right, self.left][usize::from(left)] as usize
+    pub(super) fn child(&self, slots: &Slots) -> usize {
+        let left = slots[usize::from(self.slot)] <= self.value;
+        self.children[usize::from(!left)] as usize
     }
 }
 
@@ -67,31 +85,39 @@ impl Trees {
     }
 
     /// Appends a split and returns its index; children are set by [`Trees::set_children`]. A
-    /// missing value, being far below every threshold, goes left.
+    /// missing value, being far below every threshold, goes left, unless
+    /// [`Trees::set_missing_left`] says otherwise.
     pub fn push_split(&mut self, feature: u16, threshold: f64) -> u32 {
-        self.push(feature, threshold)
+        // A feature beyond the schema stays beyond it, for `validate` to find.
+        self.push(feature.min(LEAF / 2 - 1) * 2, threshold)
+    }
+
+    /// Sets where a split sends rows whose feature is missing.
+    pub fn set_missing_left(&mut self, split: u32, left: bool) {
+        let node = &mut self.nodes[split as usize];
+        node.slot = node.feature() * 2 + u16::from(!left);
     }
 
     /// Sets the children of a split.
     pub fn set_children(&mut self, parent: u32, left: u32, right: u32) {
-        let parent = &mut self.nodes[parent as usize];
-        (parent.left, parent.right) = (left, right);
+        self.nodes[parent as usize].children = [left, right];
     }
 
-    fn push(&mut self, feature: u16, value: f64) -> u32 {
+    fn push(&mut self, slot: u16, value: f64) -> u32 {
         let index = self.nodes.len() as u32;
-        self.nodes.push(Node { value, left: 0, right: 0, feature, missing_left: true });
+        self.nodes.push(Node { value, children: [0, 0], slot });
         self.cover.push(0.0);
         index
     }
 
     /// The sum over all trees for one row.
     pub fn evaluate(&self, features: &FeatureVector) -> f64 {
+        let slots = slots(features);
         let mut sum = self.base;
         for &root in &self.roots {
             let mut node = &self.nodes[root as usize];
             while !node.is_leaf() {
-                node = &self.nodes[node.child(features)];
+                node = &self.nodes[node.child(&slots)];
             }
             sum += node.value;
         }
@@ -102,11 +128,12 @@ impl Trees {
     pub fn count_cover<'a>(&mut self, rows: impl IntoIterator<Item = &'a FeatureVector>) {
         self.cover.fill(0.0);
         for features in rows {
+            let slots = slots(features);
             for &root in &self.roots {
                 let mut node = root as usize;
                 self.cover[node] += 1.0;
                 while !self.nodes[node].is_leaf() {
-                    node = self.nodes[node].child(features);
+                    node = self.nodes[node].child(&slots);
                     self.cover[node] += 1.0;
                 }
             }
@@ -142,13 +169,13 @@ impl Trees {
             if node.is_leaf() {
                 continue;
             }
-            if node.feature as usize >= feature_count {
+            if usize::from(node.feature()) >= feature_count {
                 return Err(format!("node {index} splits on a feature that does not exist"));
             }
             if depths[index] >= DEPTH_MAX {
                 return Err(format!("a tree is deeper than {DEPTH_MAX}"));
             }
-            for child in [node.left as usize, node.right as usize] {
+            for child in node.children.map(|child| child as usize) {
                 // Behind their parent: evaluation ends after at most `nodes` steps. One parent:
                 // explanation visits a node once.
                 if child <= index || child >= nodes || depths[child] != 0 {
@@ -184,15 +211,16 @@ struct TreeArrays {
 
 impl From<Trees> for TreeArrays {
     fn from(Trees { base, roots, nodes, cover }: Trees) -> Self {
+        let file_feature = |node: &Node| if node.is_leaf() { LEAF } else { node.feature() };
         let when = |wanted: bool, node: &Node| if wanted { node.value } else { 0.0 };
         Self {
             base,
             roots,
-            feature: nodes.iter().map(|node| node.feature).collect(),
+            feature: nodes.iter().map(file_feature).collect(),
             threshold: nodes.iter().map(|node| when(!node.is_leaf(), node)).collect(),
-            missing_left: nodes.iter().map(|node| node.missing_left).collect(),
-            left: nodes.iter().map(|node| node.left).collect(),
-            right: nodes.iter().map(|node| node.right).collect(),
+            missing_left: nodes.iter().map(|node| node.is_leaf() || node.missing_left()).collect(),
+            left: nodes.iter().map(|node| node.children[0]).collect(),
+            right: nodes.iter().map(|node| node.children[1]).collect(),
             value: nodes.iter().map(|node| when(node.is_leaf(), node)).collect(),
             cover,
         }
@@ -209,14 +237,19 @@ impl TryFrom<TreeArrays> for Trees {
         if lengths.iter().any(|length| *length != feature.len()) {
             return Err("the node arrays differ in length".into());
         }
-        let node = |index: usize| Node {
-            value: if feature[index] == LEAF { value[index] } else { threshold[index] },
-            left: left[index],
-            right: right[index],
-            feature: feature[index],
-            missing_left: missing_left[index],
-        };
-        Ok(Self { base, roots, nodes: (0..feature.len()).map(node).collect(), cover })
+        let mut trees = Self { base, roots, ..Self::default() };
+        for index in 0..feature.len() {
+            let node = if feature[index] == LEAF {
+                trees.push_leaf(value[index])
+            } else {
+                let node = trees.push_split(feature[index], threshold[index]);
+                trees.set_missing_left(node, missing_left[index]);
+                node
+            };
+            trees.set_children(node, left[index], right[index]);
+        }
+        trees.cover = cover;
+        Ok(trees)
     }
 }
 
@@ -242,7 +275,7 @@ mod tests {
             (2.0 * MISSING, false, 11.0),
         ] {
             row[3] = value;
-            trees.nodes[0].missing_left = missing_left;
+            trees.set_missing_left(root, missing_left);
             assert_eq!(trees.evaluate(&row), expected, "{value} {missing_left}");
         }
     }
@@ -281,7 +314,7 @@ mod tests {
         assert_eq!(chain(DEPTH_MAX).validate(1), Ok(()));
         assert!(chain(DEPTH_MAX + 1).validate(1).unwrap_err().contains("deeper"));
         let mut shared = chain(2);
-        shared.nodes[0].left = shared.nodes[0].right;
+        shared.nodes[0].children[0] = shared.nodes[0].children[1];
         assert!(shared.validate(1).unwrap_err().contains("wrong place"));
         let mut inside = chain(2);
         inside.roots.push(2);
