@@ -2,6 +2,7 @@
 //! line and for scripts. The only JSON types of the control plane are in [`types`].
 
 mod client;
+mod explain;
 mod learning;
 mod server;
 pub mod types;

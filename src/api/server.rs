@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::net::UnixListener;
 
+use super::explain::Asked;
 use super::types::{
     ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reloaded, Resolved, Service,
     Status, Tunnel,
@@ -21,7 +22,7 @@ use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::{CommandError, ServiceSpec};
 use crate::engine::overlay::wire::ServiceKind;
 use crate::engine::types::{NodeId, ServiceName, TunnelId};
-use crate::node::{NodeHandle, RequestError, parse_peer_id};
+use crate::node::{DATABASE, NodeHandle, RequestError, parse_peer_id};
 
 /// Why the control API could not start.
 #[derive(Debug, thiserror::Error)]
@@ -255,14 +256,10 @@ async fn routes(
     if !node.inspect(known).await? {
         return Err(RequestError::UnknownNode(destination).into());
     }
-    let explain = move |view: &mut crate::node::View<'_>| {
-        let made = view.decisions.values().find(|decision| decision.destination == destination);
-        match made {
-            Some(decision) => Explanation::from(decision),
-            None => Explanation::from(&view.engine.explain(destination, view.now)),
-        }
-    };
-    Ok(Json(node.inspect(explain).await?))
+    let asked = node.inspect(move |view| Asked::look(destination, view)).await?;
+    let store = node.data_dir().join(DATABASE);
+    let answer = tokio::task::spawn_blocking(move || asked.answer(&store)).await;
+    Ok(Json(answer.map_err(|_| RequestError::Stopped)?))
 }
 
 async fn reload_model(State(node): State<NodeHandle>) -> Answer<Reloaded> {

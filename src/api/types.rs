@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 use crate::engine::measure::{LinkQuality, LinkState};
 use crate::engine::overlay::ServiceRecord;
 use crate::engine::overlay::wire::ServiceKind;
-use crate::engine::predict::schema::{FEATURES, MISSING};
-use crate::engine::predict::{ModelCard, Prediction};
-use crate::engine::route::Decision;
+use crate::engine::predict::ModelCard;
 use crate::engine::types::{PublicKey, Route};
 
 pub use super::learning::Learning;
 use crate::node::{View, peer_id_text};
+
+pub use super::explain::{
+    Attribution, Contribution, Counterfactual, Explanation, Outcome, RouteCandidate,
+};
 
 /// `GET /v1/status`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -199,52 +201,6 @@ pub struct Tunnel {
     pub received_bytes: u64,
 }
 
-/// `GET /v1/routes/NAME|NODE|PEER`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Explanation {
-    /// When (µs since the epoch).
-    pub at_us: u64,
-    /// The far end.
-    pub destination: String,
-    /// The tunnel that the decision is about; none when nothing is open.
-    pub tunnel: Option<u16>,
-    /// What decided.
-    pub model_version: String,
-    /// Why.
-    pub reason: String,
-    /// All candidates, best first.
-    pub candidates: Vec<RouteCandidate>,
-}
-
-/// One candidate.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RouteCandidate {
-    /// Node ids, source first.
-    pub route: Vec<String>,
-    /// Links.
-    pub hops: usize,
-    /// Can carry traffic now.
-    pub alive: bool,
-    /// In use.
-    pub chosen: bool,
-    /// Score on the forecast in use.
-    pub score: f64,
-    /// Score on the moving average.
-    pub baseline_score: f64,
-    /// The model's forecast (ms).
-    pub predicted_ms: Option<f64>,
-    /// Its interval (ms).
-    pub interval_ms: Option<(f64, f64)>,
-    /// The forecast of the model in shadow (ms).
-    pub challenger_ms: Option<f64>,
-    /// The moving average (ms).
-    pub moving_average_ms: Option<f64>,
-    /// The last measured value (ms).
-    pub last_value_ms: Option<f64>,
-    /// What was known, by name; unknown ones are left out.
-    pub features: BTreeMap<String, f64>,
-}
-
 /// `POST /v1/model/reload`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reloaded {
@@ -259,7 +215,7 @@ pub struct ErrorBody {
     pub error: String,
 }
 
-fn route_ids(route: &Route) -> Vec<String> {
+pub(super) fn route_ids(route: &Route) -> Vec<String> {
     route.nodes().iter().map(ToString::to_string).collect()
 }
 
@@ -366,39 +322,6 @@ impl Tunnel {
             open_connections: info.open,
             sent_bytes: info.bytes.0,
             received_bytes: info.bytes.1,
-        }
-    }
-}
-
-impl From<&Decision> for Explanation {
-    fn from(decision: &Decision) -> Self {
-        let ms = |prediction: Option<Prediction>| prediction.map(|p| p.latency_ms);
-        let candidates = decision.candidates.iter().enumerate().map(|(index, candidate)| {
-            let forecast = &candidate.forecast;
-            let features = FEATURES.iter().zip(forecast.features);
-            let known = features.filter(|(_, value)| *value != MISSING);
-            RouteCandidate {
-                route: route_ids(&candidate.route),
-                hops: candidate.route.hop_count(),
-                alive: candidate.alive,
-                chosen: decision.chosen == Some(index),
-                score: candidate.score,
-                baseline_score: candidate.baseline_score,
-                predicted_ms: ms(forecast.model),
-                interval_ms: forecast.model.and_then(|p| p.interval_ms),
-                challenger_ms: ms(forecast.challenger),
-                moving_average_ms: ms(forecast.moving_average),
-                last_value_ms: ms(forecast.last_value),
-                features: known.map(|(f, value)| (f.name.to_owned(), value)).collect(),
-            }
-        });
-        Self {
-            at_us: decision.at.as_micros(),
-            destination: decision.destination.to_string(),
-            tunnel: decision.tunnel.map(|tunnel| tunnel.0),
-            model_version: decision.model_version.clone(),
-            reason: decision.reason.as_str().into(),
-            candidates: candidates.collect(),
         }
     }
 }

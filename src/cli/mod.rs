@@ -5,6 +5,8 @@
 mod champion;
 mod data;
 mod demo;
+mod explain;
+mod import;
 mod model;
 mod node;
 mod output;

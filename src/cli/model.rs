@@ -3,7 +3,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
-use super::{Context, champion, output, route};
+use super::{Context, champion, explain, import, output, route};
 use crate::api::types::Explanation;
 use crate::engine::predict::ForestModel;
 use crate::learn::{ModelRegistry, TrainConfig, train_from_store};
@@ -56,6 +56,13 @@ pub enum Verb {
     },
     /// Take the model in use out of use and go back to the one before, or to the moving average.
     Rollback,
+    /// Show what the forecast for the route in use is made of: what each feature adds.
+    Explain {
+        /// Name of a service, node id or peer id.
+        target: String,
+    },
+    /// Take over a model that XGBoost trained elsewhere, on an export ('data export').
+    Import(import::Args),
     /// Ask the running node's model about the routes to a service or a node.
     Predict {
         /// Name of a service, node id or peer id.
@@ -66,7 +73,7 @@ pub enum Verb {
 impl Verb {
     /// Whether it needs only files.
     pub(super) fn is_offline(&self) -> bool {
-        matches!(self, Self::List | Self::Show { .. } | Self::Compare { .. })
+        matches!(self, Self::List | Self::Show { .. } | Self::Compare { .. } | Self::Import(_))
     }
 }
 
@@ -79,6 +86,7 @@ pub(super) fn offline(verb: &Verb, context: &Context) -> anyhow::Result<()> {
         Verb::List => list(context),
         Verb::Show { version } => show(version.as_deref(), context),
         Verb::Compare { a, b } => champion::compare(a.as_deref(), b.as_deref(), context),
+        Verb::Import(args) => import::run(args, context),
         _ => Ok(()),
     }
 }
@@ -100,7 +108,8 @@ pub(super) async fn run(verb: &Verb, context: &Context) -> anyhow::Result<()> {
         }
         Verb::Promote { version } => champion::promote(version, context).await,
         Verb::Rollback => champion::rollback(context).await,
-        Verb::List | Verb::Show { .. } | Verb::Compare { .. } => Ok(()),
+        Verb::Explain { target } => explain::model(target, context).await,
+        Verb::List | Verb::Show { .. } | Verb::Compare { .. } | Verb::Import(_) => Ok(()),
     }
 }
 
@@ -215,7 +224,7 @@ fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
             "schema_hash": model.schema_hash,
             "feature_names": model.feature_names,
             "trees": model.latency.trees.roots.len(),
-            "nodes": model.latency.trees.feature.len(),
+            "nodes": model.latency.trees.nodes.len(),
             "interval": model.latency.interval,
             "card": model.card,
         }));
@@ -237,7 +246,7 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
         model.schema_hash,
         model.feature_names.len(),
         model.latency.trees.roots.len(),
-        model.latency.trees.feature.len(),
+        model.latency.trees.nodes.len(),
     ))?;
     let mut table = output::table(&["on later rows", "accuracy", "mae ms", "rmse ln"]);
     for (name, score) in [

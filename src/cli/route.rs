@@ -1,6 +1,6 @@
 //! `meshwise route`
 
-use super::{Context, output};
+use super::{Context, explain, output};
 use crate::api::types::Explanation;
 
 /// Look at routes, and at why one was chosen.
@@ -11,7 +11,8 @@ pub enum Verb {
         /// Name of a service, node id or peer id.
         target: String,
     },
-    /// Show why the route in use was chosen: forecasts, scores, and what they are made from.
+    /// Show why the route in use was chosen: forecasts and what each feature adds, scores, what
+    /// would have turned the decision, and what came of the last one.
     Explain {
         /// Name of a service, node id or peer id.
         target: String,
@@ -19,7 +20,7 @@ pub enum Verb {
 }
 
 pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
-    let (target, explain) = match verb {
+    let (target, reasons) = match verb {
         Verb::List { target } => (target, false),
         Verb::Explain { target } => (target, true),
     };
@@ -28,7 +29,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
         return output::json(&answer);
     }
     print_candidates(&answer)?;
-    if explain { print_reasons(&answer) } else { Ok(()) }
+    if reasons { explain::reasons(&answer) } else { Ok(()) }
 }
 
 /// The table of candidates, also for `model predict`.
@@ -62,44 +63,4 @@ pub(super) fn print_candidates(answer: &Explanation) -> anyhow::Result<()> {
         ]);
     }
     output::rows(&table, "no route is known")
-}
-
-fn print_reasons(answer: &Explanation) -> anyhow::Result<()> {
-    let why = match answer.reason.as_str() {
-        "first" => "it is the best of the candidates",
-        "better" => "it was better than the one before by more than the margin",
-        "current-dead" => "the one before died",
-        "best" => "it is still the best",
-        "within-margin" => "another is better, but by less than the margin",
-        "held" => "another is better, but the last change is too recent",
-        "forced" => "its path was fixed with --via",
-        _ => "no candidate is alive",
-    };
-    let subject = if answer.candidates.iter().any(|candidate| candidate.chosen) {
-        "* is in use: "
-    } else {
-        "No route is in use: "
-    };
-    output::print(&format!(
-        "\n{subject}{why}.\nDecided by {} at {}; milliseconds, round trip.",
-        answer.model_version,
-        output::time(answer.at_us)
-    ))?;
-    let Some(chosen) = answer.candidates.iter().position(|candidate| candidate.chosen) else {
-        return Ok(());
-    };
-    let other = (0..answer.candidates.len()).find(|index| *index != chosen);
-    let columns: &[&str] =
-        if other.is_some() { &["feature", "in use", "best other"] } else { &["feature", "in use"] };
-    let mut table = output::table(columns);
-    for (name, value) in &answer.candidates[chosen].features {
-        let mut row = vec![name.clone(), format!("{value:.3}")];
-        if let Some(other) = other {
-            let value = answer.candidates[other].features.get(name).copied();
-            row.push(output::number(value, 3));
-        }
-        table.add_row(row);
-    }
-    output::print("")?;
-    output::rows(&table, "")
 }

@@ -39,7 +39,7 @@ use overlay::wire::{self, GossipMessage, Signed};
 use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
 use predict::{QualityModel, RoutePredictor};
 use route::router::Knowledge;
-use route::{Decision, Destination, IntelligentRouter, OverlayGraph, PathPolicy};
+use route::{Counterfactual, Decision, Destination, IntelligentRouter, OverlayGraph, PathPolicy};
 use services::Services;
 use types::{NodeId, PublicKey, Timestamp, TunnelId};
 
@@ -298,6 +298,11 @@ impl Engine {
             predictor: &mut self.predictor,
         };
         self.router.explain(destination, &mut know, now)
+    }
+
+    /// What would have to be forecast for a decision of this engine to come out otherwise.
+    pub fn counterfactual(&self, decision: &Decision) -> Option<Counterfactual> {
+        route::counterfactual(&self.config.paths, decision)
     }
 
     // --- commands ------------------------------------------------------------------------------

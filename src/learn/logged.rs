@@ -125,12 +125,14 @@ mod tests {
                 features: [MISSING; FEATURES.len()],
                 model: None,
                 moving_average: Some(Prediction::of_latency(average_ms)),
+                challenger: None,
                 last_value: None,
             },
             score: 0.5,
             baseline_score: 0.5,
         };
         Decision {
+            challenger_version: None,
             at: Timestamp(START_US + at_us),
             tunnel: Some(TunnelId(1)),
             destination: NodeId([2; 8]),

@@ -16,7 +16,8 @@
 //!    any two models on the same rows, [`judge`] says what another policy would have cost on the
 //!    decisions that were logged, and [`artefacts()`] what in the measurements themselves makes
 //!    such figures too good.
-//! 6. [`export()`] writes probes, link states and feature rows as Parquet for any other tool.
+//! 6. [`export()`] writes probes, link states and feature rows as Parquet for any other tool;
+//!    [`import_file`] takes back what XGBoost made of them.
 //!
 //! What the offline side cannot know: a restarted node begins with empty histories, and forgets
 //! the route probed longest ago when it has more than a thousand; here the past is whole. It
@@ -35,6 +36,7 @@ mod frame_rows;
 mod frames;
 mod head;
 pub mod history;
+pub mod import;
 mod links;
 pub mod logged;
 mod nodes;
@@ -51,6 +53,7 @@ pub mod trace;
 pub mod train;
 mod train_config;
 mod windows;
+mod xgboost;
 
 use std::path::{Path, PathBuf};
 
@@ -68,6 +71,7 @@ pub use export::{Exported, ExportedTable, export};
 pub use frame_rows::train;
 pub use head::COVERAGE;
 pub use history::{Action, Change, History};
+pub use import::{ImportOptions, Imported, import_file, import_xgboost};
 pub use logged::{Logged, Preference, logged_decisions};
 pub use offpolicy::{Estimate, Estimates, LoggedDecision, OffPolicyError, judge};
 pub use promotion::{Difference, Judgement};
@@ -122,6 +126,9 @@ pub enum LearnError {
         "the model could not be fitted ({0}); report it with the output of 'meshwise data stats'"
     )]
     Fit(String),
+    /// A file of another program that cannot become a model.
+    #[error("the model cannot be imported: {0}")]
+    Import(String),
     /// A version name that could leave the folder, or that is no name.
     #[error(
         "'{0}' is no model version: use 1 to 64 lower-case letters, digits, dots and hyphens, a \

@@ -172,7 +172,7 @@ impl Boosting {
             let library = self.grow::<u8>(binned, &sample, &columns, &gradient)?;
             let root = append(&library, binned, &columns, self.learning_rate, &mut trees)?;
             for (residual, row) in residuals.iter_mut().zip(rows) {
-                *residual -= leaf_value(&trees, root, binned.features[*row]);
+                *residual -= trees.nodes[trees.leaf(root, binned.features[*row])].value;
             }
         }
         Ok(trees)
@@ -215,16 +215,9 @@ pub(super) fn shrunk(mut trees: Trees, factor: f64) -> Trees {
         return constant(0.0);
     }
     trees.base *= factor;
-    trees.value.iter_mut().for_each(|value| *value *= factor);
+    let leaves = trees.nodes.iter_mut().filter(|node| node.is_leaf());
+    leaves.for_each(|leaf| leaf.value *= factor);
     trees
-}
-
-fn leaf_value(trees: &Trees, root: u32, features: &FeatureVector) -> f64 {
-    let mut node = root as usize;
-    while !trees.is_leaf(node) {
-        node = trees.child(node, features);
-    }
-    trees.value[node]
 }
 
 /// Appends the library's one tree. It keeps its trees private but serialises them.
@@ -305,7 +298,7 @@ mod tests {
             let exact = boosting.grow::<f64>(&binned, &all, &columns, &truth).unwrap();
             let mut trees = constant(0.25);
             append(&small, &binned, &columns, 0.5, &mut trees).unwrap();
-            assert!(trees.feature.len() > leaves, "{}", trees.feature.len());
+            assert!(trees.nodes.len() > leaves, "{}", trees.nodes.len());
             let matrix = binned.matrix(&all, &columns);
             let matrix = DenseMatrix::new(all.len(), columns.len(), matrix, true).unwrap();
             for (row, expected) in rows.iter().zip(exact.predict(&matrix).unwrap()) {

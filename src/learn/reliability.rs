@@ -139,20 +139,15 @@ fn push(
 /// Sets each leaf of the newest tree to its share of delivered probes of the bag, divided by the
 /// number of trees. (linfa tells only which class is more frequent.)
 fn set_leaves(trees: &mut Trees, root: u32, bag: &[usize], rows: &[Outcome<'_>]) {
-    let mut counts = vec![(0_u32, 0_u32); trees.feature.len()];
+    let mut counts = vec![(0_u32, 0_u32); trees.nodes.len()];
     for (features, answered) in bag.iter().map(|row| rows[*row]) {
-        let mut node = root as usize;
-        while !trees.is_leaf(node) {
-            node = trees.child(node, features);
-        }
+        let node = trees.leaf(root, features);
         counts[node].0 += u32::from(answered);
         counts[node].1 += 1;
     }
-    for node in root as usize..trees.feature.len() {
-        if trees.is_leaf(node) {
-            let (answered, all) = counts[node];
-            trees.value[node] = f64::from(answered) / f64::from(all.max(1)) / TREES as f64;
-        }
+    let nodes = trees.nodes.iter_mut().zip(counts).skip(root as usize);
+    for (node, (answered, all)) in nodes.filter(|(node, _)| node.is_leaf()) {
+        node.value = f64::from(answered) / f64::from(all.max(1)) / TREES as f64;
     }
 }
 

@@ -23,6 +23,7 @@
 //! nothing in it is touched.
 
 mod decisions;
+mod outcome;
 mod reader;
 mod retention;
 mod rows;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub use outcome::OutcomeRow;
 pub use reader::{
     CandidatePredictionRow, CandidateRow, Counts, DecisionRow, LinkStateRow, ProbeRow, Reader,
     TableCount,

@@ -17,6 +17,7 @@ use super::model::{Prediction, QualityModel};
 use super::profile::FeatureProfile;
 use super::ranking::Ranking;
 use super::schema::{self, FEATURES, FeatureVector, MISSING, schema_hash};
+use super::shap::Explanation;
 use super::trees::Trees;
 
 /// First field of every model file.
@@ -223,10 +224,11 @@ pub struct ModelCard {
 }
 
 impl ModelCard {
-    /// Whether the model may route traffic: it does at least as well as the moving average, both
-    /// by the share predicted well and by the error that was fitted.
+    /// Whether the model may route traffic: it was measured, and does at least as well as the
+    /// moving average, both by the share predicted well and by the error that was fitted.
     pub fn earns_its_place(&self) -> bool {
-        self.model.accuracy >= self.moving_average.accuracy
+        self.rows_test > 0
+            && self.model.accuracy >= self.moving_average.accuracy
             && self.model.rmse_ln <= self.moving_average.rmse_ln
     }
 }
@@ -304,6 +306,16 @@ impl ForestModel {
         Ok(())
     }
 
+    /// Explains the latency forecast: its logarithm (ln ms) is the expectation plus all
+    /// contributions. The expectation is the reference of this route plus what the trees add on
+    /// average; a contribution is what a feature adds to or takes from that. `None` when the
+    /// reference is not known.
+    pub fn explain(&self, features: &FeatureVector) -> Option<Explanation> {
+        let reference = self.latency.reference.ln(features)?;
+        let trees = self.latency.trees.explain(features);
+        Some(Explanation { expectation: reference + trees.expectation, ..trees })
+    }
+
     /// The file's text.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a model holds only numbers, text and lists")
@@ -326,6 +338,10 @@ impl QualityModel for ForestModel {
             delivery: self.reliability.as_ref().map(|head| head.probability(features)),
             bandwidth: self.throughput.as_ref().and_then(|head| Some(head.ln(features)?.exp())),
         })
+    }
+
+    fn explain(&self, features: &FeatureVector) -> Option<Explanation> {
+        Self::explain(self, features)
     }
 }
 
@@ -380,6 +396,24 @@ mod tests {
     }
 
     #[test]
+    fn an_explanation_adds_up_to_the_forecast_and_is_reached_through_the_trait() {
+        let mut model = stump();
+        model.latency.trees.cover = vec![4.0, 3.0, 1.0];
+        let model: &dyn QualityModel = &model;
+        let mut features = [MISSING; FEATURES.len()];
+        assert_eq!(model.explain(&features), None, "nothing is known of the route");
+        let last = index_of("route_last_ms").unwrap();
+        features[last] = 20.0;
+        let found = model.explain(&features).unwrap();
+        let average = 0.75 * 0.5_f64.ln() + 0.25 * 3.0_f64.ln();
+        assert!((found.expectation - (20.0_f64.ln() + average)).abs() < 1e-12);
+        assert!((found.contributions[last] - (3.0_f64.ln() - average)).abs() < 1e-12);
+        let forecast = model.predict(&features).unwrap().latency_ms;
+        assert!((found.expectation + found.sum() - forecast.ln()).abs() < 1e-12);
+        assert_eq!(crate::engine::predict::LastValue.explain(&features), None);
+    }
+
+    #[test]
     fn every_truncation_is_refused() {
         let text = stump().to_json();
         for length in 0..text.len() {
@@ -400,12 +434,12 @@ mod tests {
     fn a_loop_a_stray_child_and_a_strange_feature_are_refused() {
         type Damage = fn(&mut Trees);
         let damages: [Damage; 6] = [
-            |trees| trees.left[0] = 0,
-            |trees| trees.right[0] = 99,
-            |trees| trees.feature[0] = 500,
+            |trees| trees.nodes[0].children[0] = 0,
+            |trees| trees.nodes[0].children[1] = 99,
+            |trees| assert_eq!(trees.push_split(500, 1.0), 3),
             |trees| trees.roots[0] = 3,
             |trees| trees.roots.clear(),
-            |trees| trees.value.truncate(1),
+            |trees| trees.cover.truncate(1),
         ];
         for damage in damages {
             let mut model = stump();

@@ -3,7 +3,7 @@
 //! [`schema`] names the features, [`route_features`] computes them, a [`QualityModel`] turns them into
 //! a [`Prediction`], and the [`RoutePredictor`] always sets the baselines beside it. [`watch`] finds
 //! a model out that does worse than the moving average, [`drift`] a change in its residuals,
-//! [`profile`] a change in the features.
+//! [`profile`] a change in the features; an [`Explanation`] says what each feature contributed.
 
 mod adaptive;
 mod baseline;
@@ -18,6 +18,7 @@ mod predictor;
 pub mod profile;
 mod ranking;
 pub mod schema;
+mod shap;
 mod trees;
 pub mod watch;
 
@@ -34,4 +35,5 @@ pub use model::{Prediction, QualityModel, RTT_MS_MIN, ln_error};
 pub use predictor::{Forecast, RoutePredictor};
 pub use ranking::{CHOICES_MIN, Centre, Prospect, Ranking, RankingTuner, STALE_INTERVALS_MAX};
 pub use schema::FeatureVector;
-pub use trees::{NODES_MAX, Trees};
+pub use shap::Explanation;
+pub use trees::{DEPTH_MAX, NODES_MAX, Node, Trees};

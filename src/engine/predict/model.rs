@@ -1,6 +1,7 @@
 //! The contract between the router and anything that forecasts.
 
 use super::schema::FeatureVector;
+use super::shap::Explanation;
 
 /// Largest latency that is believed (ms); a forecast beyond it counts as failed.
 pub const LATENCY_MS_MAX: f64 = 60_000.0;
@@ -53,4 +54,10 @@ pub trait QualityModel: Send + Sync {
 
     /// A forecast, or `None` when these features do not allow one.
     fn predict(&self, features: &FeatureVector) -> Option<Prediction>;
+
+    /// The latency forecast on the ln(ms) scale as an expectation and what each feature adds;
+    /// `None` when these features allow no forecast, or the model cannot say.
+    fn explain(&self, _features: &FeatureVector) -> Option<Explanation> {
+        None
+    }
 }

@@ -81,6 +81,11 @@ impl RoutePredictor {
         &self.watch
     }
 
+    /// The model that decides now; `None` without one, or when it is switched off.
+    pub fn model(&self) -> Option<Arc<dyn QualityModel>> {
+        self.model.clone().filter(|_| self.enabled)
+    }
+
     /// Forecasts of the model that were missing or absurd and were replaced by the moving
     /// average.
     pub fn failures(&self) -> u64 {

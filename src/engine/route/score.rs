@@ -66,6 +66,22 @@ pub fn route_score(weights: &ScoreWeights, links: &[LinkQuality], forecast_ms: f
     links.iter().map(hop_score).sum::<f64>() / hops * HOP_PENALTY.powf(hops - 1.0)
 }
 
+/// The forecast round trip (ms) with which a route would score `target`, when everything else
+/// stays as it is: a route of `hops` links that scores `score` with `forecast_ms`. `None` when no
+/// round trip would do; a route without latency in its score has none either.
+pub fn forecast_for_score(
+    weights: &ScoreWeights,
+    hops: usize,
+    score: f64,
+    forecast_ms: f64,
+    target: f64,
+) -> Option<f64> {
+    // The score is a straight line in the latency term, see the module's documentation.
+    let slope = weights.latency * HOP_PENALTY.powf(hops as f64 - 1.0);
+    let latency = 1.0 / (1.0 + forecast_ms / LATENCY_HALF_MS) + (target - score) / slope;
+    (latency > 0.0 && latency <= 1.0).then(|| LATENCY_HALF_MS * (1.0 / latency - 1.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +112,24 @@ mod tests {
         let expected = 0.4 / 1.4 + 0.6;
         assert!((score(&[link(10.0), link(30.0)], 40.0) - expected * HOP_PENALTY).abs() < 1e-12);
         assert!(score(&[link(40.0)], 40.0) > score(&[link(20.0), link(20.0)], 40.0));
+    }
+
+    #[test]
+    fn the_forecast_for_a_score_gives_that_score() {
+        let weights = ScoreWeights::default();
+        let links = [LinkQuality { loss: 0.1, ..link(20.0) }, link(30.0), link(1.0)];
+        let now = score(&links, 80.0);
+        for wanted_ms in [0.0, 1.0, 79.0, 200.0, 5_000.0] {
+            let target = score(&links, wanted_ms);
+            let found = forecast_for_score(&weights, 3, now, 80.0, target).unwrap();
+            assert!((found - wanted_ms).abs() < 1e-6, "{found} {wanted_ms}");
+        }
+        for target in [score(&links, 0.0) + 1e-9, score(&links, f64::INFINITY) - 1e-9] {
+            assert_eq!(forecast_for_score(&weights, 3, now, 80.0, target), None);
+        }
+        let deaf = ScoreWeights { latency: 0.0, ..weights };
+        assert_eq!(forecast_for_score(&deaf, 1, 0.5, 80.0, 0.6), None);
+        assert_eq!(forecast_for_score(&deaf, 1, 0.5, 80.0, 0.5), None);
     }
 
     #[test]

@@ -1,0 +1,355 @@
+//! Why a route was chosen, as JSON. Units are in the names.
+//!
+//! What only the driver knows is taken from it in one look ([`Asked::look`]); what takes time, the
+//! contributions and the look into the store, is worked out elsewhere ([`Asked::answer`]).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::types::route_ids;
+use crate::engine::predict::schema::{FEATURES, MISSING};
+use crate::engine::predict::{Forecast, Prediction, QualityModel};
+use crate::engine::route::{self, Decision};
+use crate::engine::types::NodeId;
+use crate::node::View;
+use crate::store::{OutcomeRow, Reader};
+
+/// `GET /v1/routes/NAME|NODE|PEER`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// When (µs since the epoch).
+    pub at_us: u64,
+    /// The far end.
+    pub destination: String,
+    /// The tunnel that the decision is about; none when nothing is open.
+    pub tunnel: Option<u16>,
+    /// What decided.
+    pub model_version: String,
+    /// Why.
+    pub reason: String,
+    /// Probability with which the policy makes this choice, 0 to 1.
+    pub propensity: f64,
+    /// All candidates, best first.
+    pub candidates: Vec<RouteCandidate>,
+    /// What would have to be otherwise for the runner-up; none without one.
+    pub counterfactual: Option<Counterfactual>,
+    /// What came of the newest decision whose outcome is known.
+    pub outcome: Option<Outcome>,
+}
+
+/// One candidate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RouteCandidate {
+    /// Node ids, source first.
+    pub route: Vec<String>,
+    /// Links.
+    pub hops: usize,
+    /// Can carry traffic now.
+    pub alive: bool,
+    /// In use.
+    pub chosen: bool,
+    /// Score on the forecast in use.
+    pub score: f64,
+    /// Score on the moving average.
+    pub baseline_score: f64,
+    /// The model's forecast (ms).
+    pub predicted_ms: Option<f64>,
+    /// Its interval (ms).
+    pub interval_ms: Option<(f64, f64)>,
+    /// The forecast of the model in shadow (ms).
+    pub challenger_ms: Option<f64>,
+    /// The moving average (ms).
+    pub moving_average_ms: Option<f64>,
+    /// The last measured value (ms).
+    pub last_value_ms: Option<f64>,
+    /// What was known, by name; unknown ones are left out.
+    pub features: BTreeMap<String, f64>,
+    /// What the model's forecast is made of; of the route in use and the runner-up only.
+    pub attribution: Option<Attribution>,
+}
+
+/// What a model's forecast is made of: ln(`forecast_ms`) is ln(`expectation_ms`) plus all
+/// contributions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attribution {
+    /// The forecast when only the reference is known (ms).
+    pub expectation_ms: f64,
+    /// The model's forecast (ms).
+    pub forecast_ms: f64,
+    /// The sum of all contributions, ln(ms).
+    pub sum_ln: f64,
+    /// What each feature adds, the largest first; those that add nothing are left out.
+    pub contributions: Vec<Contribution>,
+}
+
+/// What one feature adds to a forecast.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Contribution {
+    /// Its name.
+    pub feature: String,
+    /// Its value; none when it was not known.
+    pub value: Option<f64>,
+    /// What it adds, ln(ms): about the relative change of the forecast.
+    pub ln: f64,
+}
+
+/// What would have to be otherwise for the runner-up to be chosen. Each holds by itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Counterfactual {
+    /// The best other candidate that is alive.
+    pub runner_up: Vec<String>,
+    /// Its forecast in use (ms).
+    pub forecast_ms: Option<f64>,
+    /// It wins when that falls below (ms); none when no forecast is low enough.
+    pub falls_below_ms: Option<f64>,
+    /// It wins when the forecast of the route in use rises above (ms); none when no forecast is
+    /// high enough.
+    pub rises_above_ms: Option<f64>,
+}
+
+/// What came of a decision.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// When it was made (µs since the epoch).
+    pub at_us: u64,
+    /// What decided.
+    pub model_version: String,
+    /// The route that was in use after it.
+    pub route: Vec<String>,
+    /// The forecast in use (ms).
+    pub forecast_ms: Option<f64>,
+    /// Its interval (ms).
+    pub interval_ms: Option<(f64, f64)>,
+    /// When the next probe of the route left (µs since the epoch).
+    pub probed_us: u64,
+    /// What it measured (ms); none when it was lost.
+    pub measured_ms: Option<f64>,
+}
+
+/// What the driver knows about a destination.
+pub(super) struct Asked {
+    decision: Decision,
+    counterfactual: Option<route::Counterfactual>,
+    model: Option<Arc<dyn QualityModel>>,
+}
+
+impl Asked {
+    /// The newest decision about a tunnel there, else what would be decided now.
+    pub(super) fn look(destination: NodeId, view: &mut View<'_>) -> Self {
+        let made = view.decisions.values().find(|decision| decision.destination == destination);
+        let decision = made.cloned().unwrap_or_else(|| view.engine.explain(destination, view.now));
+        Self {
+            counterfactual: view.engine.counterfactual(&decision),
+            // A model that was replaced since cannot explain what it did not decide.
+            model: view
+                .engine
+                .predictor()
+                .model()
+                .filter(|model| model.version() == decision.model_version),
+            decision,
+        }
+    }
+
+    /// The whole answer. Blocks: it may take a while to read the store.
+    pub(super) fn answer(&self, store: &Path) -> Explanation {
+        let decision = &self.decision;
+        let runner_up = self.counterfactual.map(|found| found.runner_up);
+        let mut candidates: Vec<RouteCandidate> =
+            decision.candidates.iter().map(RouteCandidate::of).collect();
+        for (index, candidate) in candidates.iter_mut().enumerate() {
+            candidate.chosen = decision.chosen == Some(index);
+            if candidate.chosen || runner_up == Some(index) {
+                let forecast = &decision.candidates[index].forecast;
+                candidate.attribution =
+                    self.model.as_deref().and_then(|m| attribution(m, forecast));
+            }
+        }
+        let counterfactual = self.counterfactual.map(|found| {
+            let other = &decision.candidates[found.runner_up];
+            Counterfactual {
+                runner_up: route_ids(&other.route),
+                forecast_ms: ms(other.forecast.best()),
+                falls_below_ms: found.falls_below_ms,
+                rises_above_ms: found.rises_above_ms,
+            }
+        });
+        let destination = decision.destination.to_string();
+        // The answer is worth giving without it.
+        let outcome = Reader::open(store).and_then(|reader| reader.latest_outcome(&destination));
+        Explanation {
+            at_us: decision.at.as_micros(),
+            destination,
+            tunnel: decision.tunnel.map(|tunnel| tunnel.0),
+            model_version: decision.model_version.clone(),
+            reason: decision.reason.as_str().into(),
+            propensity: decision.propensity,
+            candidates,
+            counterfactual,
+            outcome: outcome.ok().flatten().map(Outcome::of),
+        }
+    }
+}
+
+fn ms(prediction: Option<Prediction>) -> Option<f64> {
+    prediction.map(|prediction| prediction.latency_ms)
+}
+
+/// `None` when the model did not forecast, or cannot say why.
+fn attribution(model: &dyn QualityModel, forecast: &Forecast) -> Option<Attribution> {
+    forecast.model?;
+    let found = model.explain(&forecast.features)?;
+    let parts = FEATURES.iter().zip(forecast.features).zip(found.contributions);
+    let mut contributions: Vec<Contribution> = parts
+        .filter(|(_, ln)| *ln != 0.0)
+        .map(|((feature, value), ln)| Contribution {
+            feature: feature.name.to_owned(),
+            value: (value != MISSING).then_some(value),
+            ln,
+        })
+        .collect();
+    contributions.sort_by(|a, b| b.ln.abs().total_cmp(&a.ln.abs()));
+    Some(Attribution {
+        expectation_ms: found.expectation.exp(),
+        forecast_ms: (found.expectation + found.sum()).exp(),
+        sum_ln: found.sum(),
+        contributions,
+    })
+}
+
+impl RouteCandidate {
+    /// Neither chosen nor explained yet.
+    fn of(candidate: &route::Candidate) -> Self {
+        let forecast = &candidate.forecast;
+        let features = FEATURES.iter().zip(forecast.features);
+        let known = features.filter(|(_, value)| *value != MISSING);
+        Self {
+            route: route_ids(&candidate.route),
+            hops: candidate.route.hop_count(),
+            alive: candidate.alive,
+            chosen: false,
+            score: candidate.score,
+            baseline_score: candidate.baseline_score,
+            predicted_ms: ms(forecast.model),
+            interval_ms: forecast.model.and_then(|p| p.interval_ms),
+            challenger_ms: ms(forecast.challenger),
+            moving_average_ms: ms(forecast.moving_average),
+            last_value_ms: ms(forecast.last_value),
+            features: known.map(|(f, value)| (f.name.to_owned(), value)).collect(),
+            attribution: None,
+        }
+    }
+}
+
+impl Outcome {
+    fn of(row: OutcomeRow) -> Self {
+        Self {
+            at_us: row.at_us,
+            model_version: row.model_version,
+            route: row.route.split('>').map(str::to_owned).collect(),
+            forecast_ms: row.predicted_ms.or(row.moving_average_ms),
+            interval_ms: row.predicted_interval_ms,
+            probed_us: row.probed_us,
+            measured_ms: row.rtt_us.map(|us| us as f64 / 1e3),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::predict::schema::index_of;
+    use crate::engine::predict::{self, LastValue};
+    use crate::engine::route::{Candidate, Reason};
+    use crate::engine::types::{Route, Timestamp, TunnelId};
+
+    /// Says that the last value adds 0.25 and the hop count takes 0.5.
+    struct Explained;
+
+    impl QualityModel for Explained {
+        fn version(&self) -> &str {
+            "v1"
+        }
+
+        fn predict(&self, _: &predict::FeatureVector) -> Option<Prediction> {
+            None
+        }
+
+        fn explain(&self, _: &predict::FeatureVector) -> Option<predict::Explanation> {
+            let mut contributions = [0.0; FEATURES.len()];
+            contributions[index_of("route_last_ms")?] = 0.25;
+            contributions[index_of("hop_count")?] = -0.5;
+            Some(predict::Explanation { expectation: 10.0_f64.ln(), contributions })
+        }
+    }
+
+    fn candidate(relay: u8, model: Option<Prediction>) -> Candidate {
+        let mut features = [MISSING; FEATURES.len()];
+        features[index_of("hop_count").unwrap()] = 2.0;
+        let moving_average = Some(Prediction::of_latency(9.0));
+        Candidate {
+            route: Route::new([1, relay, 2].map(|byte| NodeId([byte; 8]))).unwrap(),
+            alive: true,
+            forecast: Forecast {
+                features,
+                model,
+                challenger: None,
+                moving_average,
+                last_value: None,
+            },
+            score: 0.5,
+            baseline_score: 0.5,
+        }
+    }
+
+    fn asked(model: Arc<dyn QualityModel>) -> Asked {
+        let forecast = Some(Prediction::of_latency(8.0));
+        let decision = Decision {
+            at: Timestamp(5),
+            tunnel: Some(TunnelId(1)),
+            destination: NodeId([2; 8]),
+            candidates: vec![candidate(3, forecast), candidate(4, forecast), candidate(5, None)],
+            chosen: Some(1),
+            reason: Reason::Held,
+            changed: false,
+            model_version: "v1".into(),
+            challenger_version: None,
+            propensity: 0.75,
+        };
+        let counterfactual = Some(route::Counterfactual {
+            runner_up: 0,
+            falls_below_ms: Some(7.0),
+            rises_above_ms: None,
+        });
+        Asked { decision, counterfactual, model: Some(model) }
+    }
+
+    #[test]
+    fn the_route_in_use_and_the_runner_up_are_explained() {
+        let folder = tempfile::tempdir().unwrap();
+        let answer = asked(Arc::new(Explained)).answer(&folder.path().join("none.db"));
+        assert_eq!((answer.propensity, answer.reason.as_str()), (0.75, "held"));
+        let chosen: Vec<bool> = answer.candidates.iter().map(|c| c.chosen).collect();
+        assert_eq!(chosen, [false, true, false]);
+        assert!(answer.candidates[2].attribution.is_none());
+        for index in [0, 1] {
+            let found = answer.candidates[index].attribution.as_ref().unwrap();
+            assert!((found.forecast_ms - 10.0 * (-0.25_f64).exp()).abs() < 1e-9);
+            let told: Vec<_> = found.contributions.iter().map(|c| (&*c.feature, c.value)).collect();
+            assert_eq!(told, [("hop_count", Some(2.0)), ("route_last_ms", None)]);
+        }
+        let other = answer.counterfactual.unwrap();
+        assert_eq!(other.runner_up, answer.candidates[0].route);
+        assert_eq!((other.forecast_ms, other.falls_below_ms), (Some(8.0), Some(7.0)));
+        assert!(answer.outcome.is_none(), "there is no store");
+    }
+
+    #[test]
+    fn a_model_that_cannot_say_why_explains_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let answer = asked(Arc::new(LastValue)).answer(&folder.path().join("none.db"));
+        assert!(answer.candidates.iter().all(|candidate| candidate.attribution.is_none()));
+    }
+}

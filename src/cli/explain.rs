@@ -1,0 +1,220 @@
+//! Printing of `meshwise model explain` and `meshwise route explain`.
+
+use super::{Context, output};
+use crate::api::types::{Attribution, Counterfactual, Explanation, Outcome, RouteCandidate};
+
+/// Features whose contributions are printed one by one.
+const TOP: usize = 6;
+
+/// `meshwise model explain`
+pub(super) async fn model(target: &str, context: &Context) -> anyhow::Result<()> {
+    let answer: Explanation = context.client().get(&format!("/v1/routes/{target}")).await?;
+    let Some(chosen) = answer.candidates.iter().find(|candidate| candidate.chosen) else {
+        anyhow::bail!("no route to {target} is in use; see 'meshwise route explain {target}'");
+    };
+    let Some(attribution) = &chosen.attribution else {
+        anyhow::bail!(
+            "{} decides about {target}, which has no contributions to show; train a model with \
+             'meshwise model train'",
+            answer.model_version
+        );
+    };
+    if context.json {
+        return output::json(&serde_json::json!({
+            "model_version": answer.model_version,
+            "at_us": answer.at_us,
+            "route": chosen.route,
+            "predicted_ms": chosen.predicted_ms,
+            "interval_ms": chosen.interval_ms,
+            "attribution": attribution,
+        }));
+    }
+    output::print(&format!("{} at {}", answer.model_version, output::time(answer.at_us)))?;
+    contributions(chosen, attribution)
+}
+
+/// All that `meshwise route explain` says below the table of candidates.
+pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
+    let why = match answer.reason.as_str() {
+        "first" => "it is the best of the candidates",
+        "better" => "it was better than the one before by more than the margin",
+        "current-dead" => "the one before died",
+        "best" => "it is still the best",
+        "within-margin" => "another is better, but by less than the margin",
+        "held" => "another is better, but the last change is too recent",
+        "forced" => "its path was fixed with --via",
+        _ => "no candidate is alive",
+    };
+    let chosen = answer.candidates.iter().find(|candidate| candidate.chosen);
+    let subject = if chosen.is_some() { "* is in use: " } else { "No route is in use: " };
+    output::print(&format!(
+        "\n{subject}{why}.\nDecided by {} at {} with probability {:.2}; milliseconds, round trip.",
+        answer.model_version,
+        output::time(answer.at_us),
+        answer.propensity,
+    ))?;
+    if let Some(chosen) = chosen {
+        output::print("")?;
+        match &chosen.attribution {
+            Some(attribution) => contributions(chosen, attribution)?,
+            None => features(answer, chosen)?,
+        }
+    }
+    if let Some(found) = &answer.counterfactual {
+        output::print(&format!("\n{}", turn(found, &answer.reason)))?;
+    }
+    if let Some(outcome) = &answer.outcome {
+        output::print(&format!("\n{}", result(outcome)))?;
+    }
+    Ok(())
+}
+
+/// What the forecast is made of.
+fn contributions(candidate: &RouteCandidate, made_of: &Attribution) -> anyhow::Result<()> {
+    output::print(&format!("Forecast for {}", output::route(&candidate.route)))?;
+    let mut table = output::table(&["feature", "value", "adds ln(ms)", "factor"]);
+    let mut row = |name: &str, value: String, ln: f64| {
+        let factor = format!("{:.3}", ln.exp());
+        table.add_row([name.to_owned(), value, format!("{ln:+.4}"), factor]);
+    };
+    let (top, rest) = made_of.contributions.split_at(made_of.contributions.len().min(TOP));
+    for part in top {
+        let value = part.value.map_or_else(|| "not known".into(), |value| format!("{value:.3}"));
+        row(&part.feature, value, part.ln);
+    }
+    if !rest.is_empty() {
+        let sum = rest.iter().map(|part| part.ln).sum();
+        row(&format!("{} others", rest.len()), String::new(), sum);
+    }
+    row("sum", String::new(), made_of.sum_ln);
+    output::print(&format!("expected  {:.2} ms", made_of.expectation_ms))?;
+    output::print(&format!(
+        "forecast  {:.2} ms = expected x exp({:+.4}){}",
+        made_of.forecast_ms,
+        made_of.sum_ln,
+        interval(candidate.interval_ms),
+    ))?;
+    output::rows(&table, "")
+}
+
+fn interval(interval_ms: Option<(f64, f64)>) -> String {
+    interval_ms.map_or_else(String::new, |(low, high)| format!(", interval {low:.1}..{high:.1} ms"))
+}
+
+/// What the moving average, or a model that cannot explain itself, was asked with.
+fn features(answer: &Explanation, chosen: &RouteCandidate) -> anyhow::Result<()> {
+    let other = answer.candidates.iter().find(|candidate| !candidate.chosen);
+    let columns: &[&str] =
+        if other.is_some() { &["feature", "in use", "best other"] } else { &["feature", "in use"] };
+    let mut table = output::table(columns);
+    for (name, value) in &chosen.features {
+        let mut row = vec![name.clone(), format!("{value:.3}")];
+        if let Some(other) = other {
+            row.push(output::number(other.features.get(name).copied(), 3));
+        }
+        table.add_row(row);
+    }
+    output::rows(&table, "")
+}
+
+/// What would have turned the decision, as a sentence.
+fn turn(found: &Counterfactual, reason: &str) -> String {
+    let forecast = output::number(found.forecast_ms, 1);
+    let runner_up =
+        format!("Runner-up: {}, forecast {forecast} ms.", output::route(&found.runner_up));
+    if reason == "held" {
+        return format!("{runner_up} It wins as soon as the last change is old enough.");
+    }
+    let other = |above: f64| format!("the forecast of the route in use rises above {above:.1} ms");
+    let when = match (found.falls_below_ms, found.rises_above_ms) {
+        (Some(below), Some(above)) => {
+            format!("It wins if its forecast falls below {below:.1} ms, or if {}.", other(above))
+        }
+        (Some(below), None) => format!("It wins if its forecast falls below {below:.1} ms."),
+        (None, Some(above)) => {
+            format!("However low its own forecast, it wins only if {}.", other(above))
+        }
+        (None, None) => "No forecast of latency would make it win: its links cost too much.".into(),
+    };
+    format!("{runner_up} {when}")
+}
+
+/// What came of a decision, as a sentence.
+fn result(outcome: &Outcome) -> String {
+    let begin = format!(
+        "The decision of {} by {} expected {} ms{} over {};",
+        output::time(outcome.at_us),
+        outcome.model_version,
+        output::number(outcome.forecast_ms, 1),
+        interval(outcome.interval_ms),
+        output::route(&outcome.route),
+    );
+    let Some(measured) = outcome.measured_ms else {
+        return format!("{begin} the next probe was lost.");
+    };
+    let off = outcome.forecast_ms.map_or_else(String::new, |forecast| {
+        format!(", {:+.1} % off the forecast", 100.0 * (measured / forecast - 1.0))
+    });
+    let inside = match outcome.interval_ms {
+        Some((low, high)) if (low..=high).contains(&measured) => ", inside the interval",
+        Some(_) => ", outside the interval",
+        None => "",
+    };
+    format!("{begin} the next probe measured {measured:.1} ms{off}{inside}.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counterfactual_is_a_sentence_with_its_numbers() {
+        let found = |falls_below_ms, rises_above_ms| Counterfactual {
+            runner_up: vec!["a".into(), "b".into()],
+            forecast_ms: Some(50.3),
+            falls_below_ms,
+            rises_above_ms,
+        };
+        for (falls, rises, reason, said) in [
+            (
+                Some(38.2),
+                Some(55.0),
+                "best",
+                "falls below 38.2 ms, or if the forecast of the route in use rises above 55.0",
+            ),
+            (Some(38.2), None, "best", "falls below 38.2 ms."),
+            (
+                None,
+                Some(55.0),
+                "best",
+                "wins only if the forecast of the route in use rises above 55.0",
+            ),
+            (None, None, "best", "No forecast of latency"),
+            (Some(60.0), None, "held", "as soon as the last change is old enough"),
+        ] {
+            let text = turn(&found(falls, rises), reason);
+            assert!(text.starts_with("Runner-up: a > b, forecast 50.3 ms. "), "{text}");
+            assert!(text.contains(said), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_outcome_is_a_sentence_with_its_numbers() {
+        let mut outcome = Outcome {
+            at_us: 0,
+            model_version: "v1".into(),
+            route: vec!["a".into(), "b".into()],
+            forecast_ms: Some(40.0),
+            interval_ms: Some((35.0, 45.0)),
+            probed_us: 1,
+            measured_ms: Some(44.0),
+        };
+        let text = result(&outcome);
+        assert!(text.contains("expected 40.0 ms, interval 35.0..45.0 ms over a > b;"), "{text}");
+        assert!(text.ends_with("measured 44.0 ms, +10.0 % off the forecast, inside the interval."));
+        outcome.measured_ms = Some(46.0);
+        assert!(result(&outcome).ends_with("outside the interval."));
+        outcome.measured_ms = None;
+        assert!(result(&outcome).ends_with("the next probe was lost."));
+    }
+}
