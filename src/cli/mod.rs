@@ -9,6 +9,7 @@ mod node;
 mod output;
 mod peer;
 mod route;
+mod sample;
 mod service;
 mod status;
 mod tunnel;

@@ -12,7 +12,8 @@
 //! 3. [`ModelRegistry`] keeps every version as one file; the alias `champion` names the one in
 //!    use. A version becomes champion only when it does at least as well as the moving average.
 //! 4. [`realised_accuracy`] compares what was forecast live with what then happened.
-//! 5. [`export()`] writes probes, link states and feature rows as Parquet for any other tool.
+//! 5. [`export()`] writes probes, link states, feature rows and decisions as Parquet for any other
+//!    tool.
 //!
 //! What the offline side cannot know: a restarted node begins with empty histories, and forgets
 //! the route probed longest ago when it has more than a thousand; here the past is whole.
@@ -38,7 +39,7 @@ use crate::store::{Reader, StoreError};
 
 pub use dataset::feature_frame;
 pub use evaluate::{Realised, realised_accuracy};
-pub use export::{Exported, ExportedTable, export};
+pub use export::{Exported, ExportedTable, export, refuse_unless_empty};
 pub use registry::{ListedModel, ModelRegistry};
 pub use train::{ROWS_MIN, TrainConfig, train};
 

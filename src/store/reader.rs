@@ -277,25 +277,38 @@ impl Reader {
         let sql = "SELECT id, at_us, tunnel, destination, reason, changed, model_version,
                    propensity, chosen_route, calculation_us
                    FROM decision ORDER BY at_us DESC, id DESC LIMIT ?1";
-        let mut decisions = self.rows(sql, [signed(limit as u64)], |row| {
-            Ok(DecisionRow {
-                id: row.get(0)?,
-                at_us: unsigned(row, 1)?,
-                tunnel: row.get(2)?,
-                destination: row.get(3)?,
-                reason: row.get(4)?,
-                changed: row.get(5)?,
-                model_version: row.get(6)?,
-                propensity: row.get(7)?,
-                chosen_route: row.get(8)?,
-                calculation_us: unsigned(row, 9)?,
-                candidates: Vec::new(),
-            })
-        })?;
+        let mut decisions = self.rows(sql, [signed(limit as u64)], decision)?;
         decisions.reverse();
         for decision in &mut decisions {
             decision.candidates = self.candidates(decision.id)?;
         }
+        Ok(decisions)
+    }
+
+    /// Decisions made at `since_us` (µs since the epoch) or later, in order of time, with their
+    /// candidates. The features of these are left out (an empty list): they are most of the store.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn decisions(&self, since_us: u64) -> Result<Vec<DecisionRow>, StoreError> {
+        let sql = "SELECT id, at_us, tunnel, destination, reason, changed, model_version,
+                   propensity, chosen_route, calculation_us, route, alive, chosen, score,
+                   baseline_score, predicted_ms, predicted_low_ms, predicted_high_ms,
+                   moving_average_ms, last_value_ms
+                   FROM decision LEFT JOIN candidate ON decision_id = id
+                   WHERE at_us >= ?1 ORDER BY at_us, id, rank";
+        let mut decisions: Vec<DecisionRow> = Vec::new();
+        self.rows(sql, [signed(since_us)], |row| {
+            let decision = decision(row)?;
+            if decisions.last().is_none_or(|last| last.id != decision.id) {
+                decisions.push(decision);
+            }
+            let has_candidate = row.get::<_, Option<String>>(10)?.is_some();
+            if let Some(last) = decisions.last_mut().filter(|_| has_candidate) {
+                last.candidates.push(candidate(row, 10)?);
+            }
+            Ok(())
+        })?;
         Ok(decisions)
     }
 
@@ -304,20 +317,9 @@ impl Reader {
                    predicted_low_ms, predicted_high_ms, moving_average_ms, last_value_ms, features
                    FROM candidate WHERE decision_id = ?1 ORDER BY rank";
         self.rows(sql, [decision], |row| {
-            let low: Option<f64> = row.get(6)?;
             let features: String = row.get(10)?;
-            Ok(CandidateRow {
-                route: row.get(0)?,
-                alive: row.get(1)?,
-                chosen: row.get(2)?,
-                score: row.get(3)?,
-                baseline_score: row.get(4)?,
-                predicted_ms: row.get(5)?,
-                predicted_interval_ms: low.zip(row.get(7)?),
-                moving_average_ms: row.get(8)?,
-                last_value_ms: row.get(9)?,
-                features: serde_json::from_str(&features).unwrap_or_default(),
-            })
+            let features = serde_json::from_str(&features).unwrap_or_default();
+            Ok(CandidateRow { features, ..candidate(row, 0)? })
         })
     }
 
@@ -333,6 +335,40 @@ impl Reader {
         };
         collect().map_err(|source| schema::error(&self.path, "read", source))
     }
+}
+
+/// The columns of a decision, from the first on; without its candidates.
+fn decision(row: &Row<'_>) -> rusqlite::Result<DecisionRow> {
+    Ok(DecisionRow {
+        id: row.get(0)?,
+        at_us: unsigned(row, 1)?,
+        tunnel: row.get(2)?,
+        destination: row.get(3)?,
+        reason: row.get(4)?,
+        changed: row.get(5)?,
+        model_version: row.get(6)?,
+        propensity: row.get(7)?,
+        chosen_route: row.get(8)?,
+        calculation_us: unsigned(row, 9)?,
+        candidates: Vec::new(),
+    })
+}
+
+/// The columns of a candidate from `first` on; without its features.
+fn candidate(row: &Row<'_>, first: usize) -> rusqlite::Result<CandidateRow> {
+    let low: Option<f64> = row.get(first + 6)?;
+    Ok(CandidateRow {
+        route: row.get(first)?,
+        alive: row.get(first + 1)?,
+        chosen: row.get(first + 2)?,
+        score: row.get(first + 3)?,
+        baseline_score: row.get(first + 4)?,
+        predicted_ms: row.get(first + 5)?,
+        predicted_interval_ms: low.zip(row.get(first + 7)?),
+        moving_average_ms: row.get(first + 8)?,
+        last_value_ms: row.get(first + 9)?,
+        features: Vec::new(),
+    })
 }
 
 fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
@@ -394,6 +430,8 @@ mod tests {
         for index in 0..3 {
             writer.decision(decision(now + index), 77);
         }
+        let nothing = Decision { candidates: Vec::new(), chosen: None, ..decision(now - 1) };
+        writer.decision(nothing, 1);
         writer.flush().unwrap();
         let reader = Reader::open(&path).unwrap();
         let found = reader.latest_decisions(2).unwrap();
@@ -407,6 +445,16 @@ mod tests {
         assert_eq!(newest.chosen_route.as_ref(), Some(&second.route));
         assert_eq!(second.features[3], 0.1 + 0.2, "to the last bit");
         assert_eq!(second.features[0], MISSING);
+        let mut without = reader.decisions(now + 1).unwrap();
+        for (decision, whole) in without.iter_mut().zip(&found) {
+            for (candidate, whole) in decision.candidates.iter_mut().zip(&whole.candidates) {
+                assert!(candidate.features.is_empty());
+                candidate.features.clone_from(&whole.features);
+            }
+        }
+        assert_eq!(without, found);
+        let all = reader.decisions(0).unwrap();
+        assert_eq!(all.iter().map(|d| d.candidates.len()).collect::<Vec<_>>(), [0, 2, 2, 2]);
         let predictions = reader.candidate_predictions(now + 2).unwrap();
         let told: Vec<_> = predictions.iter().map(|p| (p.predicted_ms, p.last_value_ms)).collect();
         assert_eq!(told, [(Some(20.0), Some(26.0)), (None, Some(26.0))]);
