@@ -1,32 +1,38 @@
 //! The training rows: one per answered route probe, with the features known when it left.
 //!
-//! Known at `sent_us` is what was completed or accepted strictly before it. Per route, rolling
-//! windows are laid over the completed and over the answered probes in order of completion; an
-//! as-of join looks up the newest window before each probe, and the newest state of each of its
-//! links. What is not known is [`MISSING`], as online.
+//! Known at `sent_us` is what was completed or accepted strictly before it. Rolling windows are
+//! laid over the answered probes of each route and over what each end says of each link; as-of
+//! joins look up the newest window before each probe. What depends on the order of everything is
+//! replayed. What is not known is [`MISSING`], as online.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use polars::prelude::*;
 
-use super::frames::{Ids, frame, newest_before, rtt_ms};
-use super::links::link_features;
-use super::windows::{ANSWERED_WINDOWS, answered_windows, completed_windows};
+use super::frames::{Claim, Probe};
+use super::links::Links;
+use super::nodes::{deviation_features, replayed_features};
+use super::routes::route_features;
 use super::{LearnError, frame_error};
 use crate::engine::measure::ProbeKind;
 use crate::engine::predict::FeatureVector;
-use crate::engine::predict::schema::{FEATURES, MISSING};
+use crate::engine::predict::schema::{FEATURES, MISSING, index};
+use crate::engine::types::{ParseError, Route};
 use crate::store::{LinkStateRow, ProbeRow};
 
 /// Columns before the features: which probe, and what it measured.
 pub const KEY_COLUMNS: [&str; 4] = ["route", "sent_us", "done_us", "rtt_ms"];
 
-const MICROS_PER_DAY: i64 = 86_400_000_000;
+const MICROS_PER_DAY: u64 = 86_400_000_000;
 
 /// One row per answered route probe sent at `from_us` or later (µs since the epoch), in order of
 /// `sent_us`: `route`, `sent_us`, `done_us`, `rtt_ms`, then the columns of [`FEATURES`] in order.
 /// Earlier probes and link states are history only. The inputs may be in any order.
 ///
 /// # Errors
-/// [`LearnError::Frame`] when polars refuses, which no input is known to cause.
+/// [`LearnError::Frame`] when a route or a node has an unreadable name, or when polars refuses,
+/// which no other input is known to cause.
 pub fn feature_frame(
     probes: &[ProbeRow],
     link_states: &[LinkStateRow],
@@ -57,203 +63,100 @@ fn build(
     link_states: &[LinkStateRow],
     from_us: u64,
 ) -> PolarsResult<DataFrame> {
-    let mut ids = Ids::default();
-    let mut completed: Vec<&ProbeRow> =
-        probes.iter().filter(|probe| probe.kind == ProbeKind::Route).collect();
-    completed.sort_by_key(|probe| probe.done_us);
-    let answered: Vec<&ProbeRow> =
-        completed.iter().copied().filter(|probe| probe.rtt_us.is_some()).collect();
-    let mut rows: Vec<&ProbeRow> =
-        answered.iter().copied().filter(|probe| probe.sent_us >= from_us).collect();
-    rows.sort_by_key(|probe| probe.sent_us);
+    let unreadable = |error: ParseError| polars_err!(ComputeError: "{error}");
+    let completed = completed(probes).map_err(unreadable)?;
+    let claims = claims(link_states).map_err(unreadable)?;
+    let is_row = |probe: &&Probe<'_>| probe.row.rtt_us.is_some() && probe.row.sent_us >= from_us;
+    let mut rows: Vec<&Probe<'_>> = completed.iter().filter(is_row).collect();
+    rows.sort_by_key(|probe| probe.row.sent_us);
 
-    let sent_us: Vec<i64> = rows.iter().map(|probe| probe.sent_us as i64).collect();
-    let route_ids: Vec<u32> = rows.iter().map(|probe| ids.of(&probe.route)).collect();
-    let left = frame(vec![
-        Column::new("route_id".into(), &route_ids),
-        Column::new("sent_us".into(), &sent_us),
-    ])?;
-    let known = |right: &DataFrame, on: &str| newest_before(&left, right, "route_id", on);
-    let completions = known(&completed_windows(&completed, &mut ids)?, "completed_us")?;
-    let answers = known(&answered_windows(&answered, &mut ids)?, "answered_us")?;
-    let links = link_features(&rows, link_states)?;
+    let mut features = vec![[MISSING; FEATURES.len()]; rows.len()];
+    for (features, probe) in features.iter_mut().zip(&rows) {
+        let share_of_day = (probe.row.sent_us % MICROS_PER_DAY) as f64 / MICROS_PER_DAY as f64;
+        let (sin, cos) = (share_of_day * std::f64::consts::TAU).sin_cos();
+        features[const { index("hop_count") }] = probe.route.hop_count() as f64;
+        features[const { index("hour_sin") }] = sin;
+        features[const { index("hour_cos") }] = cos;
+    }
+    let mut links = Links::of(&claims)?;
+    links.features(&rows, &mut features)?;
+    route_features(&rows, &completed, &mut features)?;
+    deviation_features(&rows, &claims, &links, &mut features)?;
+    replayed_features(&rows, &claims, &completed, &mut features);
 
-    let ages = completions.column("completed_us")?.i64()?.iter().zip(&sent_us);
-    let route_age = ages.map(|(at, sent)| at.map_or(MISSING, |at| (sent - at) as f64 / 1e6));
-    let route_age: Vec<f64> = route_age.collect();
-    let last = values(&answers, "route_last_ms")?;
-    let residual = last
-        .iter()
-        .zip(&links.rtt_sum_ms)
-        .map(|(last, sum)| if *last == MISSING || *sum == MISSING { MISSING } else { last - sum });
-    let residual: Vec<f64> = residual.collect();
-    let angles: Vec<f64> = sent_us
-        .iter()
-        .map(|us| (us % MICROS_PER_DAY) as f64 / MICROS_PER_DAY as f64 * std::f64::consts::TAU)
-        .collect();
-
+    let micros = |value: fn(&Probe<'_>) -> u64| -> Vec<i64> {
+        rows.iter().map(|probe| value(probe) as i64).collect()
+    };
+    let routes: Vec<&str> = rows.iter().map(|probe| probe.row.route.as_str()).collect();
+    let rtts_ms: Vec<Option<f64>> = rows.iter().map(|probe| probe.rtt_ms()).collect();
     let mut columns = vec![
-        Column::new("route".into(), rows.iter().map(|p| p.route.as_str()).collect::<Vec<_>>()),
-        Column::new("done_us".into(), rows.iter().map(|p| p.done_us as i64).collect::<Vec<_>>()),
-        Column::new("rtt_ms".into(), rows.iter().map(|p| rtt_ms(p)).collect::<Vec<_>>()),
-        Column::new("sent_us".into(), sent_us),
-        Column::new("route_last_ms".into(), last),
-        Column::new("route_age_s".into(), route_age),
-        Column::new("route_residual_ms".into(), residual),
-        Column::new("hour_sin".into(), angles.iter().map(|a| a.sin()).collect::<Vec<_>>()),
-        Column::new("hour_cos".into(), angles.iter().map(|a| a.cos()).collect::<Vec<_>>()),
+        Column::new(KEY_COLUMNS[0].into(), routes),
+        Column::new(KEY_COLUMNS[1].into(), micros(|probe| probe.row.sent_us)),
+        Column::new(KEY_COLUMNS[2].into(), micros(|probe| probe.row.done_us)),
+        Column::new(KEY_COLUMNS[3].into(), rtts_ms),
     ];
-    for name in ["route_loss", "route_failure_streak"] {
-        columns.push(Column::new(name.into(), values(&completions, name)?));
+    for (index, feature) in FEATURES.iter().enumerate() {
+        let values: Vec<f64> = features.iter().map(|row| row[index]).collect();
+        columns.push(Column::new(feature.name.into(), values));
     }
-    for name in ANSWERED_WINDOWS {
-        columns.push(Column::new(name.into(), values(&answers, name)?));
-    }
-    columns.extend(links.into_columns());
-    frame(columns)?.select(KEY_COLUMNS.into_iter().chain(FEATURES.iter().map(|f| f.name)))
+    DataFrame::new(rows.len(), columns)
 }
 
-fn values(frame: &DataFrame, name: &str) -> PolarsResult<Vec<f64>> {
-    Ok(frame.column(name)?.f64()?.iter().map(|value| value.unwrap_or(MISSING)).collect())
+/// The route probes, in order of completion.
+fn completed(probes: &[ProbeRow]) -> Result<Vec<Probe<'_>>, ParseError> {
+    let mut routes: HashMap<&str, (Route, u32)> = HashMap::new();
+    let mut completed = Vec::new();
+    for row in probes.iter().filter(|row| row.kind == ProbeKind::Route) {
+        let next = routes.len() as u32;
+        let (route, route_id) = match routes.entry(&row.route) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(new) => new.insert((row.route.parse()?, next)).clone(),
+        };
+        completed.push(Probe { row, route, route_id });
+    }
+    completed.sort_by_key(|probe| probe.row.done_us);
+    Ok(completed)
+}
+
+/// What was advertised, in order of acceptance; within one advertisement in the order in which
+/// the engine takes it in.
+fn claims(link_states: &[LinkStateRow]) -> Result<Vec<Claim>, ParseError> {
+    let claims = link_states.iter().map(|row| {
+        let (origin, neighbour) = (row.origin.parse()?, row.neighbour.parse()?);
+        Ok(Claim { at_us: row.at_us, origin, neighbour, quality: row.quality })
+    });
+    let mut claims = claims.collect::<Result<Vec<_>, ParseError>>()?;
+    claims.sort_by_key(|claim| (claim.at_us, claim.origin, claim.neighbour));
+    Ok(claims)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use rand::{RngExt, SeedableRng};
-    use rand_pcg::Pcg64Mcg;
-
     use super::*;
-    use crate::engine::measure::{LinkHistories, LinkQuality, RouteHistories};
-    use crate::engine::predict::route_features;
-    use crate::engine::types::{NodeId, Route, Timestamp};
+    use crate::engine::measure::{LinkQuality, WINDOW};
+    use crate::engine::types::NodeId;
+    use crate::learn::random_history::{online, random_history};
 
-    fn route(nodes: &[u8]) -> Route {
-        Route::new(nodes.iter().map(|byte| NodeId([*byte; 8])).collect::<Vec<_>>()).unwrap()
-    }
-
-    /// What happened, as the store holds it.
-    #[derive(Default)]
-    struct History {
-        probes: Vec<ProbeRow>,
-        link_states: Vec<LinkStateRow>,
-    }
-
-    /// Draws probes over routes of 1 to 4 hops, overlapping in time, a fifth of them lost, and
-    /// states of all their links, some withdrawn, some without bandwidth, one never advertised.
-    fn random_history(seed: u64) -> History {
-        let mut random = Pcg64Mcg::seed_from_u64(seed);
-        let routes = [
-            route(&[1, 2]),
-            route(&[1, 3, 2]),
-            route(&[1, 4, 3, 2]),
-            route(&[1, 3, 4, 5, 2]),
-            route(&[1, 9, 2]),
-        ];
-        let mut history = History::default();
-        let mut last_us = 1_700_000_000_000_000;
-        let mut done = std::collections::BTreeSet::new();
-        for _ in 0..900 {
-            last_us += random.random_range(1..2_000_000);
-            let route = &routes[random.random_range(0..routes.len())];
-            if random.random_bool(0.3) {
-                let links: Vec<_> = route.links().collect();
-                let (origin, neighbour) = links[random.random_range(0..links.len())];
-                if origin == NodeId([9; 8]) {
-                    continue;
-                }
-                let quality = LinkQuality {
-                    rtt_ms: random.random_range(0.1..300.0),
-                    jitter_ms: random.random_range(0.0..30.0),
-                    loss: random.random_range(0.0..1.0),
-                    bandwidth: random.random_bool(0.5).then(|| random.random_range(1e3..1e7)),
-                    utilisation: random.random_range(0.0..1.0),
-                };
-                history.link_states.push(LinkStateRow {
-                    at_us: last_us,
-                    origin: origin.to_string(),
-                    neighbour: neighbour.to_string(),
-                    quality: random.random_bool(0.9).then_some(quality),
-                });
-                continue;
-            }
-            // Heavy-tailed, so that an inexact running sum would show.
-            let rtt_us = 10_f64.powf(random.random_range(2.0..7.5)) as u64;
-            let mut done_us = last_us + rtt_us;
-            while !done.insert(done_us) {
-                done_us += 1;
-            }
-            history.probes.push(ProbeRow {
-                kind: ProbeKind::Route,
-                route: route.to_string(),
-                hops: route.hop_count() as u32,
-                sent_us: last_us,
-                done_us,
-                rtt_us: random.random_bool(0.8).then_some(rtt_us),
-            });
-        }
-        history
-    }
-
-    /// The features of each answered probe as the engine computes them, by the time it left.
-    fn online(history: &History) -> BTreeMap<u64, FeatureVector> {
-        enum Happening<'a> {
-            Completed(&'a ProbeRow),
-            LinkState(&'a LinkStateRow),
-            Sent(&'a ProbeRow),
-        }
-        let mut happenings: Vec<(u64, Happening<'_>)> = Vec::new();
-        for probe in &history.probes {
-            happenings.push((probe.sent_us, Happening::Sent(probe)));
-            happenings.push((probe.done_us, Happening::Completed(probe)));
-        }
-        let states = history.link_states.iter();
-        happenings.extend(states.map(|state| (state.at_us, Happening::LinkState(state))));
-        happenings.sort_by_key(|(at, _)| *at);
-
-        let mut histories = RouteHistories::default();
-        let mut links = LinkHistories::default();
-        let mut features = BTreeMap::new();
-        for (at, happening) in happenings {
-            match happening {
-                Happening::Completed(probe) => {
-                    let route: Route = probe.route.parse().unwrap();
-                    histories.probed(&route, Timestamp(at), probe.rtt_us);
-                    links.delivered(&route, probe.rtt_us);
-                }
-                Happening::LinkState(state) => {
-                    let neighbour: NodeId = state.neighbour.parse().unwrap();
-                    let change = [(neighbour, state.quality)];
-                    links.advertised(state.origin.parse().unwrap(), Timestamp(at), change);
-                }
-                Happening::Sent(probe) if probe.rtt_us.is_some() => {
-                    let route: Route = probe.route.parse().unwrap();
-                    let history = histories.of(&route);
-                    features.insert(at, route_features(&route, &links, history, Timestamp(at)));
-                }
-                Happening::Sent(_) => {}
-            }
-        }
-        features
-    }
-
-    fn column_us(frame: &DataFrame, name: &str) -> Vec<u64> {
+    fn micros(frame: &DataFrame, name: &str) -> Vec<u64> {
         frame.column(name).unwrap().i64().unwrap().no_null_iter().map(|us| us as u64).collect()
+    }
+
+    fn values(frame: &DataFrame, name: &str) -> Vec<f64> {
+        frame.column(name).unwrap().f64().unwrap().no_null_iter().collect()
     }
 
     #[test]
     fn offline_and_online_features_agree_on_random_histories() {
         for seed in 0..5 {
-            let history = random_history(seed);
+            let history = random_history(seed, 2_500);
             let expected = online(&history);
             let frame = feature_frame(&history.probes, &history.link_states, 0).unwrap();
             assert_eq!(frame.height(), expected.len());
-            assert!(frame.height() > 300, "{}", frame.height());
+            assert!(frame.height() > 1_000, "{}", frame.height());
             let rows = feature_rows(&frame).unwrap();
             let mut known = [0; FEATURES.len()];
             let mut missing = [0; FEATURES.len()];
-            for (sent_us, row) in column_us(&frame, "sent_us").into_iter().zip(&rows) {
+            for (sent_us, row) in micros(&frame, "sent_us").into_iter().zip(&rows) {
                 for (index, online) in expected[&sent_us].iter().enumerate() {
                     let name = FEATURES[index].name;
                     assert!(
@@ -266,23 +169,28 @@ mod tests {
                 }
             }
             // The comparison means something: every feature is known somewhere, every feature
-            // that can be missing is missing somewhere.
+            // that can be missing is missing somewhere, the longest windows are full and roll.
             assert!(known.iter().all(|count| *count > 50), "{known:?}");
             let always = ["hop_count", "hour_sin", "hour_cos"];
             for (index, feature) in FEATURES.iter().enumerate() {
                 assert_eq!(missing[index] == 0, always.contains(&feature.name), "{}", feature.name);
+            }
+            for name in ["link_count_min", "route_count"] {
+                let counts = values(&frame, name);
+                let full = counts.iter().filter(|count| **count == WINDOW as f64).count();
+                assert!(full > 50, "{name}: {full}");
             }
         }
     }
 
     #[test]
     fn the_order_of_the_rows_and_of_the_columns_is_fixed() {
-        let mut history = random_history(7);
+        let mut history = random_history(7, 900);
         let frame = feature_frame(&history.probes, &history.link_states, 0).unwrap();
         let names: Vec<&str> = frame.get_column_names().iter().map(|name| name.as_str()).collect();
         assert_eq!(names[..4], KEY_COLUMNS);
         assert!(names[4..].iter().copied().eq(FEATURES.iter().map(|feature| feature.name)));
-        assert!(column_us(&frame, "sent_us").is_sorted());
+        assert!(micros(&frame, "sent_us").is_sorted());
         history.probes.reverse();
         history.link_states.reverse();
         let again = feature_frame(&history.probes, &history.link_states, 0).unwrap();
@@ -291,9 +199,9 @@ mod tests {
 
     #[test]
     fn earlier_probes_are_history_and_no_rows() {
-        let history = random_history(8);
+        let history = random_history(8, 900);
         let whole = feature_frame(&history.probes, &history.link_states, 0).unwrap();
-        let from_us = column_us(&whole, "sent_us")[100];
+        let from_us = micros(&whole, "sent_us")[100];
         let later = feature_frame(&history.probes, &history.link_states, from_us).unwrap();
         assert!(later.equals_missing(&whole.slice(100, whole.height() - 100)));
     }
@@ -315,7 +223,7 @@ mod tests {
         };
         let probe = |sent_us, done_us| ProbeRow {
             kind: ProbeKind::Route,
-            route: route(&[1, 2]).to_string(),
+            route: format!("{}>{}", name(1), name(2)),
             hops: 1,
             sent_us,
             done_us,
@@ -324,20 +232,33 @@ mod tests {
         let probes = [probe(1_000, 9_000), probe(9_000, 10_000), probe(9_001, 11_000)];
         let states = [state(999, 1.0), state(9_000, 2.0)];
         let frame = feature_frame(&probes, &states, 0).unwrap();
-        assert_eq!(values(&frame, "route_last_ms").unwrap(), [MISSING, MISSING, 8.0]);
-        assert_eq!(values(&frame, "link_rtt_sum_ms").unwrap(), [1.0, 1.0, 2.0]);
-        assert_eq!(values(&frame, "route_jitter_ms").unwrap(), [MISSING; 3]);
+        assert_eq!(values(&frame, "route_last_ms"), [MISSING, MISSING, 8.0]);
+        assert_eq!(values(&frame, "link_last_sum_ms"), [1.0, 1.0, 2.0]);
+        assert_eq!(values(&frame, "route_jitter_ms"), [MISSING; 3]);
+        assert_eq!(values(&frame, "node_deviation_max_ln"), [0.0, 0.0, (2.0_f64 / 1.5).ln()]);
+        let credibility = values(&frame, "credibility_min");
+        assert_eq!(credibility[..2], [MISSING; 2]);
+        assert!(credibility[2] < 1.0, "8 ms were delivered where 2 are claimed");
+        let coordinate = values(&frame, "coordinate_sum_ms");
+        assert!(coordinate[0] == coordinate[1] && coordinate[1] != coordinate[2]);
     }
 
     #[test]
     fn nothing_gives_an_empty_frame_with_all_columns() {
-        let history = random_history(9);
+        let history = random_history(9, 900);
         for states in [&history.link_states[..], &[]] {
             let frame = feature_frame(&[], states, 0).unwrap();
             assert_eq!(frame.shape(), (0, KEY_COLUMNS.len() + FEATURES.len()));
         }
         let frame = feature_frame(&history.probes, &[], 0).unwrap();
-        let sums = values(&frame, "link_rtt_sum_ms").unwrap();
-        assert!(sums.iter().all(|sum| *sum == MISSING));
+        assert!(values(&frame, "link_last_sum_ms").iter().all(|sum| *sum == MISSING));
+    }
+
+    #[test]
+    fn an_unreadable_name_is_an_error_that_shows_it() {
+        let mut history = random_history(10, 50);
+        history.probes[3].route = "a>b".into();
+        let error = feature_frame(&history.probes, &[], 0).unwrap_err().to_string();
+        assert!(error.contains("'a'"), "{error}");
     }
 }

@@ -1,113 +1,127 @@
 //! What the links of a route were advertised as when a probe left.
 
-use std::collections::HashMap;
+use polars::prelude::PolarsResult;
 
-use polars::prelude::*;
+use super::frames::{Claim, Ids, Moments, Probe, newest_before};
+use super::windows::{LAST, MIN, Summary, failures, shape, summaries};
+use crate::engine::measure::{LinkQuality, STATISTICS, WINDOW};
+use crate::engine::predict::FeatureVector;
+use crate::engine::predict::schema::{LINK_STATISTICS, MISSING, index};
+use crate::engine::types::NodeId;
 
-use super::frames::{frame, newest_before};
-use crate::engine::predict::schema::MISSING;
-use crate::store::{LinkStateRow, ProbeRow};
-
-/// The link features, one value a row.
-#[derive(Default)]
-pub(super) struct LinkFeatures {
-    hop_count: Vec<f64>,
-    pub(super) rtt_sum_ms: Vec<f64>,
-    rtt_max_ms: Vec<f64>,
-    jitter_sum_ms: Vec<f64>,
-    loss: Vec<f64>,
-    bandwidth_min: Vec<f64>,
-    utilisation_max: Vec<f64>,
-    age_max_s: Vec<f64>,
+/// A link that is advertised, with its past up to then.
+pub(super) struct Advertised {
+    at_us: u64,
+    quality: LinkQuality,
+    pub(super) summary: Summary,
+    withdrawals: usize,
+    withdrawn_us: Option<u64>,
 }
 
-impl LinkFeatures {
-    pub(super) fn into_columns(self) -> Vec<Column> {
-        [
-            ("hop_count", self.hop_count),
-            ("link_rtt_sum_ms", self.rtt_sum_ms),
-            ("link_rtt_max_ms", self.rtt_max_ms),
-            ("link_jitter_sum_ms", self.jitter_sum_ms),
-            ("link_loss", self.loss),
-            ("link_bandwidth_min", self.bandwidth_min),
-            ("link_utilisation_max", self.utilisation_max),
-            ("link_age_max_s", self.age_max_s),
-        ]
-        .into_iter()
-        .map(|(name, values)| Column::new(name.into(), values))
-        .collect()
+/// For each claim what is known of its link by then; `None` for a withdrawal. The key of a past
+/// is the link and the end that speaks of it.
+pub(super) struct Links {
+    ids: Ids<(NodeId, NodeId)>,
+    moments: Moments,
+    pub(super) advertised: Vec<Option<Advertised>>,
+}
+
+impl Links {
+    /// Of all claims, in order of time.
+    pub(super) fn of(claims: &[Claim]) -> PolarsResult<Self> {
+        let mut ids = Ids::default();
+        let keys: Vec<u32> = claims.iter().map(|c| ids.of((c.origin, c.neighbour))).collect();
+        let events: Vec<(u64, bool)> =
+            claims.iter().map(|claim| (claim.at_us, claim.quality.is_none())).collect();
+        let pasts = failures(&keys, &events, WINDOW);
+        let rtts = keys.iter().zip(claims).filter_map(|(k, c)| Some((*k, c.quality?.rtt_ms)));
+        let (rtt_keys, rtts_ms): (Vec<u32>, Vec<f64>) = rtts.unzip();
+        let mut summaries = summaries(&rtt_keys, &rtts_ms)?.into_iter();
+        let advertised = claims.iter().zip(pasts).map(|(claim, past)| {
+            Some(Advertised {
+                at_us: claim.at_us,
+                quality: claim.quality?,
+                summary: summaries.next()?,
+                withdrawals: past.recent,
+                withdrawn_us: past.last_us,
+            })
+        });
+        let advertised = advertised.collect();
+        let moments = keys.into_iter().zip(claims).map(|(key, claim)| (key, claim.at_us)).collect();
+        Ok(Self { ids, moments, advertised })
     }
-}
 
-/// Looks up the newest state of every hop of every row, and folds the hops of each row.
-pub(super) fn link_features(
-    rows: &[&ProbeRow],
-    link_states: &[LinkStateRow],
-) -> PolarsResult<LinkFeatures> {
-    let mut ids: HashMap<(&str, &str), u32> = HashMap::new();
-    let mut id = |from, to| {
-        let next = ids.len() as u32;
-        *ids.entry((from, to)).or_insert(next)
-    };
-    let mut states: Vec<&LinkStateRow> = link_states.iter().collect();
-    states.sort_by_key(|state| state.at_us);
-    let quality = |value: fn(&LinkStateRow) -> Option<f64>| {
-        states.iter().map(|state| value(state)).collect::<Vec<Option<f64>>>()
-    };
-    let state_ids: Vec<u32> = states.iter().map(|s| id(&s.origin, &s.neighbour)).collect();
-    let right = frame(vec![
-        Column::new("link_id".into(), state_ids),
-        Column::new("link_us".into(), states.iter().map(|s| s.at_us as i64).collect::<Vec<_>>()),
-        Column::new("rtt_ms".into(), quality(|s| s.quality.map(|q| q.rtt_ms))),
-        Column::new("jitter_ms".into(), quality(|s| s.quality.map(|q| q.jitter_ms))),
-        Column::new("loss".into(), quality(|s| s.quality.map(|q| q.loss))),
-        Column::new("bandwidth".into(), quality(|s| s.quality.and_then(|q| q.bandwidth))),
-        Column::new("utilisation".into(), quality(|s| s.quality.map(|q| q.utilisation))),
-    ])?;
-
-    let (mut hops, mut link_ids, mut sent_us) = (Vec::new(), Vec::new(), Vec::new());
-    for row in rows {
-        let nodes: Vec<&str> = row.route.split('>').collect();
-        hops.push(nodes.len().saturating_sub(1));
-        for pair in nodes.windows(2) {
-            link_ids.push(id(pair[0], pair[1]));
-            sent_us.push(row.sent_us as i64);
+    /// Fills in the features of the links of each row: those that the sender advertises, or else
+    /// the far end. One unknown link, and nothing is said of the route's links.
+    pub(super) fn features(
+        &mut self,
+        rows: &[&Probe<'_>],
+        features: &mut [FeatureVector],
+    ) -> PolarsResult<()> {
+        let (mut forth, mut back) = (Moments::default(), Moments::default());
+        for probe in rows {
+            for (from, to) in probe.route.links() {
+                forth.push(self.ids.of((from, to)), probe.row.sent_us);
+                back.push(self.ids.of((to, from)), probe.row.sent_us);
+            }
         }
-    }
-    let left = frame(vec![
-        Column::new("link_id".into(), link_ids),
-        Column::new("sent_us".into(), &sent_us),
-    ])?;
-    let found = newest_before(&left, &right, "link_id", "link_us")?;
-    let at_us: Vec<Option<i64>> = found.column("link_us")?.i64()?.to_vec();
-    let column = |name| found.column(name)?.f64().map(Float64Chunked::to_vec);
-    let (rtt, jitter, loss) = (column("rtt_ms")?, column("jitter_ms")?, column("loss")?);
-    let (bandwidth, utilisation) = (column("bandwidth")?, column("utilisation")?);
-
-    let mut features = LinkFeatures::default();
-    let mut start = 0;
-    for hop_count in hops {
-        let hops = start..start + hop_count;
-        start = hops.end;
-        // One unknown or withdrawn link, and nothing can be said of the route's links.
-        let known = rtt[hops.clone()].iter().all(Option::is_some);
-        let of = |values: &[Option<f64>], fold: fn(f64, f64) -> f64, first: f64| {
-            let values = values[hops.clone()].iter().flatten().copied();
-            if known { values.fold(first, fold) } else { MISSING }
+        let known = |asked| -> PolarsResult<Vec<Option<&Advertised>>> {
+            let newest = newest_before(asked, &self.moments)?.into_iter();
+            Ok(newest.map(|position| self.advertised[position?].as_ref()).collect())
         };
-        let add = |a: f64, b: f64| a + b;
-        let delivered = of(&loss, |a, loss| a * (1.0 - loss), 1.0);
-        let narrowest = of(&bandwidth, f64::min, f64::INFINITY);
-        let oldest_us = at_us[hops.clone()].iter().flatten().min().filter(|_| known);
-        let age = oldest_us.map(|at| (sent_us[hops.start] - at) as f64 / 1e6);
-        features.hop_count.push(hop_count as f64);
-        features.rtt_sum_ms.push(of(&rtt, add, 0.0));
-        features.rtt_max_ms.push(of(&rtt, f64::max, 0.0));
-        features.jitter_sum_ms.push(of(&jitter, add, 0.0));
-        features.loss.push(if known { 1.0 - delivered } else { MISSING });
-        features.bandwidth_min.push(if narrowest.is_finite() { narrowest } else { MISSING });
-        features.utilisation_max.push(of(&utilisation, f64::max, 0.0));
-        features.age_max_s.push(age.unwrap_or(MISSING));
+        let (forth, back) = (known(&forth)?, known(&back)?);
+        let mut start = 0;
+        for (probe, features) in rows.iter().zip(features) {
+            let hops = start..start + probe.route.hop_count();
+            start = hops.end;
+            let reverse = back[hops.clone()].iter().map(|link| Some((*link)?.quality.rtt_ms));
+            if let Some(sum) = reverse.sum::<Option<f64>>() {
+                features[const { index("link_reverse_sum_ms") }] = sum;
+            }
+            let links = hops.map(|hop| forth[hop].or(back[hop])).collect::<Option<Vec<_>>>();
+            if let Some(links) = links {
+                fold(&links, probe.row.sent_us, features);
+            }
+        }
+        Ok(())
     }
-    Ok(features)
+}
+
+/// The features over all links of a route.
+fn fold(links: &[&Advertised], sent_us: u64, features: &mut FeatureVector) {
+    let each = |value: fn(&Advertised) -> f64| links.iter().map(move |link| value(link));
+    let most = |value| each(value).fold(0.0, f64::max);
+    let least = |values: &mut dyn Iterator<Item = f64>| values.reduce(f64::min);
+    let queueing = |link: &Advertised| {
+        let statistics = &link.summary.statistics;
+        statistics[LAST] - statistics[MIN]
+    };
+    let mut sums = [0.0; STATISTICS.len()];
+    for (index, sum) in sums.iter_mut().enumerate() {
+        *sum = links.iter().map(|link| link.summary.statistics[index]).sum();
+    }
+    let age_s = |at_us: u64| (sent_us - at_us) as f64 / 1e6;
+    let mut bandwidths = links.iter().filter_map(|link| link.quality.bandwidth);
+    let mut failure_ages = links.iter().filter_map(|link| link.withdrawn_us.map(age_s));
+    let [trend, drift, spread] = shape(&sums);
+
+    features[LINK_STATISTICS..][..STATISTICS.len()].copy_from_slice(&sums);
+    features[const { index("link_last_max_ms") }] = most(|link| link.summary.statistics[LAST]);
+    features[const { index("link_queueing_sum_ms") }] = each(queueing).sum();
+    features[const { index("link_queueing_max_ms") }] = most(queueing);
+    features[const { index("link_jitter_sum_ms") }] = each(|link| link.quality.jitter_ms).sum();
+    features[const { index("link_loss") }] =
+        1.0 - each(|link| 1.0 - link.quality.loss).product::<f64>();
+    features[const { index("link_bandwidth_min") }] = least(&mut bandwidths).unwrap_or(MISSING);
+    features[const { index("link_utilisation_max") }] = most(|link| link.quality.utilisation);
+    features[const { index("link_age_max_s") }] =
+        links.iter().map(|link| age_s(link.at_us)).fold(0.0, f64::max);
+    features[const { index("link_count_min") }] =
+        least(&mut each(|link| link.summary.count as f64)).unwrap_or(MISSING);
+    features[const { index("link_withdrawals_max") }] = most(|link| link.withdrawals as f64);
+    features[const { index("link_failure_age_min_s") }] =
+        least(&mut failure_ages).unwrap_or(MISSING);
+    features[const { index("link_trend_ln") }] = trend;
+    features[const { index("link_drift_ln") }] = drift;
+    features[const { index("link_spread_ln") }] = spread;
 }

@@ -16,7 +16,8 @@
 //!    tool.
 //!
 //! What the offline side cannot know: a restarted node begins with empty histories, and forgets
-//! the route probed longest ago when it has more than a thousand; here the past is whole.
+//! the route probed longest ago when it has more than a thousand; here the past is whole. It
+//! begins [`HISTORY_LEAD_US`] before the first row, coordinates and credibility with it.
 //!
 //! Everything here blocks and uses several threads: call it from a process or thread of its own.
 
@@ -25,7 +26,11 @@ pub mod evaluate;
 pub mod export;
 mod frames;
 mod links;
+mod nodes;
+#[cfg(test)]
+mod random_history;
 pub mod registry;
+mod routes;
 pub mod train;
 mod windows;
 

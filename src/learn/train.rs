@@ -347,7 +347,7 @@ mod tests {
     /// both cases.
     fn hidden_rule(random: &mut Pcg64Mcg, row: &mut FeatureVector) -> f64 {
         let (links, busy) = (random.random_range(10.0..100.0), random.random_range(0.0..1.0));
-        set(row, "link_rtt_sum_ms", links);
+        set(row, "link_last_sum_ms", links);
         set(row, "link_utilisation_max", busy);
         set(row, "route_mean5_ms", 2.0 * links);
         set(row, "route_last_ms", random.random_range(1.0..3.0) * links);

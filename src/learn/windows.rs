@@ -1,149 +1,187 @@
-//! Rolling windows over the probes of each route, in order of completion.
+//! Rolling windows over the values of each key (a route, or a link as one end advertises it), in
+//! order of time.
 
 use polars::polars_compute::rolling::{RollingQuantileParams, no_nulls};
 use polars::prelude::*;
 
-use super::frames::{Ids, frame, rtt_ms};
-use crate::engine::measure::HISTORY_WINDOW;
 use crate::engine::measure::window_statistics::ln_ratio;
-use crate::store::ProbeRow;
+use crate::engine::measure::{STATISTICS, WINDOW};
+use crate::engine::predict::schema::{LINK_STATISTICS, index};
 
-/// After each completed probe: the share lost of the window, and how many in a row.
-pub(super) fn completed_windows<'a>(
-    completed: &[&'a ProbeRow],
-    ids: &mut Ids<'a>,
-) -> PolarsResult<DataFrame> {
-    let lost = completed.iter().map(|p| f64::from(p.rtt_us.is_none())).collect::<Vec<_>>();
-    let whole = frame(vec![
-        Column::new(
-            "route_id".into(),
-            completed.iter().map(|p| ids.of(&p.route)).collect::<Vec<_>>(),
-        ),
-        Column::new(
-            "completed_us".into(),
-            completed.iter().map(|p| p.done_us as i64).collect::<Vec<_>>(),
-        ),
-        Column::new("lost".into(), lost),
-    ])?;
-    per_route(&whole, |mut part| {
-        let lost = contiguous(&part, "lost")?;
-        let streak = lost.iter().scan(0.0, |streak, lost| {
-            *streak = if *lost > 0.0 { *streak + 1.0 } else { 0.0 };
-            Some(*streak)
-        });
-        let streak: Vec<f64> = streak.collect();
-        part.with_column(rolling_mean("route_loss", &lost, HISTORY_WINDOW)?)?;
-        part.with_column(Column::new("route_failure_streak".into(), streak))?;
-        Ok(part)
-    })
+/// How a statistic follows from the newest values, with their number.
+enum Rule {
+    Last,
+    Mean(usize),
+    Quantile(usize, f64),
+    /// Standard error of the mean.
+    Error(usize),
+    /// Population standard deviation.
+    Deviation(usize),
+    Min(usize),
 }
 
-/// The windows over answered probes that the schema has, without the last value.
-pub(super) const ANSWERED_WINDOWS: [&str; 8] = [
-    "route_mean5_ms",
-    "route_mean20_ms",
-    "route_p10_ms",
-    "route_median_ms",
-    "route_p90_ms",
-    "route_jitter_ms",
-    "route_trend_ln",
-    "route_drift_ln",
+/// In the order of [`STATISTICS`].
+const RULES: [Rule; STATISTICS.len()] = [
+    Rule::Last,
+    Rule::Mean(5),
+    Rule::Mean(20),
+    Rule::Mean(60),
+    Rule::Quantile(3, 0.5),
+    Rule::Quantile(5, 0.1),
+    Rule::Quantile(5, 0.25),
+    Rule::Quantile(5, 0.5),
+    Rule::Quantile(5, 0.9),
+    Rule::Quantile(20, 0.1),
+    Rule::Quantile(20, 0.25),
+    Rule::Quantile(20, 0.5),
+    Rule::Quantile(20, 0.9),
+    Rule::Quantile(60, 0.1),
+    Rule::Quantile(60, 0.25),
+    Rule::Quantile(60, 0.5),
+    Rule::Quantile(60, 0.9),
+    Rule::Error(60),
+    Rule::Deviation(5),
+    Rule::Deviation(60),
+    Rule::Min(60),
 ];
+/// Positions among the statistics.
+pub(super) const LAST: usize = 0;
+pub(super) const MIN: usize = STATISTICS.len() - 1;
+pub(super) const MEDIAN_20: usize = index("link_median_20_sum_ms") - LINK_STATISTICS;
+const MEAN_5: usize = index("link_mean5_sum_ms") - LINK_STATISTICS;
+const MEAN_60: usize = index("link_mean60_sum_ms") - LINK_STATISTICS;
+const P90_20: usize = index("link_p90_20_sum_ms") - LINK_STATISTICS;
 
-/// After each answered probe: its round trip and the statistics of the window that it ends.
-pub(super) fn answered_windows<'a>(
-    answered: &[&'a ProbeRow],
-    ids: &mut Ids<'a>,
-) -> PolarsResult<DataFrame> {
-    let whole = frame(vec![
-        Column::new(
-            "route_id".into(),
-            answered.iter().map(|p| ids.of(&p.route)).collect::<Vec<_>>(),
-        ),
-        Column::new(
-            "answered_us".into(),
-            answered.iter().map(|p| p.done_us as i64).collect::<Vec<_>>(),
-        ),
-        Column::new("route_last_ms".into(), answered.iter().map(|p| rtt_ms(p)).collect::<Vec<_>>()),
-    ])?;
-    per_route(&whole, |mut part| {
-        let rtts = contiguous(&part, "route_last_ms")?;
-        // A window of 20 values holds 19 differences; the first value of all has none.
-        let differences: Vec<f64> = rtts.windows(2).map(|pair| (pair[1] - pair[0]).abs()).collect();
-        let jitter = rolling_mean("route_jitter_ms", &differences, HISTORY_WINDOW - 1)?;
-        let first = (!rtts.is_empty()).then_some(None);
-        let jitter: Vec<Option<f64>> = first.into_iter().chain(jitter.f64()?.iter()).collect();
-        let mean5 = rolling_mean("route_mean5_ms", &rtts, 5)?;
-        let mean20 = rolling_mean("route_mean20_ms", &rtts, HISTORY_WINDOW)?;
-        let ratios = |name: &str, above: &[f64], below: &[f64]| {
-            let ratios = above.iter().zip(below).map(|(above, below)| ln_ratio(*above, *below));
-            Column::new(name.into(), ratios.collect::<Vec<_>>())
-        };
-        let (short, long) = (values(&mean5)?, values(&mean20)?);
-        for column in [
-            ratios("route_trend_ln", &rtts, &short),
-            ratios("route_drift_ln", &short, &long),
-            mean5,
-            mean20,
-            rolling_quantile("route_p10_ms", &rtts, 0.1)?,
-            rolling_quantile("route_median_ms", &rtts, 0.5)?,
-            rolling_quantile("route_p90_ms", &rtts, 0.9)?,
-            Column::new("route_jitter_ms".into(), jitter),
-        ] {
-            part.with_column(column)?;
-        }
-        Ok(part)
-    })
+/// The window that a value ends.
+#[derive(Clone, Copy)]
+pub(super) struct Summary {
+    /// In the order of [`STATISTICS`].
+    pub(super) statistics: [f64; STATISTICS.len()],
+    /// Values in the longest window, 1 to [`WINDOW`].
+    pub(super) count: usize,
 }
 
-/// Applies `windows` to the rows of each route and puts the results below each other.
-fn per_route(
-    whole: &DataFrame,
-    windows: impl Fn(DataFrame) -> PolarsResult<DataFrame>,
-) -> PolarsResult<DataFrame> {
-    if whole.height() == 0 {
-        return windows(whole.clone());
-    }
-    let mut result: Option<DataFrame> = None;
-    for part in whole.partition_by_stable(["route_id"], true)? {
-        let part = windows(part)?;
-        match &mut result {
-            Some(result) => {
-                result.vstack_mut_owned(part)?;
+/// For each value the statistics of the window that it ends among the values of its key.
+pub(super) fn summaries(keys: &[u32], values: &[f64]) -> PolarsResult<Vec<Summary>> {
+    let nothing = Summary { statistics: [0.0; STATISTICS.len()], count: 0 };
+    let mut summaries = vec![nothing; values.len()];
+    for positions in by_key(keys) {
+        let own: Vec<f64> = positions.iter().map(|position| values[*position]).collect();
+        for (index, rule) in RULES.iter().enumerate() {
+            let found = rolling(&own, rule)?;
+            for (position, value) in positions.iter().zip(found) {
+                summaries[*position].statistics[index] = value;
             }
-            None => result = Some(part),
+        }
+        for (before, position) in positions.iter().enumerate() {
+            summaries[*position].count = WINDOW.min(before + 1);
         }
     }
-    let mut result = result.unwrap_or_default();
-    result.rechunk_mut();
-    Ok(result)
+    Ok(summaries)
 }
 
-fn contiguous(frame: &DataFrame, name: &str) -> PolarsResult<Vec<f64>> {
-    values(frame.column(name)?)
-}
-
-fn values(column: &Column) -> PolarsResult<Vec<f64>> {
-    Ok(column.f64()?.no_null_iter().collect())
-}
-
-/// Mean of each value and at most `window - 1` before it.
-fn rolling_mean(name: &str, values: &[f64], window: usize) -> PolarsResult<Column> {
-    if values.is_empty() {
-        // The kernel expects at least one.
-        return Ok(Column::new_empty(name.into(), &DataType::Float64));
+/// Mean absolute difference within the newest `window` values of each key; none of one value.
+pub(super) fn jitters(
+    keys: &[u32],
+    values: &[f64],
+    window: usize,
+) -> PolarsResult<Vec<Option<f64>>> {
+    let mut jitters = vec![None; values.len()];
+    for positions in by_key(keys) {
+        let pairs = positions.windows(2);
+        let differences: Vec<f64> =
+            pairs.map(|pair| (values[pair[1]] - values[pair[0]]).abs()).collect();
+        // A window of 20 values holds 19 differences; the first value of all has none.
+        let means = rolling(&differences, &Rule::Mean(window - 1))?;
+        for (position, mean) in positions.iter().skip(1).zip(means) {
+            jitters[*position] = Some(mean);
+        }
     }
-    let means = no_nulls::rolling_mean(values, window, 1, false, None, None)?;
-    Ok(Series::try_from((PlSmallStr::from(name), means))?.into_column())
+    Ok(jitters)
 }
 
-/// Linear quantile of each value and at most [`HISTORY_WINDOW`]` - 1` before it.
-fn rolling_quantile(name: &str, values: &[f64], q: f64) -> PolarsResult<Column> {
-    if values.is_empty() {
-        return Ok(Column::new_empty(name.into(), &DataType::Float64));
+/// The failures of a key up to one of its events.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Failures {
+    /// Events so far.
+    pub(super) events: usize,
+    /// Failures among the newest events of the window.
+    pub(super) recent: usize,
+    /// Failures in a row.
+    pub(super) streak: usize,
+    /// The newest failure.
+    pub(super) last_us: Option<u64>,
+}
+
+/// For each event, which is a time and whether it was a failure, those of its key up to it.
+/// `window` events count as recent.
+pub(super) fn failures(keys: &[u32], events: &[(u64, bool)], window: usize) -> Vec<Failures> {
+    let mut failures = vec![Failures::default(); events.len()];
+    for positions in by_key(keys) {
+        let mut now = Failures::default();
+        for (before, position) in positions.iter().enumerate() {
+            let (at_us, failed) = events[*position];
+            let gone = before.checked_sub(window).is_some_and(|gone| events[positions[gone]].1);
+            now.events += 1;
+            now.recent = now.recent + usize::from(failed) - usize::from(gone);
+            now.streak = if failed { now.streak + 1 } else { 0 };
+            now.last_us = if failed { Some(at_us) } else { now.last_us };
+            failures[*position] = now;
+        }
     }
-    let linear = RollingQuantileParams { prob: q, method: QuantileMethod::Linear };
-    let parameters = Some(RollingFnParams::Quantile(linear));
-    let found = no_nulls::rolling_quantile(values, HISTORY_WINDOW, 1, false, None, parameters)?;
-    Ok(Series::try_from((PlSmallStr::from(name), found))?.into_column())
+    failures
+}
+
+/// Last over mean of 5, mean of 5 over mean of 60, 90th percentile over median of 20, each ln.
+pub(super) fn shape(statistics: &[f64; STATISTICS.len()]) -> [f64; 3] {
+    [(LAST, MEAN_5), (MEAN_5, MEAN_60), (P90_20, MEDIAN_20)]
+        .map(|(above, below)| ln_ratio(statistics[above], statistics[below]))
+}
+
+/// The positions of each key, in order.
+fn by_key(keys: &[u32]) -> Vec<Vec<usize>> {
+    let count = keys.iter().max().map_or(0, |most| *most as usize + 1);
+    let mut positions = vec![Vec::new(); count];
+    for (position, key) in keys.iter().enumerate() {
+        positions[*key as usize].push(position);
+    }
+    positions
+}
+
+/// A statistic of each value and those before it in the window.
+fn rolling(values: &[f64], rule: &Rule) -> PolarsResult<Vec<f64>> {
+    if values.is_empty() {
+        // The kernels expect at least one value.
+        return Ok(Vec::new());
+    }
+    let found = match *rule {
+        Rule::Last => return Ok(values.to_vec()),
+        Rule::Deviation(window) => return Ok(deviations(values, window)),
+        Rule::Error(window) => {
+            let deviations = deviations(values, window).into_iter().enumerate();
+            let errors = deviations.map(|(before, d)| d / (window.min(before + 1) as f64).sqrt());
+            return Ok(errors.collect());
+        }
+        Rule::Mean(window) => no_nulls::rolling_mean(values, window, 1, false, None, None)?,
+        Rule::Min(window) => no_nulls::rolling_min(values, window, 1, false, None, None)?,
+        Rule::Quantile(window, prob) => {
+            let linear = RollingQuantileParams { prob, method: QuantileMethod::Linear };
+            let linear = Some(RollingFnParams::Quantile(linear));
+            no_nulls::rolling_quantile(values, window, 1, false, None, linear)?
+        }
+    };
+    Ok(Series::try_from((PlSmallStr::EMPTY, found))?.f64()?.no_null_iter().collect())
+}
+
+/// Population standard deviations, each in two passes: the variance kernel carries a running sum
+/// of squares, in which a value of a minute drowns those of a millisecond after it has left.
+fn deviations(values: &[f64], window: usize) -> Vec<f64> {
+    let ends = 1..=values.len();
+    let deviation = |end: usize| {
+        let window = &values[end.saturating_sub(window)..end];
+        let mean = window.iter().sum::<f64>() / window.len() as f64;
+        let squares: f64 = window.iter().map(|value| (value - mean).powi(2)).sum();
+        (squares / window.len() as f64).sqrt()
+    };
+    ends.map(deviation).collect()
 }
