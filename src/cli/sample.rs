@@ -9,7 +9,8 @@
 //! - One link is cut for a while, one turns bad for good.
 //! - The load is also what the data plane reports as utilisation.
 //!
-//! The same seed and hours give the same measurements.
+//! The same seed gives the same measurements, and a longer run begins with the shorter one: what a
+//! model learned from the first hours can be judged on the next.
 
 use std::f64::consts::{PI, TAU};
 use std::path::{Path, PathBuf};
@@ -36,10 +37,10 @@ pub struct Args {
     /// Folder to write to.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Decides everything that is random; the same seed and hours give the same rows.
+    /// Decides everything that is random; the same seed gives the same rows.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Length of the simulation, from 06:00 UTC on: 0.1 to 48.
+    /// Length of the simulation, from 09:00 UTC on: 0.1 to 48.
     #[arg(long, default_value_t = HOURS, value_parser = hours)]
     hours: f64,
     /// Keep the database in this new folder; `--data-dir` of other commands reads it.
@@ -50,12 +51,12 @@ pub struct Args {
     force: bool,
 }
 
-/// Default length (h): enough of the morning for the daily rhythm to show.
-const HOURS: f64 = 6.0;
+/// Default length (h): the part of the morning in which the daily rhythm rises fastest.
+const HOURS: f64 = 3.0;
 /// Longest simulation (h): two days.
 const HOURS_MAX: f64 = 48.0;
-/// When the simulation begins: 2025-09-01, a Monday, 06:00 UTC (µs since the epoch).
-const START: Timestamp = Timestamp(1_756_706_400_000_000);
+/// When the simulation begins: 2025-09-01, a Monday, 09:00 UTC (µs since the epoch).
+const START: Timestamp = Timestamp(1_756_717_200_000_000);
 const NODES: usize = 8;
 /// The node whose measurements are kept.
 const OBSERVER: usize = 0;
@@ -84,9 +85,9 @@ const LINKS: [(usize, usize, f64); 16] = [
 ];
 /// Sparser than on a real node: hours of it have to fit into a repository.
 const INTERVALS: Intervals = Intervals {
-    link_probe: Duration::from_secs(10),
-    active_probe: Duration::from_secs(30),
-    candidate_probe: Duration::from_secs(60),
+    link_probe: Duration::from_secs(15),
+    active_probe: Duration::from_secs(15),
+    candidate_probe: Duration::from_secs(30),
     decide: Duration::from_secs(60),
 };
 /// The links change this often.
@@ -96,10 +97,10 @@ const STEPS_PER_SLICE: u64 = 6;
 /// What was observed goes to the store this often, in steps.
 const STEPS_PER_WRITE: u64 = 360;
 
-/// Which link is cut, from and to which share of the run.
-const CUT: (usize, f64, f64) = (0, 0.40, 0.42);
-/// Which link turns bad, and at which share of the run.
-const TURNS_BAD: (usize, f64) = (12, 0.6);
+/// Which link is cut, from and to which second.
+const CUT: (usize, f64, f64) = (0, 2_700.0, 3_000.0);
+/// Which link turns bad, and at which second.
+const TURNS_BAD: (usize, f64) = (12, 5_400.0);
 /// One-way delay (ms) and loss that it then has on top.
 const BAD: (f64, f64) = (25.0, 0.02);
 
@@ -108,13 +109,13 @@ const QUEUE_MS: f64 = 3.0;
 /// Highest load: at 0.95 a packet waits behind 19 others on average.
 const LOAD_MAX: f64 = 0.95;
 /// Load that the daily rhythm adds at its height.
-const RHYTHM: f64 = 0.35;
+const RHYTHM: f64 = 0.45;
 /// Time in which the slow wander forgets (s), and its standard deviation.
 const WANDER: (f64, f64) = (180.0, 0.06);
 /// Mean time between two episodes of congestion of a link (s).
 const EPISODE_GAP_S: f64 = 3_000.0;
-/// What each link can carry (bytes/s): 10 Mbit/s.
-const RATE: f64 = 1.25e6;
+/// What links can carry (bytes/s): 10, 20 and 100 Mbit/s.
+const RATES: [f64; 3] = [1.25e6, 2.5e6, 1.25e7];
 /// Bytes of a datagram in the reports of the data plane.
 const DATAGRAM_BYTES: u64 = 1_200;
 
@@ -150,6 +151,8 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 struct Link {
     ends: (usize, usize),
     delay_ms: f64,
+    /// What it can carry (bytes/s).
+    rate: f64,
     /// Load without rhythm and episodes.
     level: f64,
     wander: f64,
@@ -158,20 +161,23 @@ struct Link {
 }
 
 impl Link {
-    fn draw(ends: (usize, usize), delay_ms: f64, seconds: f64, random: &mut Pcg64Mcg) -> Self {
+    /// Episodes are drawn for the longest run, whatever the length of this one.
+    fn draw(ends: (usize, usize), delay_ms: f64, random: &mut Pcg64Mcg) -> Self {
         let mut episodes = Vec::new();
         let mut at = 0.0;
         loop {
             // Exponential gaps: nothing announces an episode.
             at -= EPISODE_GAP_S * (1.0 - random.random::<f64>()).ln();
-            if at >= seconds {
+            if at >= HOURS_MAX * 3_600.0 {
                 break;
             }
             let end = at + random.random_range(180.0..900.0);
             episodes.push((at, end, random.random_range(0.2..0.6)));
             at = end;
         }
-        Self { ends, delay_ms, level: random.random_range(0.1..0.4), wander: 0.0, episodes }
+        let rate = RATES[random.random_range(0..RATES.len())];
+        let level = random.random_range(0.1..0.4);
+        Self { ends, delay_ms, rate, level, wander: 0.0, episodes }
     }
 
     /// The load `seconds` after the start, 0 to [`LOAD_MAX`].
@@ -194,7 +200,7 @@ impl Link {
         LinkModel {
             delay_ms: self.delay_ms + queueing_ms,
             jitter_ms: 0.2 + 0.4 * queueing_ms,
-            loss: 0.001 + 0.2 * (load - 0.8).max(0.0),
+            loss: 0.003 + 0.5 * (load - 0.8).max(0.0),
         }
     }
 }
@@ -216,10 +222,8 @@ fn simulate(
         let earlier = LINKS.iter().filter(|(_, b, _)| *b == node).map(|(a, ..)| *a);
         world.add_node(&earlier.collect::<Vec<_>>(), paths, INTERVALS);
     }
-    let mut links: Vec<Link> = LINKS
-        .iter()
-        .map(|(a, b, delay_ms)| Link::draw((*a, *b), *delay_ms, seconds, &mut random))
-        .collect();
+    let mut links: Vec<Link> =
+        LINKS.iter().map(|(a, b, delay_ms)| Link::draw((*a, *b), *delay_ms, &mut random)).collect();
     let writer = Writer::start(database, Retention::default())?;
     let (mut samples, mut decisions) = (0, 0);
     let steps = (seconds / STEP.as_secs_f64()).ceil() as u64;
@@ -228,17 +232,16 @@ fn simulate(
         for (index, link) in links.iter_mut().enumerate() {
             let load = link.load(at_s, &mut random);
             let mut model = link.model(load);
-            let share = at_s / seconds;
-            if index == CUT.0 && (CUT.1..CUT.2).contains(&share) {
+            if index == CUT.0 && (CUT.1..CUT.2).contains(&at_s) {
                 model.loss = 1.0;
             }
-            if index == TURNS_BAD.0 && share >= TURNS_BAD.1 {
+            if index == TURNS_BAD.0 && at_s >= TURNS_BAD.1 {
                 model.delay_ms += BAD.0;
                 model.loss += BAD.1;
             }
             world.set_link(link.ends.0, link.ends.1, model);
             if step % STEPS_PER_SLICE == STEPS_PER_SLICE - 1 {
-                report(&mut world, link.ends, load);
+                report(&mut world, link, load);
             }
         }
         if step == 1 {
@@ -266,11 +269,11 @@ fn simulate(
 }
 
 /// Tells both ends of a link what their data planes counted in the last slice.
-fn report(world: &mut World, (a, b): (usize, usize), load: f64) {
+fn report(world: &mut World, link: &Link, load: f64) {
     let duration_us = STEPS_PER_SLICE * STEP.as_micros() as u64;
     // In whole percent, as coarse as a counter read now and then.
     let busy_us = (load * 100.0).round() as u64 * duration_us / 100;
-    let sent_bytes = (RATE * busy_us as f64 / 1e6) as u64;
+    let sent_bytes = (link.rate * busy_us as f64 / 1e6) as u64;
     let counted = LinkReport {
         sent_bytes,
         sent_datagrams: sent_bytes / DATAGRAM_BYTES,
@@ -278,6 +281,7 @@ fn report(world: &mut World, (a, b): (usize, usize), load: f64) {
         busy_us,
         duration_us,
     };
+    let (a, b) = link.ends;
     for (here, there) in [(a, b), (b, a)] {
         let there = world.id(there);
         world.input(here, Input::Slice(vec![(there, counted)]));
@@ -313,11 +317,18 @@ mod tests {
         assert!(!first.0.is_empty() && !first.1.is_empty() && !first.3.is_empty());
         assert_eq!(first, rows(1, 0.1));
         assert_ne!(first.0, rows(2, 0.1).0);
+        let mut longer = rows(1, 0.2);
+        let end_us = START.as_micros() + 360_000_000;
+        longer.0.retain(|probe| probe.done_us <= end_us);
+        longer.1.retain(|probe| probe.done_us <= end_us);
+        longer.2.retain(|state| state.at_us <= end_us);
+        longer.3.retain(|decision| decision.at_us <= end_us);
+        assert_eq!(first, longer, "a longer run begins with the shorter one");
     }
 
     #[test]
     fn there_is_something_of_everything() {
-        let (routes, links, states, decisions) = rows(1, 2.0);
+        let (routes, links, states, decisions) = rows(1, 1.0);
         let hops: BTreeSet<u32> = routes.iter().map(|probe| probe.hops).collect();
         assert!(hops.is_superset(&BTreeSet::from([1, 2, 3])), "{hops:?}");
         for (kind, probes) in [("route", &routes), ("link", &links)] {
@@ -336,15 +347,15 @@ mod tests {
     #[test]
     fn load_follows_the_day_and_fills_the_queue() {
         let mut random = Pcg64Mcg::seed_from_u64(1);
-        let mut link = Link::draw((0, 1), 10.0, 86_400.0, &mut random);
-        link.episodes = vec![(36_000.0, 36_600.0, 0.5)];
+        let mut link = Link::draw((0, 1), 10.0, &mut random);
+        link.episodes = vec![(25_200.0, 25_800.0, 0.5)];
         let mut mean = |link: &mut Link, from_s: f64| {
             let loads = (0..600).map(|step| link.load(from_s + f64::from(step), &mut random));
             loads.sum::<f64>() / 600.0
         };
-        let (morning, afternoon) = (mean(&mut link, 0.0), mean(&mut link, 35_000.0));
-        assert!(afternoon > morning + 0.2, "{morning} {afternoon}");
-        assert!(mean(&mut link, 36_000.0) > afternoon + 0.1);
+        let (morning, afternoon) = (mean(&mut link, 0.0), mean(&mut link, 24_000.0));
+        assert!(afternoon > morning + 0.15, "{morning} {afternoon}");
+        assert!(mean(&mut link, 25_200.0) > afternoon + 0.1);
         let (free, full) = (link.model(0.1), link.model(LOAD_MAX));
         assert!(full.delay_ms > free.delay_ms + 40.0 && full.loss > 0.02 && free.loss < 0.01);
     }

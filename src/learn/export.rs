@@ -4,7 +4,8 @@
 //! the file. Tables: `probe` (both kinds), `link_state`, `route_features`, which is the frame that
 //! training uses, `decision`, and `candidate` with the forecasts and scores of each route that was
 //! weighed (its features are left out: `route_features` has those of its next probe). The day is
-//! that of `sent_us` or `at_us`.
+//! that of `sent_us` or `at_us`. Features are 32-bit floats, which is what XGBoost computes with;
+//! seven digits are more than a measurement has, and most of an export are features.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -15,6 +16,7 @@ use polars::prelude::*;
 use super::dataset::feature_frame;
 use super::{LearnError, file_error, frame_error};
 use crate::engine::measure::ProbeKind;
+use crate::engine::predict::schema::FEATURES;
 use crate::store::{CandidateRow, DecisionRow, LinkStateRow, ProbeRow, Reader};
 
 /// The tables, in the order of the report.
@@ -63,7 +65,7 @@ pub fn export(store_path: &Path, out: &Path, force: bool) -> Result<Exported, Le
     let frames = [
         (probe_frame(&probes).map_err(&wrong)?, "sent_us"),
         (link_state_frame(&link_states).map_err(&wrong)?, "at_us"),
-        (features, "sent_us"),
+        (narrow(features).map_err(&wrong)?, "sent_us"),
         (decision_frame(&decisions).map_err(&wrong)?, "at_us"),
         (candidate_frame(&decisions).map_err(&wrong)?, "at_us"),
     ];
@@ -120,6 +122,15 @@ fn link_state_frame(states: &[LinkStateRow]) -> PolarsResult<DataFrame> {
         Column::new("utilisation".into(), number(|s| s.quality.map(|q| q.utilisation))),
     ];
     DataFrame::new(states.len(), columns)
+}
+
+/// The features as 32-bit floats; key columns stay as they are.
+fn narrow(mut features: DataFrame) -> PolarsResult<DataFrame> {
+    for feature in FEATURES {
+        let column = features.column(feature.name)?.cast(&DataType::Float32)?;
+        features.with_column(column)?;
+    }
+    Ok(features)
 }
 
 fn decision_frame(decisions: &[DecisionRow]) -> PolarsResult<DataFrame> {
@@ -251,7 +262,7 @@ fn date(day: i64) -> String {
 mod tests {
     use super::*;
     use crate::engine::measure::{LinkQuality, Sample};
-    use crate::engine::predict::schema::{FEATURES, MISSING};
+    use crate::engine::predict::schema::MISSING;
     use crate::engine::predict::{Forecast, Prediction};
     use crate::engine::route::{Candidate, Decision, Reason};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
@@ -351,8 +362,9 @@ mod tests {
         assert_eq!(states.column("rtt_ms").unwrap().f64().unwrap().to_vec(), [Some(9.0), None]);
         let features = read(&out.join("route_features/day=2023-11-15/part-0.parquet"));
         assert_eq!(features.width(), 4 + FEATURES.len());
-        let means = features.column("route_mean5_ms").unwrap().f64().unwrap();
-        assert!(means.iter().all(|mean| mean.is_some_and(|mean| (mean - 9.0).abs() < 1e-9)));
+        let means = features.column("route_mean5_ms").unwrap().f32().unwrap();
+        assert!(means.iter().all(|mean| mean.is_some_and(|mean| (mean - 9.0).abs() < 1e-6)));
+        assert_eq!(features.column("rtt_ms").unwrap().dtype(), &DataType::Float64);
         let decisions = read(&out.join("decision/day=2023-11-14/part-0.parquet"));
         let candidates = read(&out.join("candidate/day=2023-11-14/part-0.parquet"));
         let id = |frame: &DataFrame| frame.column("decision_id").unwrap().i64().unwrap().get(0);
