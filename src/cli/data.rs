@@ -1,12 +1,12 @@
 //! `meshwise data`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Context, output};
+use super::{Context, output, sample};
 use crate::engine::measure::ProbeKind;
-use crate::learn::{Observation, Warning, artefacts, export, realised_accuracy};
+use crate::learn::{Exported, Observation, Warning, artefacts, export, realised_accuracy};
 use crate::node::DATABASE;
 use crate::store::{ProbeRow, Reader};
 
@@ -29,6 +29,9 @@ pub enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Generate measurements of a simulated mesh, and export them: data to look at without a
+    /// network.
+    Sample(sample::Args),
 }
 
 pub(super) fn run(verb: &Verb, context: &Context) -> anyhow::Result<()> {
@@ -38,20 +41,27 @@ pub(super) fn run(verb: &Verb, context: &Context) -> anyhow::Result<()> {
         Verb::Export { out, force } => {
             eprintln!("reading {} ...", database.display());
             let exported = export(&database, out, *force)?;
-            if context.json {
-                let tables = exported.tables.iter().map(|table| {
-                    json!({ "table": table.table, "rows": table.rows, "files": table.files })
-                });
-                return output::json(&json!({ "out": out, "tables": tables.collect::<Vec<_>>() }));
-            }
-            for table in &exported.tables {
-                let path = out.join(table.table);
-                let (rows, files) = (table.rows, table.files);
-                output::print(&format!("{rows} rows in {files} files under {}", path.display()))?;
-            }
-            Ok(())
+            report(out, &exported, context)
         }
+        Verb::Sample(args) => sample::run(args, context),
     }
+}
+
+/// Says what an export wrote.
+pub(super) fn report(out: &Path, exported: &Exported, context: &Context) -> anyhow::Result<()> {
+    if context.json {
+        let tables = exported
+            .tables
+            .iter()
+            .map(|table| json!({ "table": table.table, "rows": table.rows, "files": table.files }));
+        return output::json(&json!({ "out": out, "tables": tables.collect::<Vec<_>>() }));
+    }
+    for table in &exported.tables {
+        let path = out.join(table.table);
+        let (rows, files) = (table.rows, table.files);
+        output::print(&format!("{rows} rows in {files} files under {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn stats(reader: &Reader, hours: u64, context: &Context) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ mod output;
 mod peer;
 mod replay;
 mod route;
+mod sample;
 mod service;
 mod status;
 mod tunnel;

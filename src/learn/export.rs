@@ -1,8 +1,11 @@
 //! Export: the store as Parquet, partitioned by UTC day, for any other tool.
 //!
 //! `<out>/<table>/day=YYYY-MM-DD/part-0.parquet`, hive style: the day is in the path and not in
-//! the file. Tables: `probe` (both kinds), `link_state`, and `route_features`, which is the frame
-//! that training uses. The day is that of `sent_us` or `at_us`.
+//! the file. Tables: `probe` (both kinds), `link_state`, `route_features`, which is the frame that
+//! training uses, `decision`, and `candidate` with the forecasts and scores of each route that was
+//! weighed (its features are left out: `route_features` has those of its next probe). The day is
+//! that of `sent_us` or `at_us`. Features are 32-bit floats, which is what XGBoost computes with;
+//! seven digits are more than a measurement has, and most of an export are features.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -13,10 +16,11 @@ use polars::prelude::*;
 use super::dataset::feature_frame;
 use super::{LearnError, file_error, frame_error};
 use crate::engine::measure::ProbeKind;
-use crate::store::{LinkStateRow, ProbeRow, Reader};
+use crate::engine::predict::schema::FEATURES;
+use crate::store::{CandidateRow, DecisionRow, LinkStateRow, ProbeRow, Reader};
 
 /// The tables, in the order of the report.
-const TABLES: [&str; 3] = ["probe", "link_state", "route_features"];
+const TABLES: [&str; 5] = ["probe", "link_state", "route_features", "decision", "candidate"];
 const PART: &str = "part-0.parquet";
 const DAY: &str = "day";
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -47,14 +51,7 @@ pub struct Exported {
 /// Files already written stay; each is whole.
 pub fn export(store_path: &Path, out: &Path, force: bool) -> Result<Exported, LearnError> {
     let reader = Reader::open(store_path)?;
-    let is_empty = match fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) if error.kind() == ErrorKind::NotFound => true,
-        Err(error) => return Err(file_error("read the folder", out)(error)),
-    };
-    if !is_empty && !force {
-        return Err(LearnError::NotEmpty(out.to_owned()));
-    }
+    refuse_unless_empty(out, force)?;
     let link_states = reader.link_states(0)?;
     let route_probes = reader.probes(ProbeKind::Route, 0)?;
     let features = feature_frame(&route_probes, &link_states, 0)?;
@@ -62,11 +59,15 @@ pub fn export(store_path: &Path, out: &Path, force: bool) -> Result<Exported, Le
     probes.extend(route_probes);
     probes.sort_by_key(|probe| probe.sent_us);
 
+    let decisions = reader.decisions(0)?;
+
     let wrong = frame_error("lay out the tables");
     let frames = [
         (probe_frame(&probes).map_err(&wrong)?, "sent_us"),
         (link_state_frame(&link_states).map_err(&wrong)?, "at_us"),
-        (features, "sent_us"),
+        (narrow(features).map_err(&wrong)?, "sent_us"),
+        (decision_frame(&decisions).map_err(&wrong)?, "at_us"),
+        (candidate_frame(&decisions).map_err(&wrong)?, "at_us"),
     ];
     let mut tables = Vec::new();
     for (table, (frame, time)) in TABLES.into_iter().zip(frames) {
@@ -76,6 +77,19 @@ pub fn export(store_path: &Path, out: &Path, force: bool) -> Result<Exported, Le
         tables.push(ExportedTable { table, rows: frame.height(), files });
     }
     Ok(Exported { tables })
+}
+
+/// Whether an export may go there: the folder is missing or empty, or `force` is set.
+///
+/// # Errors
+/// [`LearnError::NotEmpty`], [`LearnError::File`] when it cannot be read.
+pub fn refuse_unless_empty(out: &Path, force: bool) -> Result<(), LearnError> {
+    let is_empty = match fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        Err(error) => return Err(file_error("read the folder", out)(error)),
+    };
+    if is_empty || force { Ok(()) } else { Err(LearnError::NotEmpty(out.to_owned())) }
 }
 
 fn probe_frame(probes: &[ProbeRow]) -> PolarsResult<DataFrame> {
@@ -108,6 +122,70 @@ fn link_state_frame(states: &[LinkStateRow]) -> PolarsResult<DataFrame> {
         Column::new("utilisation".into(), number(|s| s.quality.map(|q| q.utilisation))),
     ];
     DataFrame::new(states.len(), columns)
+}
+
+/// The features as 32-bit floats; key columns stay as they are.
+fn narrow(mut features: DataFrame) -> PolarsResult<DataFrame> {
+    for feature in FEATURES {
+        let column = features.column(feature.name)?.cast(&DataType::Float32)?;
+        features.with_column(column)?;
+    }
+    Ok(features)
+}
+
+fn decision_frame(decisions: &[DecisionRow]) -> PolarsResult<DataFrame> {
+    let text = |value: fn(&DecisionRow) -> &str| decisions.iter().map(value).collect::<Vec<_>>();
+    let integer = |value: fn(&DecisionRow) -> i64| decisions.iter().map(value).collect::<Vec<_>>();
+    let chosen: Vec<Option<&str>> = decisions.iter().map(|d| d.chosen_route.as_deref()).collect();
+    let tunnels: Vec<Option<u32>> = decisions.iter().map(|d| d.tunnel.map(u32::from)).collect();
+    let columns = vec![
+        Column::new("decision_id".into(), integer(|d| d.id)),
+        Column::new("at_us".into(), integer(|d| d.at_us as i64)),
+        Column::new("tunnel".into(), tunnels),
+        Column::new("destination".into(), text(|d| &d.destination)),
+        Column::new("reason".into(), text(|d| &d.reason)),
+        Column::new("changed".into(), decisions.iter().map(|d| d.changed).collect::<Vec<_>>()),
+        Column::new("model_version".into(), text(|d| &d.model_version)),
+        Column::new(
+            "propensity".into(),
+            decisions.iter().map(|d| d.propensity).collect::<Vec<_>>(),
+        ),
+        Column::new("chosen_route".into(), chosen),
+        Column::new("calculation_us".into(), integer(|d| d.calculation_us as i64)),
+    ];
+    DataFrame::new(decisions.len(), columns)
+}
+
+fn candidate_frame(decisions: &[DecisionRow]) -> PolarsResult<DataFrame> {
+    let rows: Vec<(&DecisionRow, u32, &CandidateRow)> = decisions
+        .iter()
+        .flat_map(|d| d.candidates.iter().zip(0..).map(move |(c, rank)| (d, rank, c)))
+        .collect();
+    let integer =
+        |value: fn(&DecisionRow) -> i64| rows.iter().map(|r| value(r.0)).collect::<Vec<_>>();
+    let number =
+        |value: fn(&CandidateRow) -> f64| rows.iter().map(|r| value(r.2)).collect::<Vec<_>>();
+    let forecast = |value: fn(&CandidateRow) -> Option<f64>| {
+        rows.iter().map(|row| value(row.2)).collect::<Vec<_>>()
+    };
+    let flag =
+        |value: fn(&CandidateRow) -> bool| rows.iter().map(|r| value(r.2)).collect::<Vec<_>>();
+    let columns = vec![
+        Column::new("decision_id".into(), integer(|d| d.id)),
+        Column::new("at_us".into(), integer(|d| d.at_us as i64)),
+        Column::new("rank".into(), rows.iter().map(|row| row.1).collect::<Vec<_>>()),
+        Column::new("route".into(), rows.iter().map(|r| r.2.route.as_str()).collect::<Vec<_>>()),
+        Column::new("alive".into(), flag(|c| c.alive)),
+        Column::new("chosen".into(), flag(|c| c.chosen)),
+        Column::new("score".into(), number(|c| c.score)),
+        Column::new("baseline_score".into(), number(|c| c.baseline_score)),
+        Column::new("predicted_ms".into(), forecast(|c| c.predicted_ms)),
+        Column::new("predicted_low_ms".into(), forecast(|c| c.predicted_interval_ms.map(|i| i.0))),
+        Column::new("predicted_high_ms".into(), forecast(|c| c.predicted_interval_ms.map(|i| i.1))),
+        Column::new("moving_average_ms".into(), forecast(|c| c.moving_average_ms)),
+        Column::new("last_value_ms".into(), forecast(|c| c.last_value_ms)),
+    ];
+    DataFrame::new(rows.len(), columns)
 }
 
 /// Removes what an earlier export wrote in a table's folder, and nothing else.
@@ -184,8 +262,10 @@ fn date(day: i64) -> String {
 mod tests {
     use super::*;
     use crate::engine::measure::{LinkQuality, Sample};
-    use crate::engine::predict::schema::FEATURES;
-    use crate::engine::types::{NodeId, Route, Timestamp};
+    use crate::engine::predict::schema::MISSING;
+    use crate::engine::predict::{Forecast, Prediction};
+    use crate::engine::route::{Candidate, Decision, Reason};
+    use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Writer};
 
     /// Probes every 10 minutes over two days (2023-11-14 and 15), with one lost in ten.
@@ -217,7 +297,37 @@ mod tests {
         for (at, quality) in [(start_us + 1, Some(quality)), (start_us + 2, None)] {
             writer.write(Sample::LinkState { at: Timestamp(at), origin, neighbour, quality });
         }
+        writer.decision(decision(start_us + 3, &route, 3), 1);
+        writer.decision(decision(start_us + 86_400_000_000, &route, 0), 1);
         writer.flush().unwrap();
+    }
+
+    /// The last candidate is the one in use.
+    fn decision(at_us: u64, route: &Route, candidates: usize) -> Decision {
+        let forecast = Forecast {
+            features: [MISSING; FEATURES.len()],
+            model: None,
+            moving_average: Some(Prediction::of_latency(9.0)),
+            last_value: None,
+        };
+        let candidate = Candidate {
+            route: route.clone(),
+            alive: true,
+            forecast,
+            score: 0.5,
+            baseline_score: 0.5,
+        };
+        Decision {
+            at: Timestamp(at_us),
+            tunnel: Some(TunnelId(1)),
+            destination: route.destination(),
+            candidates: vec![candidate; candidates],
+            chosen: candidates.checked_sub(1),
+            reason: Reason::Held,
+            changed: false,
+            model_version: "moving-average".into(),
+            propensity: 1.0,
+        }
     }
 
     fn read(path: &Path) -> DataFrame {
@@ -231,7 +341,13 @@ mod tests {
         filled(&store);
         let exported = export(&store, &out, false).unwrap();
         // 144 route probes, of which every fifth is lost.
-        let expected = [("probe", 288, 2), ("link_state", 2, 1), ("route_features", 115, 2)];
+        let expected = [
+            ("probe", 288, 2),
+            ("link_state", 2, 1),
+            ("route_features", 115, 2),
+            ("decision", 2, 2),
+            ("candidate", 3, 1),
+        ];
         let told: Vec<_> = exported.tables.iter().map(|t| (t.table, t.rows, t.files)).collect();
         assert_eq!(told, expected);
         let mut sent_us = Vec::new();
@@ -246,8 +362,20 @@ mod tests {
         assert_eq!(states.column("rtt_ms").unwrap().f64().unwrap().to_vec(), [Some(9.0), None]);
         let features = read(&out.join("route_features/day=2023-11-15/part-0.parquet"));
         assert_eq!(features.width(), 4 + FEATURES.len());
-        let means = features.column("route_mean5_ms").unwrap().f64().unwrap();
-        assert!(means.iter().all(|mean| mean.is_some_and(|mean| (mean - 9.0).abs() < 1e-9)));
+        let means = features.column("route_mean5_ms").unwrap().f32().unwrap();
+        assert!(means.iter().all(|mean| mean.is_some_and(|mean| (mean - 9.0).abs() < 1e-6)));
+        assert_eq!(features.column("rtt_ms").unwrap().dtype(), &DataType::Float64);
+        let decisions = read(&out.join("decision/day=2023-11-14/part-0.parquet"));
+        let candidates = read(&out.join("candidate/day=2023-11-14/part-0.parquet"));
+        let id = |frame: &DataFrame| frame.column("decision_id").unwrap().i64().unwrap().get(0);
+        assert_eq!(id(&decisions), id(&candidates));
+        let chosen = candidates.column("chosen").unwrap().bool().unwrap();
+        assert_eq!(chosen.iter().collect::<Vec<_>>(), [Some(false), Some(false), Some(true)]);
+        let average = candidates.column("moving_average_ms").unwrap().f64().unwrap().get(2);
+        assert_eq!(
+            (average, candidates.column("last_value_ms").unwrap().null_count()),
+            (Some(9.0), 3)
+        );
     }
 
     #[test]

@@ -16,8 +16,8 @@
 //!    any two models on the same rows, [`judge`] says what another policy would have cost on the
 //!    decisions that were logged, and [`artefacts()`] what in the measurements themselves makes
 //!    such figures too good.
-//! 6. [`export()`] writes probes, link states and feature rows as Parquet for any other tool;
-//!    [`import_file`] takes back what XGBoost made of them.
+//! 6. [`export()`] writes probes, link states, feature rows and decisions as Parquet for any
+//!    other tool; [`import_file`] takes back what XGBoost made of them.
 //!
 //! What the offline side cannot know: a restarted node begins with empty histories, and forgets
 //! the route probed longest ago when it has more than a thousand; here the past is whole. It
@@ -67,7 +67,7 @@ pub use artefacts::{Observation, Warning, artefacts};
 pub use compare::{Comparison, compare_in_store};
 pub use dataset::feature_frame;
 pub use evaluate::{Realised, realised_accuracy, score};
-pub use export::{Exported, ExportedTable, export};
+pub use export::{Exported, ExportedTable, export, refuse_unless_empty};
 pub use frame_rows::train;
 pub use head::COVERAGE;
 pub use history::{Action, Change, History};

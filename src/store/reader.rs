@@ -144,6 +144,11 @@ pub struct Reader {
     path: PathBuf,
 }
 
+/// What [`candidate`] reads, in its order.
+const CANDIDATE_COLUMNS: &str = "route, alive, chosen, score, baseline_score, predicted_ms,
+                                 predicted_low_ms, predicted_high_ms, moving_average_ms,
+                                 last_value_ms, challenger_ms";
+
 impl Reader {
     /// Opens a store for reading. Pages are not checked: the writer does that.
     ///
@@ -291,26 +296,41 @@ impl Reader {
         self.with_candidates(decisions)
     }
 
+    /// Decisions made at `since_us` (µs since the epoch) or later, in order of time, with their
+    /// candidates. The features of these are left out (an empty list): they are most of the store.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn decisions(&self, since_us: u64) -> Result<Vec<DecisionRow>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS}, {CANDIDATE_COLUMNS} FROM decision
+             LEFT JOIN candidate ON decision_id = id
+             WHERE at_us >= ?1 ORDER BY at_us, id, rank"
+        );
+        let mut decisions: Vec<DecisionRow> = Vec::new();
+        self.rows(&sql, [signed(since_us)], |row| {
+            let decision = header(row)?;
+            if decisions.last().is_none_or(|last| last.id != decision.id) {
+                decisions.push(decision);
+            }
+            let has_candidate = row.get::<_, Option<String>>(11)?.is_some();
+            if let Some(last) = decisions.last_mut().filter(|_| has_candidate) {
+                last.candidates.push(candidate(row, 11)?);
+            }
+            Ok(())
+        })?;
+        Ok(decisions)
+    }
+
     pub(super) fn candidates(&self, decision: i64) -> Result<Vec<CandidateRow>, StoreError> {
-        let sql = "SELECT route, alive, chosen, score, baseline_score, predicted_ms,
-                   predicted_low_ms, predicted_high_ms, moving_average_ms, last_value_ms, features,
-                   challenger_ms FROM candidate WHERE decision_id = ?1 ORDER BY rank";
-        self.rows(sql, [decision], |row| {
-            let low: Option<f64> = row.get(6)?;
-            let features: String = row.get(10)?;
-            Ok(CandidateRow {
-                route: row.get(0)?,
-                alive: row.get(1)?,
-                chosen: row.get(2)?,
-                score: row.get(3)?,
-                baseline_score: row.get(4)?,
-                predicted_ms: row.get(5)?,
-                predicted_interval_ms: low.zip(row.get(7)?),
-                moving_average_ms: row.get(8)?,
-                last_value_ms: row.get(9)?,
-                features: serde_json::from_str(&features).unwrap_or_default(),
-                challenger_ms: row.get(11)?,
-            })
+        let sql = format!(
+            "SELECT {CANDIDATE_COLUMNS}, features FROM candidate WHERE decision_id = ?1
+             ORDER BY rank"
+        );
+        self.rows(&sql, [decision], |row| {
+            let features: String = row.get(11)?;
+            let features = serde_json::from_str(&features).unwrap_or_default();
+            Ok(CandidateRow { features, ..candidate(row, 0)? })
         })
     }
 
@@ -326,6 +346,24 @@ impl Reader {
         };
         collect().map_err(|source| schema::error(&self.path, "read", source))
     }
+}
+
+/// [`CANDIDATE_COLUMNS`] from `first` on; without its features.
+fn candidate(row: &Row<'_>, first: usize) -> rusqlite::Result<CandidateRow> {
+    let low: Option<f64> = row.get(first + 6)?;
+    Ok(CandidateRow {
+        route: row.get(first)?,
+        alive: row.get(first + 1)?,
+        chosen: row.get(first + 2)?,
+        score: row.get(first + 3)?,
+        baseline_score: row.get(first + 4)?,
+        predicted_ms: row.get(first + 5)?,
+        predicted_interval_ms: low.zip(row.get(first + 7)?),
+        moving_average_ms: row.get(first + 8)?,
+        last_value_ms: row.get(first + 9)?,
+        features: Vec::new(),
+        challenger_ms: row.get(first + 10)?,
+    })
 }
 
 pub(super) fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
@@ -389,6 +427,8 @@ mod tests {
         for index in 0..3 {
             writer.decision(decision(now + index), 77);
         }
+        let nothing = Decision { candidates: Vec::new(), chosen: None, ..decision(now - 1) };
+        writer.decision(nothing, 1);
         writer.flush().unwrap();
         let reader = Reader::open(&path).unwrap();
         let found = reader.latest_decisions(2).unwrap();
@@ -404,6 +444,16 @@ mod tests {
         assert_eq!(newest.chosen_route.as_ref(), Some(&second.route));
         assert_eq!(second.features[3], 0.1 + 0.2, "to the last bit");
         assert_eq!(second.features[0], MISSING);
+        let mut without = reader.decisions(now + 1).unwrap();
+        for (decision, whole) in without.iter_mut().zip(&found) {
+            for (candidate, whole) in decision.candidates.iter_mut().zip(&whole.candidates) {
+                assert!(candidate.features.is_empty());
+                candidate.features.clone_from(&whole.features);
+            }
+        }
+        assert_eq!(without, found);
+        let all = reader.decisions(0).unwrap();
+        assert_eq!(all.iter().map(|d| d.candidates.len()).collect::<Vec<_>>(), [0, 2, 2, 2]);
         let predictions = reader.candidate_predictions(now + 2).unwrap();
         let told: Vec<_> = predictions.iter().map(|p| (p.predicted_ms, p.last_value_ms)).collect();
         assert_eq!(told, [(Some(20.0), Some(26.0)), (None, Some(26.0))]);

@@ -158,6 +158,21 @@ fn data_stats_warns_of_misleading_measurements() {
 }
 
 #[test]
+fn a_sample_overwrites_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = dir.path().join("full");
+    std::fs::create_dir(&full).unwrap();
+    std::fs::write(full.join("notes.txt"), "mine").unwrap();
+    let (full, new) = (full.to_str().unwrap(), dir.path().join("new"));
+    let new = new.to_str().unwrap();
+    fails(dir.path(), &["data", "sample", "--out", full], &["not empty", "--force"]);
+    fails(dir.path(), &["data", "sample", "--out", new, "--keep", full], &["new folder"]);
+    let output = run(dir.path(), &["data", "sample", "--out", new, "--hours", "0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!std::path::Path::new(new).exists());
+}
+
+#[test]
 fn the_configuration_file_that_is_printed_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let printed = run(dir.path(), &["node", "--print-config"]);

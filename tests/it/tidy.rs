@@ -131,3 +131,25 @@ fn nothing_is_left_undone_in_the_sources() {
         }
     }
 }
+
+#[test]
+fn notebooks_hold_no_outputs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks");
+    let mut cells = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "ipynb") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let notebook: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for cell in notebook["cells"].as_array().unwrap() {
+            if cell["cell_type"] == "code" {
+                cells += 1;
+                let clean = cell["outputs"].as_array().unwrap().is_empty();
+                assert!(clean && cell["execution_count"].is_null(), "{}", path.display());
+            }
+        }
+    }
+    assert!(cells > 0);
+}
