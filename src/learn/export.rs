@@ -305,6 +305,7 @@ mod tests {
     /// The last candidate is the one in use.
     fn decision(at_us: u64, route: &Route, candidates: usize) -> Decision {
         let forecast = Forecast {
+            challenger: None,
             features: [MISSING; FEATURES.len()],
             model: None,
             moving_average: Some(Prediction::of_latency(9.0)),
@@ -318,6 +319,7 @@ mod tests {
             baseline_score: 0.5,
         };
         Decision {
+            challenger_version: None,
             at: Timestamp(at_us),
             tunnel: Some(TunnelId(1)),
             destination: route.destination(),
