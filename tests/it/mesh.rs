@@ -233,11 +233,17 @@ async fn everything_is_recorded_and_a_model_is_swapped_in_without_a_restart() {
     // A champion that does harm is taken out of use by the node itself, in the registry too; the one
     // before cannot be used, so that the moving average decides.
     let mut harmful = ForestModel { version: "harmful".into(), ..outcome.model.clone() };
-    harmful.latency.trees.base += 3.0;
+    // Off by a factor that no noise of a busy machine comes near.
+    harmful.latency.trees.base += 8.0;
     registry.save(&harmful).unwrap();
     registry.promote("harmful", at, "a test").unwrap();
     handle.reload_model().await.unwrap().unwrap();
     assert_eq!(handle.inspect(in_use).await.unwrap(), "harmful");
+    let watched = |view: &mut meshwise::node::View<'_>| {
+        let predictor = view.engine.predictor();
+        predictor.watch().champion().probes > 100 || predictor.version() != "harmful"
+    };
+    eventually("it is watched", || async { handle.inspect(watched).await.unwrap() }).await;
     eventually("it is out of use", || async {
         registry.champion_version().unwrap().is_none()
             && handle.inspect(in_use).await.unwrap() == "moving-average"
