@@ -397,10 +397,18 @@ mod tests {
         // Weights of 0.5 and 1.5: (1000)^2 / (500 x 0.25 + 500 x 2.25).
         assert!((found.effective_sample_size - 800.0).abs() < 1e-9);
         assert_eq!(found.decisions, 1_000);
-        // IPS: terms of 6 and 45; their deviation is 19.5, which the known weights exceed.
-        let seen = NORMAL_95 * (19.5_f64.powi(2) / 999.0).sqrt();
-        let weights = (1.25 * (0.25 * 144.0 + 0.75 * 900.0) - 25.5_f64.powi(2)) / 1_000.0;
-        let half = seen.max(NORMAL_95 * weights.sqrt());
+        // Terms of 6 and 45, half of each: their deviation is 19.5.
+        let half = NORMAL_95 * (19.5_f64.powi(2) / 999.0).sqrt();
+        assert!((found.ips.high - found.ips.value - half).abs() < 1e-9, "{:?}", found.ips);
+    }
+
+    #[test]
+    fn a_log_that_missed_its_rare_choices_does_not_look_certain() {
+        let log = vec![decision(&[0.9, 0.1], 0, 12.0, &[0.5, 0.5]); 1_000];
+        let found = judge(&log).unwrap();
+        // All terms are equal. Expected squares of the weights: 0.25 / 0.9 + 0.25 / 0.1.
+        let variance = (0.25 / 0.9 + 0.25 / 0.1) * 144.0 - 144.0;
+        let half = NORMAL_95 * (variance / 1_000.0_f64).sqrt();
         assert!((found.ips.high - found.ips.value - half).abs() < 1e-9, "{:?}", found.ips);
     }
 

@@ -256,13 +256,23 @@ mod tests {
     }
 
     #[test]
-    fn a_stable_route_at_a_coarse_step_is_not_held() {
-        let mut rows = sound(1);
-        // Noise of half a step with spikes of many.
-        round(&mut rows, 10.0);
-        let warnings = found(&rows);
-        let [only] = &warnings[..] else { panic!("{warnings:?}") };
-        assert_eq!((only.name, only.figures["step_ms"]), ("quantised", 10.0));
+    fn a_stable_or_drifting_route_at_a_coarse_step_is_not_held() {
+        let mut random = Pcg64Mcg::seed_from_u64(4);
+        let drifting = |index: usize| 500.0 + 300.0 * (index as f64 / 40.0).sin();
+        for drifts in [false, true] {
+            let mut rows = sound(1);
+            for (index, (_, _, value)) in rows.iter_mut().enumerate() {
+                // Noise far below the step; now and then a spike of many.
+                let spikes = !drifts && random.random_bool(0.05);
+                let spike = if spikes { random.random_range(100.0..900.0) } else { 0.0 };
+                let level = if drifts { drifting(index) } else { 200.0 };
+                *value = value.and(Some(level + spike));
+            }
+            round(&mut rows, 10.0);
+            let warnings = found(&rows);
+            let [only] = &warnings[..] else { panic!("{warnings:?}") };
+            assert_eq!((only.name, only.figures["step_ms"]), ("quantised", 10.0));
+        }
     }
 
     #[test]
