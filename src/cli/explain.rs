@@ -5,6 +5,19 @@ use crate::api::types::{Attribution, Counterfactual, Explanation, Outcome, Route
 
 /// Features whose contributions are printed one by one.
 const TOP: usize = 6;
+/// What is shown of the features when nothing says which of them mattered: what the moving average
+/// reads, and what tells how much that is worth. All are in `--json`.
+const SHOWN: [&str; 9] = [
+    "hop_count",
+    "route_mean5_ms",
+    "route_last_ms",
+    "route_loss",
+    "route_age_s",
+    "route_count",
+    "link_mean5_sum_ms",
+    "link_loss",
+    "coordinate_sum_ms",
+];
 
 /// `meshwise model explain`
 pub(super) async fn model(target: &str, context: &Context) -> anyhow::Result<()> {
@@ -107,11 +120,11 @@ fn features(answer: &Explanation, chosen: &RouteCandidate) -> anyhow::Result<()>
     let columns: &[&str] =
         if other.is_some() { &["feature", "in use", "best other"] } else { &["feature", "in use"] };
     let mut table = output::table(columns);
-    for (name, value) in &chosen.features {
-        let mut row = vec![name.clone(), format!("{value:.3}")];
-        if let Some(other) = other {
-            row.push(output::number(other.features.get(name).copied(), 3));
-        }
+    for name in SHOWN {
+        let of =
+            |candidate: &RouteCandidate| output::number(candidate.features.get(name).copied(), 3);
+        let mut row = vec![name.to_owned(), of(chosen)];
+        row.extend(other.map(of));
         table.add_row(row);
     }
     output::rows(&table, "")
@@ -166,6 +179,13 @@ fn result(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_are_features() {
+        for name in SHOWN {
+            assert!(crate::engine::predict::schema::index_of(name).is_some(), "{name}");
+        }
+    }
 
     #[test]
     fn the_counterfactual_is_a_sentence_with_its_numbers() {

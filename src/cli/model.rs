@@ -234,14 +234,18 @@ fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
 
 fn print_card(model: &ForestModel) -> anyhow::Result<()> {
     let card = &model.card;
+    let trained = match card.rows_train {
+        0 => output::time(card.created_us),
+        rows => format!(
+            "{} on {rows} rows from {} to {}",
+            output::time(card.created_us),
+            output::time(card.trained_from_us),
+            output::time(card.trained_to_us),
+        ),
+    };
     output::print(&format!(
-        "{}\ntrained  {} on {} rows from {} to {}\nfit      {}\nschema   {}, {} features\n\
-         trees    {} with {} nodes\n",
+        "{}\ntrained  {trained}\nfit      {}\nschema   {}, {} features\ntrees    {} with {} nodes\n",
         model.version,
-        output::time(card.created_us),
-        card.rows_train,
-        output::time(card.trained_from_us),
-        output::time(card.trained_to_us),
         card.parameters,
         model.schema_hash,
         model.feature_names.len(),
@@ -261,7 +265,9 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
             format!("{:.4}", score.rmse_ln),
         ]);
     }
-    output::rows(&table, "")?;
+    if card.rows_test > 0 {
+        output::rows(&table, "")?;
+    }
     let interval = model.latency.interval;
     output::print(&format!(
         "\n{:.0} % interval: {:+.1} % to {:+.1} % around the prediction",

@@ -38,6 +38,7 @@ fn without_a_node_commands_say_how_to_start_one() {
         &["tunnel", "list"],
         &["route", "explain", "a.local"],
         &["model", "predict", "a.local"],
+        &["model", "explain", "a.local"],
     ] {
         fails(dir.path(), arguments, &["no node runs on", "meshwise node --data-dir"]);
     }
@@ -170,6 +171,27 @@ fn a_sample_overwrites_nothing() {
     let output = run(dir.path(), &["data", "sample", "--out", new, "--hours", "0"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(!std::path::Path::new(new).exists());
+}
+
+#[test]
+fn a_model_of_xgboost_is_imported_and_shown_and_another_file_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/xgboost.json");
+    let import = ["model", "import", file, "--version", "fleet-1", "--json"];
+    let imported = run(dir.path(), &import);
+    let told: serde_json::Value = serde_json::from_slice(&imported.stdout).unwrap();
+    assert_eq!((told["version"].as_str(), told["rows"].as_u64()), (Some("fleet-1"), Some(0)));
+    assert!(told["card"]["parameters"].as_str().unwrap().contains("not measured"), "{told}");
+    let shown = run(dir.path(), &["model", "show", "fleet-1"]);
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(text.contains("XGBoost 3.2.0") && !text.contains("1970"), "{text}");
+    fails(dir.path(), &["model", "show"], &["no model is in use"]);
+    fails(dir.path(), &["model", "import", "none.json"], &["none.json", "cannot read"]);
+    let damaged = dir.path().join("x.json");
+    std::fs::write(&damaged, "{\"learner\":").unwrap();
+    fails(dir.path(), &["model", "import", damaged.to_str().unwrap()], &["damaged", "save_model"]);
+    let wrong = run(dir.path(), &["model", "import", file, "--reference", "link-bandwidth"]);
+    assert_eq!(wrong.status.code(), Some(2));
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl Node {
 
     /// Whether a row goes left whose feature is [`MISSING`]; no meaning for a leaf.
     pub fn missing_left(&self) -> bool {
-        self.slot % 2 == 0
+        self.slot.is_multiple_of(2)
     }
 
     /// Index of the child that a row goes to.

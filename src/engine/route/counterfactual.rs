@@ -27,8 +27,8 @@ pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counte
         return None;
     }
     let chosen = decision.chosen?;
-    let others = decision.candidates.iter().enumerate();
-    let (runner_up, other) = others.filter(|(at, c)| *at != chosen && c.alive).next()?;
+    let mut others = decision.candidates.iter().enumerate();
+    let (runner_up, other) = others.find(|(at, c)| *at != chosen && c.alive)?;
     let in_use = &decision.candidates[chosen];
     let factor = if decision.tunnel.is_some() { 1.0 + policy.switching.margin } else { 1.0 };
     let forecast = |candidate: &super::Candidate| Some(candidate.forecast.best()?.latency_ms);
