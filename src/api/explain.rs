@@ -232,8 +232,8 @@ impl RouteCandidate {
             chosen: false,
             score: candidate.score,
             baseline_score: candidate.baseline_score,
-            predicted_ms: ms(forecast.model),
-            interval_ms: forecast.model.and_then(|p| p.interval_ms),
+            predicted_ms: ms(forecast.learned()),
+            interval_ms: forecast.learned().and_then(|p| p.interval_ms),
             challenger_ms: ms(forecast.challenger),
             moving_average_ms: ms(forecast.moving_average),
             last_value_ms: ms(forecast.last_value),
@@ -295,6 +295,7 @@ mod tests {
             forecast: Forecast {
                 features,
                 model,
+                mixed: None,
                 challenger: None,
                 moving_average,
                 last_value: None,

@@ -305,6 +305,7 @@ mod tests {
     /// The last candidate is the one in use.
     fn decision(at_us: u64, route: &Route, candidates: usize) -> Decision {
         let forecast = Forecast {
+            mixed: None,
             challenger: None,
             features: [MISSING; FEATURES.len()],
             model: None,

@@ -125,6 +125,7 @@ mod tests {
                 features: [MISSING; FEATURES.len()],
                 model: None,
                 moving_average: Some(Prediction::of_latency(average_ms)),
+                mixed: None,
                 challenger: None,
                 last_value: None,
             },

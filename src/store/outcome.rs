@@ -99,6 +99,7 @@ mod tests {
                 features: [MISSING; FEATURES.len()],
                 model,
                 moving_average: Some(Prediction::of_latency(7.0)),
+                mixed: None,
                 challenger: None,
                 last_value: None,
             },

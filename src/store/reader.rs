@@ -398,6 +398,7 @@ mod tests {
                 features,
                 model,
                 challenger: model.and(some(21.0)),
+                mixed: None,
                 moving_average: some(25.0),
                 last_value: some(26.0),
             },

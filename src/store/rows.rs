@@ -129,7 +129,7 @@ fn insert_decision(
     let mut statement = connection.prepare_cached(sql)?;
     for (rank, candidate) in decision.candidates.iter().enumerate() {
         let forecast = &candidate.forecast;
-        let interval_ms = forecast.model.and_then(|prediction| prediction.interval_ms);
+        let interval_ms = forecast.learned().and_then(|prediction| prediction.interval_ms);
         statement.execute(params![
             id,
             integer(rank as u64),
@@ -138,7 +138,7 @@ fn insert_decision(
             decision.chosen == Some(rank),
             candidate.score,
             candidate.baseline_score,
-            forecast.model.map(|prediction| prediction.latency_ms),
+            forecast.learned().map(|prediction| prediction.latency_ms),
             interval_ms.map(|(low, _)| low),
             interval_ms.map(|(_, high)| high),
             forecast.moving_average.map(|prediction| prediction.latency_ms),

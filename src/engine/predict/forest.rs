@@ -333,6 +333,7 @@ impl QualityModel for ForestModel {
         let Interval { low, high, .. } = self.latency.interval;
         Some(Prediction {
             latency_ms: ln.exp(),
+            bound_ms: ln.exp() * (1.0 + self.ranking.pessimism_of_forecast() * scale),
             interval_ms: Some(((ln + low * scale).exp(), (ln + high * scale).exp())),
             scale: Some(scale),
             delivery: self.reliability.as_ref().map(|head| head.probability(features)),

@@ -22,6 +22,9 @@ pub struct Prediction {
     /// Lower and upper end (ms) of the interval that holds the truth in the share of cases that
     /// the model states; `None` when it states none.
     pub interval_ms: Option<(f64, f64)>,
+    /// What routes are compared by (ms), at least `latency_ms`: a pessimistic bound, because the
+    /// lowest of many noisy forecasts is too low (see [`super::Ranking`]).
+    pub bound_ms: f64,
     /// How far off such forecasts were, on the ln scale: about the relative error; above 0.
     pub scale: Option<f64>,
     /// Probability that the route delivers, 0 to 1.
@@ -33,17 +36,22 @@ pub struct Prediction {
 impl Prediction {
     /// A forecast of the latency alone.
     pub fn of_latency(latency_ms: f64) -> Self {
-        Self { latency_ms, interval_ms: None, scale: None, delivery: None, bandwidth: None }
+        Self {
+            latency_ms,
+            interval_ms: None,
+            bound_ms: latency_ms,
+            scale: None,
+            delivery: None,
+            bandwidth: None,
+        }
     }
 
-    /// The latency that routes are compared by (ms): `pessimism` scales above the forecast.
-    pub fn pessimistic_ms(&self, pessimism: f64) -> f64 {
-        self.latency_ms * (pessimism * self.scale.unwrap_or(0.0)).exp()
-    }
-
-    /// Whether the latency is one that is believed: above 0, at most [`LATENCY_MS_MAX`].
+    /// Whether every number is one that can be.
     pub fn is_sane(&self) -> bool {
-        self.latency_ms > 0.0 && self.latency_ms <= LATENCY_MS_MAX
+        self.latency_ms > 0.0
+            && self.latency_ms <= LATENCY_MS_MAX
+            && self.bound_ms >= self.latency_ms
+            && self.bound_ms.is_finite()
     }
 }
 

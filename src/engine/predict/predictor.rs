@@ -1,16 +1,24 @@
 //! The predictor that keeps a model honest by always asking the baselines too.
 //!
-//! The champion decides. The challenger is asked beside it and never decides: its forecasts are
-//! kept, so that it can be judged on them. When the [`Watch`] finds the champion worse than the
-//! moving average, it is dropped at once.
+//! The champion's forecast is mixed with the baselines' by how well each did of late ([`Mix`]), and
+//! its interval is stretched until it holds what it promises ([`AdaptiveInterval`]). The challenger
+//! is asked beside it and never decides: its forecasts are kept, so that it can be judged on them.
+//! When the [`Watch`] finds the champion worse than the moving average, it is dropped at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::baseline::{LastValue, MovingAverage};
+use super::adaptive::AdaptiveInterval;
+use super::baseline::{LastValue, Level, MovingAverage};
+use super::mix::Mix;
 use super::model::{Prediction, QualityModel};
 use super::schema::FeatureVector;
 use super::watch::{Alarm, Expected, Watch};
+use crate::engine::measure::prober::OUTSTANDING_MAX;
 use crate::engine::types::Timestamp;
+
+/// Share of round trips that the intervals are to hold.
+const COVERAGE: f64 = 0.9;
 
 /// What is forecast for one route, by everyone asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +27,8 @@ pub struct Forecast {
     pub features: FeatureVector,
     /// The trained model's forecast; `None` without a model, when it is switched off or failed.
     pub model: Option<Prediction>,
+    /// The model's mixed with the baselines', which decides; `None` as for `model`.
+    pub mixed: Option<Prediction>,
     /// That of the model in shadow, which never decides; `None` as for `model`.
     pub challenger: Option<Prediction>,
     /// The moving average's.
@@ -28,32 +38,78 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// The forecast that the router acts on: the model's, else the moving average's.
+    /// What was learned says: the mixed forecast, `None` as for `model`.
+    pub fn learned(&self) -> Option<Prediction> {
+        self.mixed.or(self.model)
+    }
+
+    /// The forecast that the router acts on: the learned one, else the moving average's.
     pub fn best(&self) -> Option<Prediction> {
-        self.model.or(self.moving_average)
+        self.learned().or(self.moving_average)
+    }
+}
+
+/// What was said of a probe that is on its way: by the experts of the mix, ln(ms), and how far
+/// the model's interval reaches below and above its forecast, ln.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    experts: [Option<f64>; 4],
+    offsets: Option<(f64, f64)>,
+}
+
+impl Said {
+    fn of(model: Option<&Prediction>, features: &FeatureVector) -> Self {
+        let ln = |prediction: Prediction| prediction.latency_ms.ln();
+        let experts = [
+            model.copied().map(ln),
+            MovingAverage.predict(features).map(ln),
+            LastValue.predict(features).map(ln),
+            Level.predict(features).map(ln),
+        ];
+        let offsets = model.and_then(|prediction| {
+            let (low, high) = prediction.interval_ms?;
+            Some(((low / prediction.latency_ms).ln(), (high / prediction.latency_ms).ln()))
+        });
+        Self { experts, offsets }
     }
 }
 
 /// The trained model in use, if any, beside the baselines that are always there.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct RoutePredictor {
     model: Option<Arc<dyn QualityModel>>,
     challenger: Option<Arc<dyn QualityModel>>,
     enabled: bool,
     failures: u64,
     watch: Watch,
+    mix: Mix,
+    interval: AdaptiveInterval,
+    said: BTreeMap<Timestamp, Said>,
 }
 
 impl RoutePredictor {
     /// Without a model. `enabled` is the operator's switch: when off, no model is asked.
     pub fn new(enabled: bool) -> Self {
-        Self { enabled, ..Self::default() }
+        Self {
+            model: None,
+            challenger: None,
+            enabled,
+            failures: 0,
+            watch: Watch::default(),
+            mix: Mix::new(),
+            interval: AdaptiveInterval::new(COVERAGE),
+            said: BTreeMap::new(),
+        }
     }
 
     /// Replaces the model; `None` goes back to the moving average.
     pub fn set_model(&mut self, model: Option<Arc<dyn QualityModel>>) {
         self.model = model;
         self.watch.champion_replaced();
+        // What was learned of one model's errors is not another's.
+        self.mix = Mix::new();
+        self.interval = AdaptiveInterval::new(COVERAGE);
+        self.said.clear();
     }
 
     /// Replaces the model in shadow; `None` for none.
@@ -111,10 +167,27 @@ impl RoutePredictor {
         Forecast {
             features,
             model,
+            mixed: model.and_then(|prediction| self.mixed(prediction, &features)),
             challenger: challenger.and_then(|challenger| ask(challenger, &features)),
             moving_average,
             last_value: LastValue.predict(&features),
         }
+    }
+
+    fn mixed(&self, model: Prediction, features: &FeatureVector) -> Option<Prediction> {
+        let said = Said::of(Some(&model), features);
+        let ln = self.mix.combine(said.experts)?;
+        let interval_ms = said.offsets.map(|(low, high)| {
+            let (low, high) = self.interval.apply(ln, low, high);
+            (low.exp(), high.exp())
+        });
+        let bound_ms = ln.exp() * (model.bound_ms / model.latency_ms);
+        Some(Prediction { latency_ms: ln.exp(), interval_ms, bound_ms, ..model })
+    }
+
+    /// Weights of model, moving average, last value and level in the forecast that decides.
+    pub fn weights(&self) -> [f64; 4] {
+        self.mix.weights()
     }
 
     /// A route probe leaves at `sent_at`: keeps what the models expect of it. `features` is called
@@ -125,14 +198,22 @@ impl RoutePredictor {
         }
         let features = features();
         let Some(moving_average) = MovingAverage.predict(&features) else { return };
-        let opinion = |model: &Option<Arc<dyn QualityModel>>| {
-            model.as_ref().map(|model| ask(model, &features).map(|p| p.latency_ms))
+        let asked = |model: &Option<Arc<dyn QualityModel>>| {
+            model.as_ref().map(|model| ask(model, &features))
         };
+        let champion = asked(&self.model);
+        let ms = |prediction: Option<Prediction>| prediction.map(|p| p.latency_ms);
         let expected = Expected {
             moving_average_ms: moving_average.latency_ms,
-            champion: opinion(&self.model),
-            challenger: opinion(&self.challenger),
+            champion: champion.map(ms),
+            challenger: asked(&self.challenger).map(ms),
         };
+        if let Some(prediction) = champion {
+            if self.said.len() >= OUTSTANDING_MAX {
+                self.said.pop_first();
+            }
+            self.said.insert(sent_at, Said::of(prediction.as_ref(), &features));
+        }
         self.watch.sent(sent_at, expected);
     }
 
@@ -144,12 +225,25 @@ impl RoutePredictor {
         rtt_us: Option<u64>,
         now: Timestamp,
     ) -> Option<(String, Alarm)> {
+        self.learn(sent_at, rtt_us);
         let alarm = self.watch.completed(sent_at, rtt_us, now)?;
         let version = self.version();
         if matches!(alarm, Alarm::Worse(_)) {
             self.set_model(None);
         }
         Some((version, alarm))
+    }
+}
+
+impl RoutePredictor {
+    /// Mix and interval learn from a round trip; a lost probe says nothing about latency.
+    fn learn(&mut self, sent_at: Timestamp, rtt_us: Option<u64>) {
+        let Some(said) = self.said.remove(&sent_at) else { return };
+        let Some(truth) = rtt_us.map(|us| (us.max(1) as f64 / 1e3).ln()) else { return };
+        if let (Some((low, high)), Some(ln)) = (said.offsets, self.mix.combine(said.experts)) {
+            self.interval.observe(truth, ln, low, high);
+        }
+        self.mix.observe(truth, said.experts);
     }
 }
 
@@ -187,9 +281,29 @@ mod tests {
         assert_eq!(predictor.version(), "moving-average");
         predictor.set_model(Some(Arc::new(Constant(20.0))));
         let forecast = predictor.forecast(features());
-        assert_eq!(forecast.best().unwrap().latency_ms, 20.0);
+        assert_eq!(forecast.model.unwrap().latency_ms, 20.0);
+        let mixed = forecast.best().unwrap().latency_ms;
+        assert!(20.0 < mixed && mixed < 30.0, "nobody has shown anything yet: {mixed}");
         assert_eq!(forecast.moving_average.unwrap().latency_ms, 30.0);
         assert_eq!(predictor.version(), "constant");
+    }
+
+    #[test]
+    fn the_mix_follows_who_is_right() {
+        let mut predictor = RoutePredictor::new(true);
+        predictor.set_model(Some(Arc::new(Constant(20.0))));
+        for (rtt_us, expected) in [(20_000, 20.0), (30_000, 30.0)] {
+            for at in 0..400 {
+                predictor.probe_sent(Timestamp(at), features);
+                predictor.probe_completed(Timestamp(at), Some(rtt_us), Timestamp(at));
+                if predictor.version() != "constant" {
+                    break;
+                }
+            }
+            let best = predictor.forecast(features()).best().unwrap().latency_ms;
+            assert!((best - expected).abs() < 0.5, "{best}, {expected}");
+        }
+        assert!(predictor.said.is_empty());
     }
 
     #[test]

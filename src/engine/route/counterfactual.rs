@@ -31,11 +31,13 @@ pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counte
     let (runner_up, other) = others.find(|(at, c)| *at != chosen && c.alive)?;
     let in_use = &decision.candidates[chosen];
     let factor = if decision.tunnel.is_some() { 1.0 + policy.switching.margin } else { 1.0 };
-    let forecast = |candidate: &super::Candidate| Some(candidate.forecast.best()?.latency_ms);
+    // The score is made of the pessimistic bound, which is a fixed multiple of the forecast.
     let needed = |candidate: &super::Candidate, target: f64| {
         let hops = candidate.route.hop_count();
-        let forecast_ms = forecast(candidate)?;
-        forecast_for_score(&policy.weights, hops, candidate.score, forecast_ms, target)
+        let best = candidate.forecast.best()?;
+        let bound_ms =
+            forecast_for_score(&policy.weights, hops, candidate.score, best.bound_ms, target)?;
+        Some(bound_ms * best.latency_ms / best.bound_ms)
     };
     Some(Counterfactual {
         runner_up,
@@ -77,6 +79,7 @@ mod tests {
         let forecast = Forecast {
             features,
             model: prediction,
+            mixed: None,
             challenger: None,
             moving_average: None,
             last_value: None,

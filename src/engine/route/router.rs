@@ -299,7 +299,7 @@ fn weigh(
                 |prediction: Option<crate::engine::predict::Prediction>| match (&links, prediction)
                 {
                     (Some(links), Some(prediction)) if alive => {
-                        route_score(&policy.weights, links, prediction.latency_ms)
+                        route_score(&policy.weights, links, prediction.bound_ms)
                     }
                     _ => 0.0,
                 };
