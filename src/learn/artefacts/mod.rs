@@ -284,5 +284,7 @@ mod tests {
         let mut rows = sound(1);
         rows.iter_mut().for_each(|(_, _, value)| *value = value.or(Some(f64::NAN)));
         assert_eq!(names(&rows), [""; 0]);
+        rows.iter_mut().for_each(|(_, _, value)| *value = Some(f64::INFINITY));
+        assert_eq!(names(&rows), [""; 0], "all lost");
     }
 }

@@ -176,7 +176,10 @@ pub(super) fn quantised(all: &[Series<'_>], step_ms: f64, median_ms: f64) -> Opt
             }
         }
     }
-    let count = pairs.max(1) as f64;
+    if pairs == 0 {
+        return None;
+    }
+    let count = pairs as f64;
     let (good, faked) = (good as f64 / count, faked / count);
     Some(Warning {
         name: "quantised",
