@@ -18,7 +18,7 @@
 //!   gets a second draw.
 //!
 //! The first model of a registry without a champion need not wait: it becomes champion at once when
-//! it [earns its place](ModelCard::earns_its_place) on its held-out rows, since the watch
+//! it [earns its place][ModelCard::earns_its_place] on its held-out rows, since the watch
 //! (`engine::predict::watch`) drops it again should that have been luck.
 //!
 //! [`ModelCard::earns_its_place`]: crate::engine::predict::ModelCard::earns_its_place
