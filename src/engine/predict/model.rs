@@ -40,7 +40,7 @@ impl Prediction {
         self.latency_ms * (pessimism * self.scale.unwrap_or(0.0)).exp()
     }
 
-    /// Whether the latency is one that is believed: above 0, at most [`LATENCY_MS_MAX`].
+    /// Whether the latency is one that is believed: above 0, at most a minute.
     pub fn is_sane(&self) -> bool {
         self.latency_ms > 0.0 && self.latency_ms <= LATENCY_MS_MAX
     }
