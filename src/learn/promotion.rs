@@ -14,14 +14,14 @@
 //!   observations", Annals of Statistics 1989), with blocks of about n^(1/3) rows.
 //! - The challenger becomes champion when the whole interval lies below 0. Without a champion it is
 //!   enough that its mean loss does not exceed the moving average's, which is what decides then.
-//! - A model is judged once, when the next one has been trained, which then takes its place: nobody
-//!   gets a second draw.
+//! - A model is judged once, just before the next one is trained, which then takes its place:
+//!   nobody gets a second draw.
 //!
 //! The first model of a registry without a champion need not wait: it becomes champion at once when
-//! it [earns its place](ModelCard::earns_its_place) on its held-out rows, since the watch
-//! (`engine::predict::watch`) drops it again should that have been luck.
+//! its card says so ([`earns_its_place`]), since the watch (`engine::predict::watch`) drops it again
+//! should its held-out rows have been luck.
 //!
-//! [`ModelCard::earns_its_place`]: crate::engine::predict::ModelCard::earns_its_place
+//! [`earns_its_place`]: crate::engine::predict::ModelCard::earns_its_place
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;

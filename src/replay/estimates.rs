@@ -2,14 +2,17 @@
 
 use super::world::Quantity;
 use crate::engine::measure::window_statistics::quantile;
-use crate::engine::predict::Prospect;
-use crate::engine::predict::posterior::{Measured, beliefs};
+use crate::engine::predict::posterior::{Measured, additive, beliefs};
+use crate::engine::predict::{Prospect, STALE_INTERVALS_MAX};
 
 /// Values of which a level is made; where a link has fewer, the reverse direction fills up.
 const LEVEL_VALUES: usize = 5;
 /// Values of which means and deviations are made.
 const MEAN_VALUES: usize = 60;
 
+/// Share of the way that a last value of throughput is drawn towards the prior (chosen on the
+/// first two dates of the cloud trace among 0.1 to 0.7).
+const PRIOR_SHARE: f64 = 0.1;
 /// Share of a link's deviation in the spread of its mean, beside the mean's own error: of two
 /// links with one mean, the steadier one is the safer choice.
 const TAIL_SHARE: f64 = 0.25;
@@ -74,9 +77,33 @@ pub struct Estimates {
 }
 
 impl Estimates {
-    /// Of what was seen by `now_s`; `interval_s` is the usual time between measurements. The
-    /// first centre, the forecast, is the level here: the model sees routes, not links.
-    pub fn new(seen: &Seen, now_s: f64, interval_s: f64) -> Self {
+    /// Of what was seen by `now_s`. The first centre, the forecast, is the level here: the model
+    /// sees routes, not links.
+    pub fn new(seen: &Seen, quantity: Quantity, now_s: f64) -> Self {
+        match quantity {
+            Quantity::Latency => Self::of_latency(seen, now_s),
+            Quantity::Throughput => Self::of_throughput(seen),
+        }
+    }
+
+    /// Throughput is limited at the ends more than between them, and measured rarely: the last
+    /// value drawn towards what both ends have elsewhere, and only that where nothing was measured.
+    fn of_throughput(seen: &Seen) -> Self {
+        let nodes = seen.nodes;
+        let last = |link: &Vec<(f64, f64)>| link.last().map(|(_, ms)| ms.ln());
+        let lasts: Vec<Option<f64>> = seen.links.iter().map(last).collect();
+        let prior = additive(nodes, &lasts);
+        let link = |(own, prior): (&Option<f64>, &f64)| {
+            let ln = own.map_or(*prior, |own| own + PRIOR_SHARE * (prior - own));
+            let spread = if own.is_some() { 0.0 } else { ln.exp() * PRIOR_SHARE };
+            Some(Prospect { centre_ms: [ln.exp(); 4], spread_ms: [spread; 4], stale_ms: 0.0 })
+        };
+        let known = lasts.iter().any(Option::is_some);
+        let links = lasts.iter().zip(&prior).map(|both| link(both).filter(|_| known)).collect();
+        Self { nodes, links }
+    }
+
+    fn of_latency(seen: &Seen, now_s: f64) -> Self {
         let nodes = seen.nodes;
         let pairs = || (0..nodes * nodes).map(|index| (index / nodes, index % nodes));
         let measured: Vec<Measured> = pairs().map(|(a, b)| seen.measured(a, b)).collect();
@@ -91,12 +118,12 @@ impl Estimates {
             let level = (median(3) + median(LEVEL_VALUES)) / 2.0;
             let wide = deviation(&all);
             let spread = (deviation(tail(LEVEL_VALUES)) + wide) / 2.0;
-            let age = ((now_s - at_s) / interval_s)
-                .clamp(0.0, crate::engine::predict::STALE_INTERVALS_MAX);
+            let overdue = (now_s - at_s) / usual_gap_s(&values) - 1.0;
+            let overdue = overdue.clamp(0.0, STALE_INTERVALS_MAX);
             Some(Prospect {
                 centre_ms: [level, level, believed.mean_ms, level.max(last)],
                 spread_ms: [spread, spread, believed.deviation_ms + TAIL_SHARE * wide, spread],
-                stale_ms: level * age,
+                stale_ms: level * overdue,
             })
         };
         Self { nodes, links: pairs().map(link).collect() }
@@ -129,6 +156,13 @@ impl Estimates {
     }
 }
 
+/// Median time between measurements; infinite of fewer than three, which tell nothing.
+fn usual_gap_s(values: &[(f64, f64)]) -> f64 {
+    let gaps: Vec<f64> = values.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    let median = if gaps.len() < 2 { None } else { quantile(&gaps, 0.5) };
+    median.map_or(f64::INFINITY, |gap| gap.max(1e-3))
+}
+
 fn deviation(values: &[f64]) -> f64 {
     let count = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / count;
@@ -142,18 +176,33 @@ mod tests {
     #[test]
     fn a_link_is_known_by_either_direction_and_silence_makes_it_stale() {
         let mut seen = Seen::new(3);
-        seen.push(0, 1, 1.0, 10.0);
-        seen.push(1, 0, 2.0, 30.0);
+        for (t_s, ms) in [(0.0, 10.0), (2.0, 10.0), (4.0, 10.0)] {
+            seen.push(0, 1, t_s, ms);
+        }
+        seen.push(1, 0, 5.0, 30.0);
         seen.push(1, 2, 3.0, 5.0);
-        let estimates = Estimates::new(&seen, 13.0, 2.0);
-        let link = estimates.link(0, 1).unwrap();
-        assert_eq!((link.centre_ms[1], link.centre_ms[3]), (20.0, 30.0));
-        assert!((link.stale_ms - 20.0 * 5.5).abs() < 1e-9);
-        assert!(estimates.link(0, 2).is_none());
-        let route = estimates.route(Quantity::Latency, (0, 2), Some(1)).unwrap();
-        assert_eq!(route.centre_ms[1], 25.0);
-        let narrowest = estimates.route(Quantity::Throughput, (0, 2), Some(1)).unwrap();
-        assert_eq!(narrowest.centre_ms[1], 20.0);
-        assert_eq!(seen.from(0, 1, 99.0), Some(10.0), "measured once for all");
+        let at = |now_s| Estimates::new(&seen, Quantity::Latency, now_s);
+        let link = *at(13.0).link(0, 1).unwrap();
+        assert_eq!((link.centre_ms[1], link.centre_ms[3]), (10.0, 30.0));
+        assert!((link.stale_ms - 10.0 * (8.0 / 2.0 - 1.0)).abs() < 1e-9, "{}", link.stale_ms);
+        assert_eq!(at(6.5).link(0, 1).unwrap().stale_ms, 0.0, "not overdue");
+        assert_eq!(at(99.0).link(1, 2).unwrap().stale_ms, 0.0, "measured once");
+        assert!(at(13.0).link(0, 2).is_none());
+        let route = at(13.0).route(Quantity::Latency, (0, 2), Some(1)).unwrap();
+        assert_eq!(route.centre_ms[1], 15.0);
+        assert_eq!(seen.from(1, 2, 99.0), Some(5.0), "measured once for all");
+    }
+
+    #[test]
+    fn throughput_never_measured_is_what_both_ends_have_elsewhere() {
+        let mut seen = Seen::new(4);
+        for (a, b) in [(0, 1), (0, 2), (1, 2), (2, 1), (1, 0), (2, 0), (3, 1), (3, 2)] {
+            seen.push(a, b, 0.0, if a == 3 { 8.0 } else { 1.0 });
+        }
+        let estimates = Estimates::new(&seen, Quantity::Throughput, 1.0);
+        let foreseen = estimates.link(3, 0).unwrap().centre_ms[1];
+        assert!((foreseen - 8.0).abs() < 0.5, "{foreseen}");
+        let narrowest = estimates.route(Quantity::Throughput, (3, 2), Some(1)).unwrap();
+        assert!(narrowest.centre_ms[1] > 7.0);
     }
 }

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::estimates::{Estimates, Seen};
-use super::knowledge::Knowledge;
+use super::knowledge::{Knowledge, Numbers};
 use super::policy::{Pair, Relay};
 use super::world::{Quantity, TraceWorld};
 use crate::engine::measure::{LinkHistories, LinkQuality};
 use crate::engine::predict::{
     AdaptiveInterval, FeatureVector, ForestModel, Head, Mix, MovingAverage, Prediction, Prospect,
-    QualityModel, Ranking, RankingTuner, route_features,
+    QualityModel, Ranking, RankingTuner, Surprise, route_features,
 };
 use crate::engine::types::{NodeId, Route, Timestamp};
 use crate::learn::TrainRow;
@@ -70,7 +70,6 @@ pub struct Meshwise {
     links: LinkHistories,
     seen: Seen,
     estimates: Estimates,
-    interval_s: f64,
     known: Knowledge,
     /// Decisions without all outcomes, by the round in which to look again.
     pending: BTreeMap<usize, Vec<Weighed>>,
@@ -79,6 +78,7 @@ pub struct Meshwise {
     mix: Mix,
     interval: AdaptiveInterval,
     intervals: BTreeMap<Pair, (AdaptiveInterval, usize)>,
+    surprises: BTreeMap<Pair, Surprise>,
     tuner: RankingTuner,
     ranking: Ranking,
     /// The relay in use by each pair that has no direct link.
@@ -97,9 +97,8 @@ impl Meshwise {
             quantity,
             ids: world.ids.clone(),
             links: LinkHistories::default(),
-            estimates: Estimates::new(&Seen::new(nodes), 0.0, 1.0),
+            estimates: Estimates::new(&Seen::new(nodes), quantity, 0.0),
             seen: Seen::new(nodes),
-            interval_s: world.interval_s(),
             known: Knowledge::new(nodes, quantity, world.links.keys().copied()),
             pending: BTreeMap::new(),
             rows: VecDeque::new(),
@@ -107,6 +106,7 @@ impl Meshwise {
             mix: Mix::default(),
             interval: AdaptiveInterval::new(0.9),
             intervals: BTreeMap::new(),
+            surprises: BTreeMap::new(),
             tuner: RankingTuner::default(),
             ranking: Ranking::default(),
             current: BTreeMap::new(),
@@ -143,7 +143,7 @@ impl Meshwise {
     /// every link.
     pub fn begin_round(&mut self, now_s: f64) {
         self.ranking = self.tuner.best();
-        self.estimates = Estimates::new(&self.seen, now_s, self.interval_s);
+        self.estimates = Estimates::new(&self.seen, self.quantity, now_s);
     }
 
     /// Weighs the direct link and the most promising relays, and chooses. `None` when nothing is
@@ -197,10 +197,12 @@ impl Meshwise {
                 head.and_then(|head| of_throughput(head, &features))
             }
         };
-        let naive_ms = [
-            self.known.route(pair, relay, |n| n.last),
-            self.known.route(pair, relay, |n| n.average),
-        ];
+        // A link that nobody measured has only the level.
+        let naive = |of: fn(&Numbers) -> f64| {
+            let ms = self.known.route(pair, relay, of);
+            if ms.is_finite() { ms } else { level_ms }
+        };
+        let naive_ms = [naive(|n| n.last), naive(|n| n.average)];
         let ln = |ms: f64| Some(ms.max(1e-3).ln());
         let experts = [
             model.and_then(|prediction| ln(prediction.latency_ms)),
@@ -216,6 +218,8 @@ impl Meshwise {
                 let local = OFFSET_MIN + prospect.spread_ms[1] / level_ms.max(1e-3);
                 (-local, local)
             });
+        let surprise = self.surprises.get(&pair).copied().unwrap_or_default();
+        let offsets = surprise.widen(offsets);
         let own = self.intervals.get(&pair).filter(|(_, seen)| *seen >= OWN_INTERVAL_AFTER);
         let interval = own.map_or(&self.interval, |(interval, _)| interval);
         let (low, high) = interval.apply(forecast_ms.ln(), offsets.0, offsets.1);
@@ -242,6 +246,7 @@ impl Meshwise {
         let (truth, forecast) = (ms.max(1e-3).ln(), candidate.forecast_ms.ln());
         let (low, high) = candidate.offsets;
         self.mix.observe(truth, candidate.experts);
+        self.surprises.entry(weighed.pair).or_default().observe(truth - forecast, low, high);
         self.interval.observe(truth, forecast, low, high);
         let shared = &self.interval;
         let own = self.intervals.entry(weighed.pair).or_insert_with(|| (shared.clone(), 0));
@@ -267,7 +272,13 @@ impl Meshwise {
                 (ms.map(|_| 1.0), ms.map(|ms| (TO_MS_PER_MEGABIT - ms.ln()).exp()))
             }
         };
-        let (sent_us, done_us) = (timestamp(sent_s).0, timestamp(done_s).0 + 1);
+        let (mut sent_us, mut done_us) = (timestamp(sent_s).0, timestamp(done_s).0 + 1);
+        if self.quantity == Quantity::Throughput {
+            // A date is all the time there is: rows of one date are told apart, so that they can
+            // be split.
+            sent_us += 2 * self.rows.len() as u64;
+            done_us += 2 * self.rows.len() as u64;
+        }
         self.rows.push_back(TrainRow { sent_us, done_us, rtt_ms, bandwidth, features });
     }
 
@@ -339,6 +350,7 @@ impl Meshwise {
                 self.push_row(*features, weighed.t_s, now_s, Some(*ms));
             }
         }
+        self.tuner.end_round();
     }
 
     /// What a route cost by the first measurements of its hops at or after a moment, as far as

@@ -101,13 +101,6 @@ impl TraceWorld {
         Ok(Self { ids, links, rounds, pairs, names, rows: rows.len() })
     }
 
-    /// The usual time between rounds (s).
-    pub fn interval_s(&self) -> f64 {
-        let mut gaps: Vec<f64> = self.rounds.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        gaps.sort_by(f64::total_cmp);
-        gaps.get(gaps.len() / 2).copied().unwrap_or(1.0).max(1e-3)
-    }
-
     /// Number of nodes.
     pub fn nodes(&self) -> usize {
         self.names.len()

@@ -24,6 +24,10 @@ pub const LN_FACTOR_MAX: f64 = 5.0;
 /// what has no width cannot be widened.
 pub const OFFSET_MIN: f64 = 0.001;
 
+/// Farthest that an end may lie from the forecast, on the ln scale (a factor of 20): an interval
+/// that is wider says nothing more.
+pub const REACH_MAX: f64 = 3.0;
+
 /// Stretches the interval of one stream of forecasts, such as those of one route.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdaptiveInterval {
@@ -44,7 +48,7 @@ impl AdaptiveInterval {
     pub fn apply(&self, ln_forecast: f64, low: f64, high: f64) -> (f64, f64) {
         let low = low.min(-OFFSET_MIN) * self.ln_low.exp();
         let high = high.max(OFFSET_MIN) * self.ln_high.exp();
-        (ln_forecast + low, ln_forecast + high)
+        (ln_forecast + low.max(-REACH_MAX), ln_forecast + high.min(REACH_MAX))
     }
 
     /// What became of a forecast, with the offsets that the model stated then. Values that are no
@@ -65,6 +69,35 @@ impl AdaptiveInterval {
     /// Factors of the lower and of the upper offset.
     pub fn stretch(&self) -> (f64, f64) {
         (self.ln_low.exp(), self.ln_high.exp())
+    }
+}
+
+/// How quickly surprise follows: the last three or so errors count.
+const SURPRISE_GAIN: f64 = 0.3;
+/// Largest error that counts, in half widths of the interval.
+const SURPRISE_MAX: f64 = 20.0;
+
+/// Widens the intervals of one route after errors that they did not foresee: when a level changed,
+/// forecasts lag for a few values. The stretch of [`AdaptiveInterval`] takes the average back.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Surprise {
+    /// Mean of the latest errors, in half widths.
+    level: f64,
+}
+
+impl Surprise {
+    /// Offsets, widened.
+    pub fn widen(&self, (low, high): (f64, f64)) -> (f64, f64) {
+        (low * (1.0 + self.level), high * (1.0 + self.level))
+    }
+
+    /// A forecast with these widened offsets was off by `error_ln`.
+    pub fn observe(&mut self, error_ln: f64, low: f64, high: f64) {
+        let half_width = (high - low).max(2.0 * OFFSET_MIN) / 2.0 / (1.0 + self.level);
+        let error = (error_ln.abs() / half_width).min(SURPRISE_MAX);
+        if error.is_finite() {
+            self.level += SURPRISE_GAIN * (error - self.level);
+        }
     }
 }
 
@@ -146,5 +179,33 @@ mod tests {
         assert_eq!(interval.apply(2.0, 0.0, 0.0), (2.0 - OFFSET_MIN, 2.0 + OFFSET_MIN));
         interval.observe(2.1, 2.0, 0.0, 0.0);
         assert!(interval.apply(2.0, 0.0, 0.0).1 > 2.0 + OFFSET_MIN);
+    }
+
+    #[test]
+    fn after_a_surprise_intervals_are_wide_for_a_while() {
+        let mut surprise = Surprise::default();
+        let offsets = (-0.1, 0.1);
+        for _ in 0..50 {
+            let (low, high) = surprise.widen(offsets);
+            surprise.observe(0.01, low, high);
+        }
+        assert!(surprise.widen(offsets).1 < 0.12);
+        let (low, high) = surprise.widen(offsets);
+        surprise.observe(1.0, low, high);
+        assert!(surprise.widen(offsets).1 > 0.3);
+        for _ in 0..20 {
+            let (low, high) = surprise.widen(offsets);
+            surprise.observe(0.01, low, high);
+        }
+        assert!(surprise.widen(offsets).1 < 0.12, "and narrow again");
+    }
+
+    #[test]
+    fn no_interval_reaches_beyond_a_factor_of_twenty() {
+        let mut interval = AdaptiveInterval::new(0.9);
+        for _ in 0..200 {
+            interval.observe(9.0, 0.0, -1.0, 1.0);
+        }
+        assert_eq!(interval.apply(0.0, -1.0, 1.0).1, REACH_MAX);
     }
 }

@@ -22,7 +22,7 @@ mod shap;
 mod trees;
 pub mod watch;
 
-pub use adaptive::AdaptiveInterval;
+pub use adaptive::{AdaptiveInterval, Surprise};
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use card::{ClassCard, ReliabilityCard, ThroughputCard};
 pub use features::route_features;

@@ -83,6 +83,23 @@ pub fn beliefs(nodes: usize, measured: &[Measured]) -> Option<Vec<Believed>> {
     Some(pooled.iter().enumerate().map(belief).collect())
 }
 
+/// What every link is expected to be by its two nodes alone, from one value a link where there is
+/// one; all the same without any.
+pub fn additive(nodes: usize, values: &[Option<f64>]) -> Vec<f64> {
+    let measured: Vec<Measured> = values
+        .iter()
+        .map(|value| Measured {
+            mean_ms: value.unwrap_or(0.0),
+            deviation_ms: 0.0,
+            count: f64::from(value.is_some()),
+        })
+        .collect();
+    let known = values.iter().flatten();
+    let grand = known.clone().sum::<f64>() / known.count().max(1) as f64;
+    let (from, to) = node_effects(nodes, &measured, grand);
+    (0..nodes * nodes).map(|index| from[index / nodes] + to[index % nodes]).collect()
+}
+
 /// A link with its reverse direction at [`REVERSE_WEIGHT`].
 fn pool(own: Measured, reverse: Measured) -> Measured {
     let (n, m) = (own.count, REVERSE_WEIGHT * reverse.count);

@@ -30,14 +30,17 @@ const PESSIMISMS: [f64; 5] = [0.0, 0.25, 0.5, 1.0, 2.0];
 /// Margins that are tried; 1: stay for ever.
 const MARGINS: [f64; 8] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 1.0];
 /// Weights of staleness that are tried.
-const STALENESSES: [f64; 3] = [0.0, 0.005, 0.02];
+const STALENESSES: [f64; 3] = [0.0, 0.02, 0.1];
 /// Intervals of silence beyond which a link grows no staler.
 pub const STALE_INTERVALS_MAX: f64 = 300.0;
 /// Choices with known outcome before the tuner trusts them more than the default.
 pub const CHOICES_MIN: f64 = 500.0;
-/// Share by which another rule must have cost less than the default to replace it: below, the
-/// best of so many rules is luck.
+/// Rounds in which such choices were made; choices of one round share what happened then.
+const ROUNDS_MIN: f64 = 8.0;
+/// Share by which another rule must have cost less than the default to replace it.
 const GAIN_MIN: f64 = 0.001;
+/// Standard errors by which a rule's saving must be sure: the best of so many is luck otherwise.
+const SURENESS: f64 = 2.0;
 
 /// A rule that turns forecasts into a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,8 +50,8 @@ pub struct Ranking {
     pub centre: Centre,
     /// Spreads added to the centre before routes are compared; 0 to 10.
     pub pessimism: f64,
-    /// Share that each interval without a measurement adds to a link, because silence is a sign;
-    /// 0 to 1.
+    /// Share that each usual interval of silence beyond the first adds to a link, because silence
+    /// is a sign; 0 to 1.
     pub staleness: f64,
     /// Share by which another route's bound must lie below that of the route to stay on; 0 to 1.
     pub margin: f64,
@@ -56,7 +59,7 @@ pub struct Ranking {
 
 impl Default for Ranking {
     fn default() -> Self {
-        Self { centre: Centre::Level, pessimism: 0.5, staleness: 0.0, margin: 0.005 }
+        Self { centre: Centre::Level, pessimism: 0.5, staleness: 0.02, margin: 0.005 }
     }
 }
 
@@ -67,7 +70,7 @@ pub struct Prospect {
     pub centre_ms: [f64; 4],
     /// How far outcomes lie around each; 0 or more.
     pub spread_ms: [f64; 4],
-    /// Sum over the links of their level times the intervals since they were last measured, at
+    /// Sum over the links of their level times the usual intervals by which they are overdue, at
     /// most [`STALE_INTERVALS_MAX`].
     pub stale_ms: f64,
 }
@@ -102,30 +105,39 @@ impl Ranking {
     }
 }
 
+/// What a rule would have cost beyond the default.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    /// In this round, in all rounds, and the sum of squares over rounds.
+    round: f64,
+    sum: f64,
+    squares: f64,
+}
+
 /// Finds the rule that would have cost least.
 #[derive(Clone, Debug)]
 pub struct RankingTuner {
-    costs: Vec<(Ranking, f64)>,
+    rules: Vec<(Ranking, Account)>,
     default_cost: f64,
     choices: f64,
+    rounds: f64,
+    open: bool,
 }
 
 impl Default for RankingTuner {
     fn default() -> Self {
-        let rules = CENTRES.into_iter().flat_map(|centre| {
-            PESSIMISMS.into_iter().flat_map(move |pessimism| {
-                STALENESSES.into_iter().flat_map(move |staleness| {
-                    MARGINS.into_iter().map(move |margin| Ranking {
-                        centre,
-                        pessimism,
-                        staleness,
-                        margin,
-                    })
-                })
-            })
-        });
-        let costs = rules.map(|rule| (rule, 0.0)).collect();
-        Self { costs, default_cost: 0.0, choices: 0.0 }
+        let mut rules = Vec::new();
+        for centre in CENTRES {
+            for pessimism in PESSIMISMS {
+                for staleness in STALENESSES {
+                    for margin in MARGINS {
+                        let rule = Ranking { centre, pessimism, staleness, margin };
+                        rules.push((rule, Account::default()));
+                    }
+                }
+            }
+        }
+        Self { rules, default_cost: 0.0, choices: 0.0, rounds: 0.0, open: false }
     }
 }
 
@@ -136,28 +148,42 @@ impl RankingTuner {
             return;
         }
         let cost = |rule: &Ranking| rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]);
-        for (rule, sum) in &mut self.costs {
-            *sum += cost(rule);
+        let default_cost = cost(&Ranking::default());
+        for (rule, account) in &mut self.rules {
+            account.round += cost(rule) - default_cost;
         }
-        self.default_cost += cost(&Ranking::default());
+        self.default_cost += default_cost;
         self.choices += 1.0;
+        self.open = true;
     }
 
-    /// Choices whose outcomes were seen.
-    pub fn choices(&self) -> f64 {
-        self.choices
+    /// The choices of one round are complete.
+    pub fn end_round(&mut self) {
+        if !self.open {
+            return;
+        }
+        for (_, account) in &mut self.rules {
+            account.sum += account.round;
+            account.squares += account.round * account.round;
+            account.round = 0.0;
+        }
+        self.rounds += 1.0;
+        self.open = false;
     }
 
-    /// The rule that cost least, once enough choices were seen and the gain is no mere luck;
-    /// else the default.
+    /// The rule that surely saved most against the default, once enough choices were seen; else
+    /// the default.
     pub fn best(&self) -> Ranking {
-        let least = self.costs.iter().min_by(|(_, a), (_, b)| a.total_cmp(b));
-        match least {
-            Some((rule, cost))
-                if self.choices >= CHOICES_MIN && *cost < self.default_cost * (1.0 - GAIN_MIN) =>
-            {
-                *rule
-            }
+        if self.choices < CHOICES_MIN || self.rounds < ROUNDS_MIN {
+            return Ranking::default();
+        }
+        let bound = |account: &Account| {
+            let variance = (account.squares - account.sum * account.sum / self.rounds).max(0.0);
+            account.sum + SURENESS * variance.sqrt()
+        };
+        let bounds = self.rules.iter().map(|(rule, account)| (rule, bound(account)));
+        match bounds.min_by(|(_, a), (_, b)| a.total_cmp(b)) {
+            Some((rule, least)) if least < -GAIN_MIN * self.default_cost => *rule,
             _ => Ranking::default(),
         }
     }
@@ -200,6 +226,7 @@ mod tests {
                 outcomes.push(130.0);
             }
             tuner.observe(&prospects, Some(0), &outcomes);
+            tuner.end_round();
         }
         assert!(tuner.best().margin >= 0.2, "{:?}", tuner.best());
     }
@@ -219,6 +246,7 @@ mod tests {
                 })
                 .collect();
             tuner.observe(&prospects, Some(0), &truth);
+            tuner.end_round();
         }
         assert_eq!(tuner.best().centre, Centre::Forecast);
         assert!(tuner.best().margin < 0.05);
