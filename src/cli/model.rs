@@ -87,6 +87,10 @@ async fn train(config: TrainConfig, background: bool, context: &Context) -> anyh
     if background {
         // Lowest priority: routing comes first.
         let _ = rustix::process::nice(19);
+    } else {
+        // How long each head took, for people.
+        let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
+        log.with_env_filter("meshwise=info").without_time().with_target(false).init();
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_us = since.as_micros() as u64;
