@@ -118,6 +118,10 @@ async fn train(config: TrainConfig, background: bool, context: &Context) -> anyh
         // Lowest priority: routing comes first.
         let _ = rustix::process::nice(19);
         limit_memory()?;
+    } else {
+        // How long each head took, for people.
+        let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
+        log.with_env_filter("meshwise=info").without_time().with_target(false).init();
     }
     let now_us = champion::now_us();
     let (database, models) = (context.data_dir.join(DATABASE), context.data_dir.join(MODELS));

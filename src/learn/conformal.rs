@@ -68,6 +68,9 @@ mod tests {
         // 99: rank 95.
         let interval = conformal(&plain((1..=99).map(f64::from).rev()), 0.9);
         assert_eq!((interval.low, interval.high), (5.0, 95.0));
+        // 25: rank ceil(26 * 0.95) = 25, not ceil(25 * 0.95) = 24.
+        let interval = conformal(&plain((1..=25).map(f64::from)), 0.9);
+        assert_eq!((interval.low, interval.high), (1.0, 25.0));
         let nothing = conformal(&[], 0.9);
         assert_eq!((nothing.low, nothing.high), (0.0, 0.0));
     }

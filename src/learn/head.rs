@@ -1,7 +1,7 @@
 //! One regression head: trees on the distance from a reference, shrunk, with scale and interval.
 //!
 //! The rule:
-//! - The trees are fitted on the fit rows with Huber's loss. Its range follows the rows: twice
+//! - The trees are fitted on the fit rows with Huber's loss. Its range follows the rows:
 //!   the median distance from the reference, within [`CLIP_RANGE`].
 //! - Leaves are multiplied by the factor of [`SHRINKS`] with the smallest mean absolute error on
 //!   the calibration rows. The factor 0 leaves the reference alone, so that a head is never worse
@@ -20,10 +20,14 @@ use crate::engine::predict::{FeatureVector, Head, Reference, SCALE_RANGE};
 pub const COVERAGE: f64 = 0.9;
 /// Factors for the leaves, the smallest first: of equally good ones the first is taken.
 pub const SHRINKS: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
-/// Residuals are clipped to this many times the median distance from the reference.
-pub const CLIP_MEDIANS: f64 = 2.0;
-/// Least and most that residuals are clipped to (ln units): 5 %, and a factor of 2.
-pub const CLIP_RANGE: (f64, f64) = (0.05, 0.7);
+/// Residuals are clipped to this many times the median distance from the reference. Of 0.5, 1, 2,
+/// 4 and no clip the best on synthetic rows with 30 % of heavy-tailed noise (mean absolute error
+/// 0.231 ln units, 0.236 at 2, 0.241 without a clip).
+pub const CLIP_MEDIANS: f64 = 1.0;
+/// Least and most that residuals are clipped to (ln units): 20 %, and a factor of 2. On synthetic
+/// rows with 1 % of noise and a fifth of them shifted by 40 %, a least clip of 5 % had not reached
+/// the shift after all trees (error 0.036 against 0.017).
+pub const CLIP_RANGE: (f64, f64) = (0.2, 0.7);
 /// Fewest out-of-sample residuals for a scale model.
 pub const SCALE_ROWS_MIN: usize = 100;
 /// Trees of the scale model, and their depth.

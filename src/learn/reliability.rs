@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_probability_of_delivery_is_found_and_calibrated() {
-        let (fit_rows, calibration, later) = (rows(1, 3_000), rows(2, 1_000), rows(3, 4_000));
+        let (fit_rows, calibration, later) = (rows(1, 1_500), rows(2, 1_000), rows(3, 2_000));
         let head = fit(&seen(&fit_rows), &seen(&calibration), 1).unwrap();
         assert_eq!(head.trees.roots.len(), TREES);
         head.trees.validate(FEATURES.len()).unwrap();
@@ -215,7 +215,7 @@ mod tests {
         let head = |seed| fit(&seen(&fit_rows), &seen(&calibration), seed).unwrap();
         let first = head(1);
         // The hash maps inside linfa are keyed anew each time.
-        for _ in 0..5 {
+        for _ in 0..3 {
             assert_eq!(head(1), first);
         }
         assert_ne!(head(2), first);
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn too_few_losses_are_told() {
-        let fine = rows(9, 3_000);
+        let fine = rows(9, 1_000);
         let never: Vec<_> = fine.iter().map(|(row, _)| (*row, true)).collect();
         let always: Vec<_> = fine.iter().map(|(row, _)| (*row, false)).collect();
         for (fitted, calibration, told) in [

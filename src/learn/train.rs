@@ -246,15 +246,15 @@ mod tests {
     #[test]
     fn the_model_finds_a_rule_that_the_baselines_cannot_see() {
         let mut random = Pcg64Mcg::seed_from_u64(2);
-        let rows = rows(1_000, |_, row| hidden_rule(&mut random, row));
-        let config = TrainConfig { trees: 60, ..quick() };
+        let rows = rows(700, |_, row| hidden_rule(&mut random, row));
+        let config = TrainConfig { trees: 50, ..quick() };
         let model = train_rows(&rows, &config, 42_000_000).unwrap();
         let card = &model.card;
         assert!(card.model.accuracy > 0.8, "{card:?}");
         assert!(card.moving_average.accuracy < 0.3 && card.last_value.accuracy < 0.5, "{card:?}");
         assert!(card.model.rmse_ln < card.moving_average.rmse_ln && card.earns_its_place());
-        assert_eq!((card.rows_train, card.rows_calibrate, card.rows_test), (600, 200, 200));
-        assert_eq!((card.trained_from_us, card.trained_to_us), (0, 599_500_000));
+        assert_eq!((card.rows_train, card.rows_calibrate, card.rows_test), (420, 140, 140));
+        assert_eq!((card.trained_from_us, card.trained_to_us), (0, 419_500_000));
         // Later rows of the same world: the interval holds what it states.
         let mut inside = 0;
         for _ in 0..500 {
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn high_and_low_in_turn_are_foreseen() {
         // The mean of the past is always wrong, the last value too.
-        let turn = |index: u64| if index % 2 == 0 { 20.0 } else { 80.0 };
+        let turn = |index: u64| if index.is_multiple_of(2) { 20.0 } else { 80.0 };
         let rows = rows(400, |index, row| {
             set(row, "route_mean5_ms", 44.0 + turn(index) / 10.0);
             set(row, "route_last_ms", turn(index + 1));
@@ -344,7 +344,9 @@ mod tests {
                 sent_us: index * 1_000_000,
                 done_us: index * 1_000_000 + 500_000,
                 rtt_ms: (!lost).then_some(rtt_ms),
-                bandwidth: (index % 2 == 0).then_some(bandwidth * random.random_range(0.9..1.1)),
+                bandwidth: index
+                    .is_multiple_of(2)
+                    .then_some(bandwidth * random.random_range(0.9..1.1)),
                 features,
             }
         };
@@ -353,7 +355,7 @@ mod tests {
 
     #[test]
     fn all_heads_are_fitted_and_judged_on_later_rows() {
-        let model = train_rows(&world(1, 3_000), &quick(), 0).unwrap();
+        let model = train_rows(&world(1, 1_500), &quick(), 0).unwrap();
         let card = &model.card;
         assert_eq!(model.latency.reference, Reference::Level);
         assert!(card.shrink > 0.0 && card.earns_its_place(), "{card:?}");
@@ -365,7 +367,7 @@ mod tests {
 
         let reliability = card.reliability.unwrap();
         assert_eq!(reliability.rows - reliability.lost, card.rows_test);
-        assert!(reliability.lost > 30 && reliability.brier < 0.9 * reliability.brier_base);
+        assert!(reliability.lost > 15 && reliability.brier < 0.9 * reliability.brier_base);
         assert!(reliability.log_loss < 0.9 * reliability.log_loss_base, "{reliability:?}");
 
         let throughput = card.throughput.unwrap();
@@ -381,11 +383,11 @@ mod tests {
 
     #[test]
     fn the_scale_model_tells_quiet_from_noisy_routes() {
-        let model = train_rows(&world(3, 3_000), &quick(), 0).unwrap();
+        let model = train_rows(&world(3, 1_500), &quick(), 0).unwrap();
         assert!(model.latency.scale.is_some());
         let mut inside = [(0, 0); 2];
         let mut widths = [0.0; 2];
-        for row in world(4, 2_000) {
+        for row in world(4, 1_000) {
             let Some(rtt_ms) = row.rtt_ms else { continue };
             let noisy = usize::from(row.features[index_of("route_spread_ln").unwrap()] > 0.1);
             let (low, high) = model.predict(&row.features).unwrap().interval_ms.unwrap();
@@ -398,7 +400,7 @@ mod tests {
         assert!(widths[1] > 4.0 * widths[0], "{widths:?}");
         // Noise that is the same everywhere needs none.
         let mut random = Pcg64Mcg::seed_from_u64(5);
-        let mut same = world(5, 1_500);
+        let mut same = world(5, 1_000);
         for row in &mut same {
             let level = Reference::Level.ln(&row.features).unwrap();
             row.rtt_ms = Some((level + random.random_range(-0.1..0.1)).exp());
@@ -410,7 +412,7 @@ mod tests {
     fn where_nothing_can_be_learned_the_reference_alone_is_left() {
         let mut random = Pcg64Mcg::seed_from_u64(6);
         let (mut worse, mut sum) = (0, 0.0);
-        for seed in 0..8 {
+        for seed in 0..5 {
             let mut rows = world(10 + seed, 600);
             for row in &mut rows {
                 let level = Reference::Level.ln(&row.features).unwrap();
@@ -421,7 +423,7 @@ mod tests {
             worse += u32::from(excess > 0.03);
             sum += card.shrink;
         }
-        assert!(worse == 0 && sum < 2.5, "{worse} {sum}");
+        assert!(worse == 0 && sum < 1.6, "{worse} {sum}");
     }
 
     #[test]
@@ -466,7 +468,8 @@ mod tests {
             set(row, "route_last_ms", 5.0);
         };
         type Fill = fn(u64) -> f64;
-        let infinite: Fill = |index| if index % 2 == 0 { f64::INFINITY } else { f64::NEG_INFINITY };
+        let infinite: Fill =
+            |index| if index.is_multiple_of(2) { f64::INFINITY } else { f64::NEG_INFINITY };
         let fine: [(&str, f64, Fill); 4] = [
             ("constant target", 5.0, |_| MISSING),
             ("zero round trip", 0.0, |_| MISSING),

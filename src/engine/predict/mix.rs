@@ -15,13 +15,14 @@
 //! (Freund, Schapire, Singer and Warmuth, 1997).
 //!
 //! **The guarantee.** After any sequence, the summed loss of the mix exceeds that of each expert,
-//! the moving average among them, by at most [`Mix::slack`] = 2 * the sum of the gaps so far. Why:
-//! dividing round `t` by `MEMORY^t` makes the forgetful rule AdaHedge on growing losses, whose
-//! regret is at most twice its summed gaps (their lemma 3 and theorem 6) whatever the range of
-//! the losses; so each discounted regret is at most twice the discounted gaps. A plain sum is the
-//! discounted one plus `1 - MEMORY` times all discounted ones before it, and the same holds of the
-//! gaps. The slack is measured, not feared: a gap is at most a quarter of the spread of the
-//! experts' losses in its round weighted by the rate, and 0 where the weight lies on one expert.
+//! the moving average among them, by at most [`Mix::slack`] = 2 * the sum of the gaps so far.
+//! Why: the regret of AdaHedge is at most twice its summed gaps, whatever the range of the losses
+//! (section 2 of the paper). Dividing round `t` by `MEMORY^t` turns the forgetful rule into
+//! AdaHedge on growing losses, so that each discounted regret is at most twice the discounted
+//! gaps. A plain sum is the discounted one plus `1 - MEMORY` times all discounted ones before it,
+//! of regrets and of gaps alike. The slack is thus measured while it arises. A gap is at most the
+//! spread of the losses in its round, at most an eighth of the rate times that spread squared
+//! (Hoeffding), and 0 while the weight lies on one expert.
 
 /// What is mixed, in the order of the arrays.
 pub const EXPERTS: [&str; 4] = ["model", "moving-average", "last-value", "level"];
@@ -93,8 +94,14 @@ impl Mix {
         if !ln_truth.is_finite() || least > LOSS_MAX {
             return;
         }
-        let rate = self.rate();
-        let weights = self.weights_at(rate);
+        // What is known fades before the round is judged; that changes no weight.
+        let faded = Self {
+            losses: self.losses.map(|sum| MEMORY * sum),
+            gaps: MEMORY * self.gaps,
+            gaps_all: self.gaps_all,
+        };
+        let rate = faded.rate();
+        let weights = faded.weights_at(rate);
         let Some(own) = mean(&weights, &losses) else { return };
         let losses = losses.map(|loss| loss.unwrap_or(own));
         // The mix loss at an infinite rate is the least loss of those with weight.
@@ -109,11 +116,8 @@ impl Mix {
             least
         };
         let gap = (own - mixed).max(0.0);
-        self.gaps = MEMORY * self.gaps + gap;
-        self.gaps_all += gap;
-        for (sum, loss) in self.losses.iter_mut().zip(losses) {
-            *sum = MEMORY * *sum + loss;
-        }
+        let summed = std::array::from_fn(|expert| faded.losses[expert] + losses[expert]);
+        *self = Self { losses: summed, gaps: faded.gaps + gap, gaps_all: self.gaps_all + gap };
     }
 
     /// By how much the summed loss of the mix can exceed that of any expert so far (ln units).
