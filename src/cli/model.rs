@@ -30,6 +30,9 @@ pub enum Verb {
         /// Depth of each tree.
         #[arg(long, default_value_t = TrainConfig::default().depth)]
         depth: u16,
+        /// Name of the version [default: time and content].
+        #[arg(long)]
+        name: Option<String>,
         /// Run at the lowest priority, in at most 4 GiB of memory, and leave it to the caller to tell the node, as scheduled
         /// training does.
         #[arg(long)]
@@ -93,9 +96,14 @@ pub(super) fn offline(verb: &Verb, context: &Context) -> anyhow::Result<()> {
 
 pub(super) async fn run(verb: &Verb, context: &Context) -> anyhow::Result<()> {
     match verb {
-        Verb::Train { seed, trees, depth, background } => {
-            let config =
-                TrainConfig { seed: *seed, trees: *trees, depth: *depth, ..TrainConfig::default() };
+        Verb::Train { seed, trees, depth, name, background } => {
+            let config = TrainConfig {
+                seed: *seed,
+                trees: *trees,
+                depth: *depth,
+                version: name.clone(),
+                ..TrainConfig::default()
+            };
             train(config, *background, context).await
         }
         Verb::Predict { target } => {
@@ -121,7 +129,11 @@ async fn train(config: TrainConfig, background: bool, context: &Context) -> anyh
     } else {
         // How long each head took, for people.
         let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
-        log.with_env_filter("meshwise=info").without_time().with_target(false).init();
+        log.with_env_filter("meshwise=info")
+            .without_time()
+            .with_target(false)
+            .with_ansi(false)
+            .init();
     }
     let now_us = champion::now_us();
     let (database, models) = (context.data_dir.join(DATABASE), context.data_dir.join(MODELS));
@@ -256,27 +268,45 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
         model.latency.trees.roots.len(),
         model.latency.trees.nodes.len(),
     ))?;
-    let mut table = output::table(&["on later rows", "accuracy", "mae ms", "rmse ln"]);
-    for (name, score) in [
-        ("model", card.model),
-        ("moving average", card.moving_average),
-        ("last value", card.last_value),
-    ] {
+    if card.rows_test == 0 {
+        return output::print("not measured: there were no rows to judge it on");
+    }
+    let columns = ["on later rows", "rows", "accuracy", "mae ms", "rmse ln", "average's", "last's"];
+    let mut table = output::table(&columns);
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let whole = [("all", card.rows_test, card.model, card.moving_average, card.last_value)];
+    let classes = card.classes.iter();
+    let classes =
+        classes.map(|c| (c.class.as_str(), c.rows, c.model, c.moving_average, c.last_value));
+    for (name, rows, own, average, last) in whole.into_iter().chain(classes) {
         table.add_row([
-            format!("{name} ({} rows)", card.rows_test),
-            format!("{:.1} %", 100.0 * score.accuracy),
-            format!("{:.2}", score.mae_ms),
-            format!("{:.4}", score.rmse_ln),
+            name.to_owned(),
+            rows.to_string(),
+            percent(own.accuracy),
+            format!("{:.2}", own.mae_ms),
+            format!("{:.4}", own.rmse_ln),
+            format!("{:.4}", average.rmse_ln),
+            format!("{:.4}", last.rmse_ln),
         ]);
     }
-    if card.rows_test > 0 {
-        output::rows(&table, "")?;
-    }
-    let interval = model.latency.interval;
+    output::rows(&table, "")?;
     output::print(&format!(
-        "\n{:.0} % interval: {:+.1} % to {:+.1} % around the prediction",
-        100.0 * interval.coverage,
-        100.0 * interval.low.exp_m1(),
-        100.0 * interval.high.exp_m1(),
-    ))
+        "\n{:.0} % interval: held {} of later rows, mean width {:.3} ln(ms)",
+        100.0 * model.latency.interval.coverage,
+        percent(card.coverage),
+        card.width_ln,
+    ))?;
+    if let Some(reliability) = &card.reliability {
+        output::print(&format!(
+            "reliability: Brier score {:.4} (base rate {:.4}), log loss {:.4} (base rate {:.4})",
+            reliability.brier,
+            reliability.brier_base,
+            reliability.log_loss,
+            reliability.log_loss_base,
+        ))?;
+    }
+    for failure in &card.known_failures {
+        output::print(&format!("known failure: {failure}"))?;
+    }
+    Ok(())
 }

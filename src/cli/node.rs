@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use super::champion::now_us;
 use super::{Context, output};
 use crate::api::Server;
 use crate::config::Config;
-use crate::node::{Node, NodeOptions};
+use crate::learn::first::install_first;
+use crate::node::{MODELS, Node, NodeOptions};
 
 /// Run a node until it is interrupted. Without any setting it listens on port 4747, finds other
 /// nodes on the local network, and keeps its data in the user's data directory.
@@ -59,6 +61,9 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     // Before anything else runs, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let data_dir = context.data_dir.clone();
+    if install_first(&data_dir.join(MODELS), now_us())? {
+        tracing::info!("starting with the shipped model; it is replaced by what is learned here");
+    }
     let node = Node::start(NodeOptions { config, data_dir, trainer: std::env::current_exe().ok() })
         .await?;
     let server = Server::start(node.handle().clone())?;

@@ -1,4 +1,4 @@
-//! The training rows: one per answered route probe, with the features known when it left.
+//! The training rows: one per completed route probe, with the features known when it left.
 //!
 //! Known at `sent_us` is what was completed or accepted strictly before it. Rolling windows are
 //! laid over the answered probes of each route and over what each end says of each link; as-of
@@ -26,8 +26,8 @@ pub const KEY_COLUMNS: [&str; 4] = ["route", "sent_us", "done_us", "rtt_ms"];
 
 const MICROS_PER_DAY: u64 = 86_400_000_000;
 
-/// One row per answered route probe sent at `from_us` or later (µs since the epoch), in order of
-/// `sent_us`: `route`, `sent_us`, `done_us`, `rtt_ms`, then the columns of [`FEATURES`] in order.
+/// One row per completed route probe sent at `from_us` or later (µs since the epoch), in order of
+/// `sent_us`: `route`, `sent_us`, `done_us`, `rtt_ms` (null: lost), then the columns of [`FEATURES`] in order.
 /// Earlier probes and link states are history only. The inputs may be in any order.
 ///
 /// # Errors
@@ -66,7 +66,7 @@ fn build(
     let unreadable = |error: ParseError| polars_err!(ComputeError: "{error}");
     let completed = completed(probes).map_err(unreadable)?;
     let claims = claims(link_states).map_err(unreadable)?;
-    let is_row = |probe: &&Probe<'_>| probe.row.rtt_us.is_some() && probe.row.sent_us >= from_us;
+    let is_row = |probe: &&Probe<'_>| probe.row.sent_us >= from_us;
     let mut rows: Vec<&Probe<'_>> = completed.iter().filter(is_row).collect();
     rows.sort_by_key(|probe| probe.row.sent_us);
 

@@ -347,7 +347,7 @@ mod tests {
         let expected = [
             ("probe", 288, 2),
             ("link_state", 2, 1),
-            ("route_features", 115, 2),
+            ("route_features", 144, 2),
             ("decision", 2, 2),
             ("candidate", 3, 1),
         ];

@@ -3,7 +3,7 @@
 //!
 //! The way of the data:
 //!
-//! 1. [`feature_frame`] turns probes and link states into one row per answered route probe, with
+//! 1. [`feature_frame`] turns probes and link states into one row per completed route probe, with
 //!    the features as they were known when the probe left. The engine computes the same numbers
 //!    online; a test compares them to 1e-9.
 //! 2. [`train()`], or [`train_rows`] without a frame, fits latency, throughput and reliability on
@@ -32,6 +32,7 @@ mod conformal;
 pub mod dataset;
 pub mod evaluate;
 pub mod export;
+pub mod first;
 mod frame_rows;
 mod frames;
 mod head;

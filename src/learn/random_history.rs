@@ -81,7 +81,7 @@ fn heavy_tailed(random: &mut Pcg64Mcg) -> f64 {
     10_f64.powf(random.random_range(-1.0..4.5))
 }
 
-/// The features of each answered probe as the engine computes them, by the time it left.
+/// The features of each route probe as the engine computes them, by the time it left.
 pub(crate) fn online(history: &History) -> BTreeMap<u64, FeatureVector> {
     enum Happening<'a> {
         Completed(&'a ProbeRow),
@@ -111,12 +111,11 @@ pub(crate) fn online(history: &History) -> BTreeMap<u64, FeatureVector> {
                 let changes = said.iter().map(|row| (row.neighbour.parse().unwrap(), row.quality));
                 links.advertised(said[0].origin.parse().unwrap(), Timestamp(at), changes);
             }
-            Happening::Sent(probe) if probe.rtt_us.is_some() => {
+            Happening::Sent(probe) => {
                 let route: Route = probe.route.parse().unwrap();
                 let known = histories.of(&route);
                 features.insert(at, route_features(&route, &links, known, Timestamp(at)));
             }
-            Happening::Sent(_) => {}
         }
     }
     features

@@ -35,8 +35,11 @@ const STALENESSES: [f64; 3] = [0.0, 0.02, 0.1];
 pub const STALE_INTERVALS_MAX: f64 = 300.0;
 /// Choices with known outcome before the tuner trusts them more than the default.
 pub const CHOICES_MIN: f64 = 500.0;
-/// Rounds in which such choices were made; choices of one round share what happened then.
-const ROUNDS_MIN: f64 = 8.0;
+/// Choices of one block. Choices made close together share what happened then, so that savings
+/// are counted by blocks.
+const BLOCK_CHOICES: u32 = 300;
+/// Blocks before the tuner trusts them.
+const BLOCKS_MIN: f64 = 8.0;
 /// Share by which another rule must have cost less than the default to replace it.
 const GAIN_MIN: f64 = 0.001;
 /// Standard errors by which a rule's saving must be sure: the best of so many is luck otherwise.
@@ -108,8 +111,8 @@ impl Ranking {
 /// What a rule would have cost beyond the default.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
-    /// In this round, in all rounds, and the sum of squares over rounds.
-    round: f64,
+    /// In this block, in all blocks, and the sum of squares over blocks.
+    block: f64,
     sum: f64,
     squares: f64,
 }
@@ -120,8 +123,8 @@ pub struct RankingTuner {
     rules: Vec<(Ranking, Account)>,
     default_cost: f64,
     choices: f64,
-    rounds: f64,
-    open: bool,
+    blocks: f64,
+    in_block: u32,
 }
 
 impl Default for RankingTuner {
@@ -137,7 +140,7 @@ impl Default for RankingTuner {
                 }
             }
         }
-        Self { rules, default_cost: 0.0, choices: 0.0, rounds: 0.0, open: false }
+        Self { rules, default_cost: 0.0, choices: 0.0, blocks: 0.0, in_block: 0 }
     }
 }
 
@@ -150,35 +153,35 @@ impl RankingTuner {
         let cost = |rule: &Ranking| rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]);
         let default_cost = cost(&Ranking::default());
         for (rule, account) in &mut self.rules {
-            account.round += cost(rule) - default_cost;
+            account.block += cost(rule) - default_cost;
         }
         self.default_cost += default_cost;
         self.choices += 1.0;
-        self.open = true;
+        self.in_block += 1;
     }
 
-    /// The choices of one round are complete.
+    /// The choices of one moment are complete; a block ends with a moment, never within one.
     pub fn end_round(&mut self) {
-        if !self.open {
+        if self.in_block < BLOCK_CHOICES {
             return;
         }
         for (_, account) in &mut self.rules {
-            account.sum += account.round;
-            account.squares += account.round * account.round;
-            account.round = 0.0;
+            account.sum += account.block;
+            account.squares += account.block * account.block;
+            account.block = 0.0;
         }
-        self.rounds += 1.0;
-        self.open = false;
+        self.blocks += 1.0;
+        self.in_block = 0;
     }
 
     /// The rule that surely saved most against the default, once enough choices were seen; else
     /// the default.
     pub fn best(&self) -> Ranking {
-        if self.choices < CHOICES_MIN || self.rounds < ROUNDS_MIN {
+        if self.choices < CHOICES_MIN || self.blocks < BLOCKS_MIN {
             return Ranking::default();
         }
         let bound = |account: &Account| {
-            let variance = (account.squares - account.sum * account.sum / self.rounds).max(0.0);
+            let variance = (account.squares - account.sum * account.sum / self.blocks).max(0.0);
             account.sum + SURENESS * variance.sqrt()
         };
         let bounds = self.rules.iter().map(|(rule, account)| (rule, bound(account)));
@@ -217,7 +220,7 @@ mod tests {
         let mut random = Pcg64Mcg::seed_from_u64(1);
         let mut tuner = RankingTuner::default();
         assert_eq!(tuner.best(), Ranking::default());
-        for _ in 0..2_000 {
+        for _ in 0..4_000 {
             // All relays cost 30 % more than the direct route; the forecasts are mostly noise.
             let mut prospects = vec![prospect(100.0, 5.0)];
             let mut outcomes = vec![100.0];
@@ -235,7 +238,7 @@ mod tests {
     fn where_the_forecast_knows_more_than_the_level_it_is_followed() {
         let mut random = Pcg64Mcg::seed_from_u64(2);
         let mut tuner = RankingTuner::default();
-        for _ in 0..2_000 {
+        for _ in 0..4_000 {
             let truth: Vec<f64> = (0..4).map(|_| random.random_range(50.0..150.0)).collect();
             let prospects: Vec<Prospect> = truth
                 .iter()
