@@ -387,6 +387,7 @@ mod tests {
 
     fn carded(version: &str, good: bool) -> ForestModel {
         let mut model = model(version, 0.0);
+        model.card.rows_test = 100;
         model.card.moving_average.accuracy = if good { 0.0 } else { 1.0 };
         model
     }

@@ -13,4 +13,6 @@ mod mesh;
 #[cfg(feature = "node")]
 mod processes;
 #[cfg(feature = "node")]
+mod replay;
+#[cfg(feature = "node")]
 mod support;

@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(predictor.version(), "moving-average");
         assert_eq!(predictor.challenger_version().as_deref(), Some("constant"));
         predictor.set_model(Some(Arc::new(Constant(25.0))));
-        assert_eq!(predictor.forecast(features()).best().unwrap().latency_ms, 25.0);
+        assert_eq!(predictor.forecast(features()).model.unwrap().latency_ms, 25.0);
         predictor.set_challenger(Some(Arc::new(Constant(f64::NAN))));
         assert_eq!(predictor.forecast(features()).challenger, None);
         assert_eq!(predictor.failures(), 0, "only what decides can fail");
