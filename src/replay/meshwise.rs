@@ -249,7 +249,7 @@ impl Meshwise {
         self.surprises.entry(weighed.pair).or_default().observe(truth - forecast, low, high);
         self.interval.observe(truth, forecast, low, high);
         let shared = &self.interval;
-        let own = self.intervals.entry(weighed.pair).or_insert_with(|| (shared.clone(), 0));
+        let own = self.intervals.entry(weighed.pair).or_insert_with(|| (*shared, 0));
         own.0.observe(truth, forecast, low, high);
         own.1 += 1;
     }
@@ -274,10 +274,10 @@ impl Meshwise {
         };
         let (mut sent_us, mut done_us) = (timestamp(sent_s).0, timestamp(done_s).0 + 1);
         if self.quantity == Quantity::Throughput {
-            // A date is all the time there is: rows of one date are told apart, so that they can
-            // be split.
+            // Dates are all the time there is, days apart: rows of one date are told apart by their
+            // order, so that they can be split.
             sent_us += 2 * self.rows.len() as u64;
-            done_us += 2 * self.rows.len() as u64;
+            done_us = sent_us + 1;
         }
         self.rows.push_back(TrainRow { sent_us, done_us, rtt_ms, bandwidth, features });
     }

@@ -332,7 +332,7 @@ mod tests {
         let mut costs_ms = [cost; NAMES.len()];
         costs_ms[MESHWISE + 1] = 50.0;
         let mut relays = [None; NAMES.len()];
-        relays[0] = (t_s as usize % 2 == 0).then_some(5);
+        relays[0] = (t_s as usize).is_multiple_of(2).then_some(5);
         Outcome {
             t_s,
             pair: (0, 1),

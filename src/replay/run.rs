@@ -133,14 +133,14 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
     for round in 0..rounds {
         let t_s = world.rounds[round];
         cursor.outcomes_at(t_s);
-        if round > 0 && round >= warmup && (round - warmup) % config.retrain_rounds(rounds) == 0 {
+        if round > 0
+            && round >= warmup
+            && (round - warmup).is_multiple_of(config.retrain_rounds(rounds))
+        {
             train(&mut meshwise, config, seed, round, &mut result)?;
         }
         if round > 0 {
             meshwise.begin_round(t_s);
-            if std::env::var("DBG").is_ok() && round % (rounds / 15).max(1) == 0 {
-                eprintln!("{round} {:?} {:?}", meshwise.ranking(), meshwise.weights());
-            }
             // A pair whose links are never measured again has no outcome.
             let alive = |(src, dst): &Pair| cursor.leads_on(*src) && cursor.leads_to(*dst);
             let mut pairs: Vec<Pair> = world.pairs.iter().copied().filter(alive).collect();
