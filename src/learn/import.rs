@@ -109,7 +109,7 @@ pub fn import_xgboost(json: &[u8], options: &ImportOptions) -> Result<ForestMode
 }
 
 /// Sets interval and scores of an imported model by the answered rows of a
-/// [`feature_frame`](super::feature_frame) and returns their number, or leaves it as it is and
+/// [`feature_frame`] and returns their number, or leaves it as it is and
 /// returns 0 when there are fewer than [`ROWS_MIN`].
 ///
 /// Interval and scores are of the same rows, and whoever trained the model may have had them too:

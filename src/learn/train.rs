@@ -4,7 +4,7 @@
 //! - Rows on which not even the moving average has an opinion are left out: online, the model is
 //!   not asked there either.
 //! - The split is by time, in three: the oldest rows are fitted on, on the next everything else is
-//!   chosen ([`head`](super::head), [`reliability`](super::reliability)), the newest only judge.
+//!   chosen (`head`, `reliability`), the newest only judge.
 //!   No row is fitted whose answer came after the first calibration probe had left, because
 //!   nobody could have known it then; nor is one calibrated on that was answered after the first
 //!   test probe.
