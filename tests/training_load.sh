@@ -230,7 +230,7 @@ before=$(carried)
 
 # Trains until it is ended; each time a first model, so that each writes one.
 train() {
-    trap 'kill -KILL $(jobs -p) 2>/dev/null || true; exit 0' TERM
+    trap 'kill -KILL $(jobs -p) 2>/dev/null || true; wait 2>/dev/null; exit 0' TERM
     while rm -rf "$folder/store/models"; do
         "$program" model train --background --data-dir "$folder/store" \
             </dev/null >/dev/null 2>"$folder/train.log" &
@@ -248,8 +248,11 @@ for condition in $order; do
         trainer="$!"
         pids+=("$trainer")
     fi
-    python3 "$folder/measure.py" "$condition" "$seconds" "$tunnel" "$server" "$folder/samples" ||
-        die "a request failed"
+    # Not in the foreground, where it would hold up the end of this script.
+    python3 "$folder/measure.py" "$condition" "$seconds" "$tunnel" "$server" "$folder/samples" &
+    pids+=("$!")
+    wait "$!" || die "a request failed"
+    unset 'pids[-1]'
     if [ "$condition" = training ]; then
         kill "$trainer" 2>/dev/null && wait "$trainer" || { cat "$folder/train.log" >&2; die "the training failed"; }
         unset 'pids[-1]'

@@ -61,8 +61,11 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     // Before anything else runs, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let data_dir = context.data_dir.clone();
-    if install_first(&data_dir.join(MODELS), now_us())? {
-        tracing::info!("starting with the shipped model; it is replaced by what is learned here");
+    match install_first(&data_dir.join(MODELS), now_us()) {
+        Ok(true) => tracing::info!("starting with the shipped model, until one is learned here"),
+        Ok(false) => {}
+        // The moving average decides then.
+        Err(error) => tracing::warn!("no shipped model: {error}"),
     }
     let node = Node::start(NodeOptions { config, data_dir, trainer: std::env::current_exe().ok() })
         .await?;

@@ -53,10 +53,9 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         trace: args.trace.clone(),
         quantity: if args.throughput { Quantity::Throughput } else { Quantity::Latency },
         probes: args.probes.0,
-        seeds: (args.seed..args.seed + args.seeds).collect(),
+        seeds: (0..args.seeds).map(|index| args.seed.wrapping_add(index)).collect(),
         decisions: args.decisions.map(|count| count as usize),
         learning: !args.no_learning,
-        model: None,
         out: args.out.clone(),
         train: TrainConfig::default(),
     };
@@ -143,12 +142,13 @@ fn print(report: &Report) -> anyhow::Result<()> {
             prediction.worst_pair.1,
         ))?;
     }
-    if let Some(judged) = &report.estimators {
-        let estimates = &judged.estimates;
+    if let Some(judged) = &report.estimators
+        && let Some(estimates) = &judged.estimates
+    {
         output::print(&format!(
             "judged from a log: truth {:.2} ms; doubly robust {:.2} ({:.2} to {:.2}), IPS {:.2}, SNIPS \
              {:.2}, direct method {:.2}; effective size {:.0} of {}; the doubly robust interval holds \
-             the truth in {} of {} logs",
+             the truth in {} of {} logs, {} refused",
             judged.truth_ms,
             estimates.doubly_robust.value,
             estimates.doubly_robust.low,
@@ -160,6 +160,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
             estimates.decisions,
             judged.covered,
             judged.logs,
+            judged.refused,
         ))?;
     }
     for file in &report.files {

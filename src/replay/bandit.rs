@@ -127,7 +127,7 @@ mod tests {
     use crate::replay::world::Quantity;
 
     fn play(policy: &mut dyn Policy, rounds: usize) -> Vec<Relay> {
-        let mut known = Knowledge::new(4, Quantity::Latency, []);
+        let mut known = Knowledge::new(4, Quantity::Latency, false, []);
         for _ in 0..5 {
             // By the measurements all look alike, and vary; only by use relay 2 turns out best.
             for (src, dst, ms) in

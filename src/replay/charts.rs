@@ -5,7 +5,6 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use super::run::{MESHWISE, NAMES, Run};
-use crate::engine::measure::window_statistics::quantile;
 
 /// Size of a picture (pixels).
 const SIZE: (u32, u32) = (900, 520);
@@ -52,10 +51,12 @@ fn policies() -> impl Iterator<Item = (usize, &'static str)> {
 fn cdf(runs: &[Run]) -> Vec<Curve> {
     let curve = |(policy, name)| {
         let all = runs.iter().flat_map(|run| &run.outcomes);
-        let costs: Vec<f64> = all.map(|outcome| outcome.costs_ms[policy]).collect();
+        let mut costs: Vec<f64> = all.map(|outcome| outcome.costs_ms[policy]).collect();
+        costs.sort_by(f64::total_cmp);
         // The last percent would stretch the axis over everything else.
         let shares = (0..=POINTS).map(|point| 0.99 * point as f64 / POINTS as f64);
-        let points = shares.filter_map(|share| Some((quantile(&costs, share)?, share))).collect();
+        let at = |share: f64| costs.get((share * costs.len() as f64) as usize).copied();
+        let points = shares.filter_map(|share| Some((at(share)?, share))).collect();
         (name, points)
     };
     policies().map(curve).collect()

@@ -1,5 +1,7 @@
 //! What meshwise knows of each link, as the ranking rules need it: one square table a round.
 
+use std::collections::BTreeSet;
+
 use super::world::Quantity;
 use crate::engine::measure::window_statistics::quantile;
 use crate::engine::predict::posterior::{Measured, additive, beliefs};
@@ -22,12 +24,13 @@ const TAIL_SHARE: f64 = 0.25;
 pub struct Seen {
     nodes: usize,
     links: Vec<Vec<(f64, f64)>>,
+    constants: BTreeSet<(usize, usize)>,
 }
 
 impl Seen {
-    /// Nothing yet.
-    pub fn new(nodes: usize) -> Self {
-        Self { nodes, links: vec![Vec::new(); nodes * nodes] }
+    /// Nothing yet. `constants`: links that the whole trace holds one value of, as of a formality.
+    pub fn new(nodes: usize, constants: BTreeSet<(usize, usize)>) -> Self {
+        Self { nodes, links: vec![Vec::new(); nodes * nodes], constants }
     }
 
     /// A link was measured.
@@ -35,12 +38,12 @@ impl Seen {
         self.links[src * self.nodes + dst].push((t_s, ms));
     }
 
-    /// The first value at or after a moment; a link measured once for all stays what it was.
+    /// The first value at or after a moment; a constant link stays what it was.
     pub fn from(&self, src: usize, dst: usize, t_s: f64) -> Option<f64> {
         let seen = &self.links[src * self.nodes + dst];
         let at = seen.partition_point(|(then, _)| *then < t_s);
-        let constant = (seen.len() == 1).then(|| seen[0]);
-        seen.get(at).copied().or(constant).map(|(_, ms)| ms)
+        let constant = seen.first().filter(|_| self.constants.contains(&(src, dst)));
+        seen.get(at).or(constant).map(|(_, ms)| *ms)
     }
 
     /// The newest values of a link, oldest first, filled up with the other direction's.
@@ -48,12 +51,14 @@ impl Seen {
         let tail = |seen: &Vec<(f64, f64)>, count: usize| {
             seen[seen.len().saturating_sub(count)..].to_vec()
         };
-        let mut values = tail(&self.links[src * self.nodes + dst], count);
-        if values.len() < LEVEL_VALUES {
-            let more = LEVEL_VALUES - values.len();
-            values.extend(tail(&self.links[dst * self.nodes + src], more));
-            values.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let own = tail(&self.links[src * self.nodes + dst], count);
+        if own.len() >= LEVEL_VALUES {
+            return own;
         }
+        let mut values = tail(&self.links[dst * self.nodes + src], LEVEL_VALUES - own.len());
+        // At equal times the own value stands last.
+        values.extend(own);
+        values.sort_by(|a, b| a.0.total_cmp(&b.0));
         values
     }
 
@@ -158,7 +163,9 @@ impl Estimates {
 
 /// Median time between measurements; infinite of fewer than three, which tell nothing.
 fn usual_gap_s(values: &[(f64, f64)]) -> f64 {
-    let gaps: Vec<f64> = values.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    // Both directions may be measured at one moment.
+    let gaps = values.windows(2).map(|pair| pair[1].0 - pair[0].0).filter(|gap| *gap > 0.0);
+    let gaps: Vec<f64> = gaps.collect();
     let median = if gaps.len() < 2 { None } else { quantile(&gaps, 0.5) };
     median.map_or(f64::INFINITY, |gap| gap.max(1e-3))
 }
@@ -175,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_link_is_known_by_either_direction_and_silence_makes_it_stale() {
-        let mut seen = Seen::new(3);
+        let mut seen = Seen::new(3, BTreeSet::from([(1, 2)]));
         for (t_s, ms) in [(0.0, 10.0), (2.0, 10.0), (4.0, 10.0)] {
             seen.push(0, 1, t_s, ms);
         }
@@ -191,11 +198,12 @@ mod tests {
         let route = at(13.0).route(Quantity::Latency, (0, 2), Some(1)).unwrap();
         assert_eq!(route.centre_ms[1], 15.0);
         assert_eq!(seen.from(1, 2, 99.0), Some(5.0), "measured once for all");
+        assert_eq!(seen.from(1, 0, 99.0), None, "not measured since");
     }
 
     #[test]
     fn throughput_never_measured_is_what_both_ends_have_elsewhere() {
-        let mut seen = Seen::new(4);
+        let mut seen = Seen::new(4, BTreeSet::new());
         for (a, b) in [(0, 1), (0, 2), (1, 2), (2, 1), (1, 0), (2, 0), (3, 1), (3, 2)] {
             seen.push(a, b, 0.0, if a == 3 { 8.0 } else { 1.0 });
         }

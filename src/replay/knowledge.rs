@@ -28,11 +28,13 @@ pub struct Numbers {
     pub count: f64,
     sum: f64,
     squares: f64,
+    /// Counts all measurements, so that the fresher direction is known.
+    stamp: u64,
 }
 
 impl Numbers {
     /// Of a first value.
-    fn new(ms: f64) -> Self {
+    fn new(ms: f64, stamp: u64) -> Self {
         Self {
             first: ms,
             last: ms,
@@ -43,10 +45,12 @@ impl Numbers {
             count: 1.0,
             sum: ms,
             squares: ms * ms,
+            stamp,
         }
     }
 
-    fn push(&mut self, ms: f64) {
+    fn push(&mut self, ms: f64, stamp: u64) {
+        self.stamp = stamp;
         self.jitter += SLOW_GAIN * ((ms - self.last).abs() - self.jitter);
         self.error += SLOW_GAIN * ((ms - self.average).abs() - self.error);
         self.loss -= SLOW_GAIN * self.loss;
@@ -79,18 +83,22 @@ pub struct Knowledge {
     quantity: Quantity,
     links: Vec<Option<Numbers>>,
     exists: Vec<bool>,
+    fresher: bool,
+    stamp: u64,
 }
 
 impl Knowledge {
-    /// Nothing known yet but which links there are.
+    /// Nothing known yet but which links there are. `fresher`: a link is described by whichever
+    /// direction was measured last, as is right when a budget lets one end do it for both.
     pub fn new(
         nodes: usize,
         quantity: Quantity,
+        fresher: bool,
         links: impl IntoIterator<Item = (usize, usize)>,
     ) -> Self {
         let mut exists = vec![false; nodes * nodes];
         links.into_iter().for_each(|(src, dst)| exists[src * nodes + dst] = true);
-        Self { nodes, quantity, links: vec![None; nodes * nodes], exists }
+        Self { nodes, quantity, links: vec![None; nodes * nodes], exists, fresher, stamp: 0 }
     }
 
     /// Whether there is a direct link, measured or not.
@@ -100,19 +108,24 @@ impl Knowledge {
 
     /// A link was measured, or a measurement of it was lost.
     pub fn measured(&mut self, src: usize, dst: usize, ms: Option<f64>) {
+        self.stamp += 1;
         let link = &mut self.links[src * self.nodes + dst];
         match (link.as_mut(), ms) {
-            (Some(numbers), Some(ms)) => numbers.push(ms),
+            (Some(numbers), Some(ms)) => numbers.push(ms, self.stamp),
             (Some(numbers), None) => numbers.loss += SLOW_GAIN * (1.0 - numbers.loss),
-            (None, Some(ms)) => *link = Some(Numbers::new(ms)),
+            (None, Some(ms)) => *link = Some(Numbers::new(ms, self.stamp)),
             (None, None) => {}
         }
     }
 
-    /// What is known of a link, by its own direction or else the other one.
+    /// What is known of a link, by its own direction or else the other one, or by the fresher
+    /// one.
     pub fn link(&self, src: usize, dst: usize) -> Option<&Numbers> {
         let of = |a: usize, b: usize| self.links[a * self.nodes + b].as_ref();
-        of(src, dst).or_else(|| of(dst, src))
+        match (of(src, dst), of(dst, src)) {
+            (Some(own), Some(other)) if self.fresher && other.stamp > own.stamp => Some(other),
+            (own, other) => own.or(other),
+        }
     }
 
     /// A number of a route; infinite when a link is unknown.

@@ -1,7 +1,7 @@
 //! meshwise's own decisions in a replay: the engine's histories, features, model, ranking and
 //! interval, fed by the trace instead of a network.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::estimates::{Estimates, Seen};
@@ -49,6 +49,16 @@ pub struct Candidate {
     offsets: (f64, f64),
 }
 
+/// What was forecast of one route, until its outcome is known.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    pair: Pair,
+    truth_ms: f64,
+    forecast_ms: f64,
+    experts: [Option<f64>; 4],
+    offsets: (f64, f64),
+}
+
 /// A decision whose outcomes are still to come.
 pub struct Weighed {
     /// Moment (s).
@@ -61,6 +71,8 @@ pub struct Weighed {
     pub candidates: Vec<Candidate>,
     /// Index of the chosen one.
     pub chosen: usize,
+    /// Index of the route that another one had to beat.
+    stay: Option<usize>,
 }
 
 /// The learned policy.
@@ -71,6 +83,8 @@ pub struct Meshwise {
     seen: Seen,
     estimates: Estimates,
     known: Knowledge,
+    /// Forecasts by the moment in which their outcome is known.
+    expected: BTreeMap<Timestamp, Vec<Expected>>,
     /// Decisions without all outcomes, by the round in which to look again.
     pending: BTreeMap<usize, Vec<Weighed>>,
     rows: VecDeque<TrainRow>,
@@ -90,16 +104,20 @@ fn timestamp(t_s: f64) -> Timestamp {
 }
 
 impl Meshwise {
-    /// Knows nothing yet.
-    pub fn new(world: &TraceWorld, quantity: Quantity) -> Self {
+    /// Knows nothing yet. `fresher`: of a link's two directions the simple statistics follow the
+    /// one that was measured last.
+    pub fn new(world: &TraceWorld, quantity: Quantity, fresher: bool) -> Self {
         let nodes = world.nodes();
+        let once = world.links.iter().filter(|(_, link)| link.samples.len() == 1);
+        let constants = once.map(|(pair, _)| *pair).collect();
         Self {
             quantity,
             ids: world.ids.clone(),
             links: LinkHistories::default(),
-            estimates: Estimates::new(&Seen::new(nodes), quantity, 0.0),
-            seen: Seen::new(nodes),
-            known: Knowledge::new(nodes, quantity, world.links.keys().copied()),
+            estimates: Estimates::new(&Seen::new(nodes, BTreeSet::new()), quantity, 0.0),
+            seen: Seen::new(nodes, constants),
+            known: Knowledge::new(nodes, quantity, fresher, world.links.keys().copied()),
+            expected: BTreeMap::new(),
             pending: BTreeMap::new(),
             rows: VecDeque::new(),
             champion: None,
@@ -134,9 +152,11 @@ impl Meshwise {
         self.mix.weights()
     }
 
-    /// The rows to train on, oldest first.
+    /// The rows to train on, in order of time.
     pub fn rows(&self) -> Vec<TrainRow> {
-        self.rows.iter().cloned().collect()
+        let mut rows: Vec<TrainRow> = self.rows.iter().copied().collect();
+        rows.sort_by_key(|row| (row.sent_us, row.done_us));
+        rows
     }
 
     /// Before the decisions of a round: the rule that did best so far, and what is known of
@@ -169,7 +189,7 @@ impl Meshwise {
         let prospects: Vec<Prospect> = candidates.iter().map(|c| c.prospect).collect();
         let stay = self.stay(pair, candidates.iter().map(|candidate| candidate.relay));
         let chosen = self.ranking.choose(&prospects, stay)?;
-        Some(Weighed { t_s, round, pair, candidates, chosen })
+        Some(Weighed { t_s, round, pair, candidates, chosen, stay })
     }
 
     /// The route that another one must beat by the margin: the direct link, or where there is
@@ -240,16 +260,28 @@ impl Meshwise {
         })
     }
 
-    /// What the chosen route then cost: the mix and the interval learn from it.
-    pub fn delivered(&mut self, weighed: &Weighed, index: usize, ms: f64) {
+    /// What a route will turn out to cost, and when that will be known: mix and interval learn
+    /// from it then.
+    pub fn expect(&mut self, weighed: &Weighed, index: usize, truth_ms: f64, known_at_s: f64) {
         let candidate = &weighed.candidates[index];
-        let (truth, forecast) = (ms.max(1e-3).ln(), candidate.forecast_ms.ln());
-        let (low, high) = candidate.offsets;
-        self.mix.observe(truth, candidate.experts);
-        self.surprises.entry(weighed.pair).or_default().observe(truth - forecast, low, high);
+        let expected = Expected {
+            pair: weighed.pair,
+            truth_ms,
+            forecast_ms: candidate.forecast_ms,
+            experts: candidate.experts,
+            offsets: candidate.offsets,
+        };
+        self.expected.entry(timestamp(known_at_s)).or_default().push(expected);
+    }
+
+    fn delivered(&mut self, expected: &Expected) {
+        let (truth, forecast) = (expected.truth_ms.max(1e-3).ln(), expected.forecast_ms.ln());
+        let (low, high) = expected.offsets;
+        self.mix.observe(truth, expected.experts);
+        self.surprises.entry(expected.pair).or_default().observe(truth - forecast, low, high);
         self.interval.observe(truth, forecast, low, high);
         let shared = &self.interval;
-        let own = self.intervals.entry(weighed.pair).or_insert_with(|| (*shared, 0));
+        let own = self.intervals.entry(expected.pair).or_insert_with(|| (*shared, 0));
         own.0.observe(truth, forecast, low, high);
         own.1 += 1;
     }
@@ -316,6 +348,9 @@ impl Meshwise {
     /// After a round's measurements: decisions whose outcomes are known by now tune the ranking
     /// and become training rows.
     pub fn resolve(&mut self, round: usize, now_s: f64) {
+        let later = self.expected.split_off(&timestamp(now_s));
+        let known = std::mem::replace(&mut self.expected, later);
+        known.values().flatten().for_each(|expected| self.delivered(expected));
         let later = self.pending.split_off(&(round + 1));
         let due = std::mem::replace(&mut self.pending, later);
         for weighed in due.into_values().flatten() {
@@ -330,13 +365,17 @@ impl Meshwise {
                 self.pending.entry(round + age.max(1)).or_default().push(weighed);
                 continue;
             }
+            let stay_on = weighed.stay.map(|at| weighed.candidates[at].relay);
             let known = weighed.candidates.iter().zip(&outcomes);
             let known: Vec<_> = known.filter_map(|(c, ms)| Some((c, (*ms)?))).collect();
             let prospects: Vec<Prospect> = known.iter().map(|(c, _)| c.prospect).collect();
             let costs: Vec<f64> = known.iter().map(|(_, ms)| *ms).collect();
-            let stay = self.stay(weighed.pair, known.iter().map(|(c, _)| c.relay));
-            if stay.is_some() {
-                self.tuner.observe(&prospects, stay, &costs);
+            // As it was at the decision; where that route's outcome is not known, nothing is said.
+            let stay = stay_on.map(|relay| known.iter().position(|(c, _)| c.relay == relay));
+            match stay {
+                Some(None) => {}
+                Some(at) => self.tuner.observe(&prospects, at, &costs),
+                None => self.tuner.observe(&prospects, None, &costs),
             }
             let over_relays: Vec<(FeatureVector, f64)> = known
                 .iter()

@@ -1,4 +1,4 @@
-//! Replay: the engine's decisions driven over a trace of real measurements in virtual time, beside
+//! Replay: the deciding parts of the engine driven over a trace of real measurements in virtual time, beside
 //! other policies, a baseline and oracles.
 //!
 //! The way of the data:
@@ -12,6 +12,12 @@
 //!    mix, interval and ranking. Models are trained on schedule on what was measured so far.
 //! 4. [`policy`] and [`bandit`] hold what it is compared with.
 //! 5. [`report`] turns decisions into figures with intervals, [`charts`] into pictures.
+//!
+//! Nothing is learned from an outcome before the moment in which it is measured. With a budget, all
+//! policies share the measurements.
+//!
+//! The live router shares the features, the model, the mix and the interval; which ranking rule to
+//! use it does not choose yet, it compares the forecast's pessimistic bound.
 //!
 //! What a replay leaves out: the gossip, probe timers and datagrams of the engine (the trace says
 //! what can be measured when; `sim` shows those), and the effect of traffic on the paths.
@@ -30,12 +36,11 @@ pub mod run;
 pub mod world;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::engine::predict::{ForestModel, Ranking};
+use crate::engine::predict::Ranking;
 use crate::learn::trace::{TraceRow, read_trace};
 use crate::learn::{LearnError, TrainConfig};
 use report::{PolicyReport, PredictionReport};
@@ -64,8 +69,6 @@ pub struct ReplayConfig {
     pub decisions: Option<usize>,
     /// Whether models are trained; without, meshwise decides on level and spread alone.
     pub learning: bool,
-    /// A model to start with.
-    pub model: Option<Arc<ForestModel>>,
     /// Where to leave decisions, pictures, measurements and the last model.
     pub out: Option<PathBuf>,
     /// How models are trained.
@@ -187,7 +190,7 @@ pub fn replay(config: &ReplayConfig, progress: impl Fn(u64) + Sync) -> Result<Re
     }
     let mut files = Vec::new();
     if let Some(out) = &config.out {
-        files = output::write(out, &world, &runs)?;
+        files = output::write(out, &world, config.quantity, &runs)?;
     }
     let name = config.trace.file_name().unwrap_or_default();
     let report = Report {
@@ -217,6 +220,9 @@ pub fn replay(config: &ReplayConfig, progress: impl Fn(u64) + Sync) -> Result<Re
 /// Writes the measurements into the store of the output folder; without one, none are written.
 fn fill_store(config: &ReplayConfig, world: &TraceWorld) -> Result<u64, ReplayError> {
     let Some(out) = &config.out else { return Ok(0) };
+    if config.quantity == Quantity::Throughput {
+        return Ok(0);
+    }
     std::fs::create_dir_all(out).map_err(|source| LearnError::File {
         doing: "make the folder",
         path: out.clone(),

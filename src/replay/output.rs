@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::meshwise::EPOCH_S;
 use super::run::{MESHWISE, NAMES, Run};
-use super::{ReplayError, TraceWorld, charts};
+use super::{Quantity, ReplayError, TraceWorld, charts};
 use crate::engine::measure::{ProbeKind, Sample};
 use crate::engine::types::{Route, Timestamp};
 use crate::learn::trace::{ReplayDecisionRow, write_decisions};
@@ -22,7 +22,12 @@ pub const STORE: &str = "meshwise.db";
 ///
 /// # Errors
 /// [`ReplayError::Learn`] when a file cannot be written, [`ReplayError::Output`] for a picture.
-pub fn write(folder: &Path, world: &TraceWorld, runs: &[Run]) -> Result<Vec<String>, ReplayError> {
+pub fn write(
+    folder: &Path,
+    world: &TraceWorld,
+    quantity: Quantity,
+    runs: &[Run],
+) -> Result<Vec<String>, ReplayError> {
     std::fs::create_dir_all(folder).map_err(|source| LearnError::File {
         doing: "make the folder",
         path: folder.to_owned(),
@@ -32,7 +37,8 @@ pub fn write(folder: &Path, world: &TraceWorld, runs: &[Run]) -> Result<Vec<Stri
     write_decisions(&folder.join(DECISIONS), &decisions(world, runs))?;
     let pictures = charts::draw(folder, runs).map_err(ReplayError::Output)?;
     files.extend(pictures.into_iter().map(str::to_owned));
-    if let Some(model) = runs.first().and_then(|run| run.champion.as_ref()) {
+    let model = runs.first().and_then(|run| run.champion.as_ref());
+    if let Some(model) = model.filter(|_| quantity == Quantity::Latency) {
         let registry = ModelRegistry::new(folder.join("models"));
         registry.save(model)?;
         files.push(format!("models/{}.json", model.version));

@@ -163,7 +163,7 @@ mod tests {
 
     /// Direct 0 to 1: 100 ms; over 2: 40 + 40 ms; over 3: 200 + 200 ms.
     fn known() -> Knowledge {
-        let mut known = Knowledge::new(4, Quantity::Latency, [(0, 1)]);
+        let mut known = Knowledge::new(4, Quantity::Latency, false, [(0, 1)]);
         for (src, dst, ms) in
             [(0, 1, 100.0), (0, 2, 40.0), (2, 1, 40.0), (0, 3, 200.0), (3, 1, 200.0)]
         {
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn where_no_direct_link_is_the_direct_policy_takes_what_there_is() {
-        let mut known = Knowledge::new(4, Quantity::Latency, []);
+        let mut known = Knowledge::new(4, Quantity::Latency, false, []);
         known.measured(0, 3, Some(5.0));
         known.measured(3, 1, Some(5.0));
         let mut policies = all();

@@ -270,7 +270,7 @@ pub fn prediction(runs: &[Run], names: &[String]) -> Option<PredictionReport> {
         mdape: quantile(&ape, 0.5).unwrap_or(0.0),
         one_minus_nmae: 1.0 - absolute / truths.max(1e-9),
         spearman: spearman(&forecasts),
-        skill_vs_best_naive: skill(&by_pair, index),
+        skill_vs_best_naive: skill(&forecasts, index),
         best_naive,
         coverage_90: covered(&forecasts),
         coverage_90_after_change: (!after.is_empty()).then(|| covered(&after)),
@@ -285,13 +285,17 @@ fn ln_error(forecasts: &[&Forecasted], of: impl Fn(&Forecasted) -> f64) -> f64 {
     errors.sum::<f64>() / forecasts.len().max(1) as f64
 }
 
-/// Skill against one naive predictor, with an interval over pairs.
-fn skill(
-    by_pair: &std::collections::BTreeMap<(usize, usize), Vec<&Forecasted>>,
-    naive: usize,
-) -> Bounded {
-    let sums: Vec<Sums> = by_pair
-        .values()
+/// Skill against one naive predictor.
+fn skill(forecasts: &[&Forecasted], naive: usize) -> Bounded {
+    let mut sorted = forecasts.to_vec();
+    sorted.sort_by(|a, b| a.t_s.total_cmp(&b.t_s));
+    let mut moments: Vec<f64> = sorted.iter().map(|forecast| forecast.t_s).collect();
+    moments.dedup();
+    let per_block = moments.len().div_ceil(BLOCKS_MAX).max(1);
+    let starts: Vec<f64> = moments.chunks(per_block).map(|chunk| chunk[0]).collect();
+    let block = |forecast: &Forecasted| starts.partition_point(|start| *start <= forecast.t_s);
+    let sums: Vec<Sums> = sorted
+        .chunk_by(|a, b| block(a) == block(b))
         .map(|all| {
             let count = all.len() as f64;
             let model = ln_error(all, |f| f.forecast_ms) * count;
@@ -369,6 +373,7 @@ mod tests {
             interval_ms: (90.0, 110.0),
             naive_ms: [2.0 * truth_ms, 1.5 * truth_ms],
             after_change: false,
+            t_s: 0.0,
         };
         // One pair with three good forecasts, one with a bad one.
         let forecasts = vec![

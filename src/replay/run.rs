@@ -10,10 +10,10 @@ use rand_pcg::Pcg64Mcg;
 use super::knowledge::Knowledge;
 use super::meshwise::{Meshwise, Weighed};
 use super::policy::{self, Pair, Policy, Relay};
-use super::probing::{Cursor, Probe, Prober, Turn};
-use super::world::{Sample, TraceWorld};
+use super::probing::{Cursor, Probe, Prober};
+use super::world::{Quantity, Sample, TraceWorld};
 use super::{ReplayConfig, ReplayError};
-use crate::engine::predict::{FORMAT_VERSION, ForestModel, QualityModel, Ranking};
+use crate::engine::predict::{ForestModel, QualityModel, Ranking};
 use crate::learn::{LearnError, TrainConfig, TrainRow, train_rows};
 
 /// Link rows that a round adds to the training data, drawn at random.
@@ -75,8 +75,10 @@ pub struct Forecasted {
     pub interval_ms: (f64, f64),
     /// The naive forecasts (ms): last value, moving average.
     pub naive_ms: [f64; 2],
-    /// Within an hour after a labelled change.
+    /// The truth is a labelled change of the direct link, or lies within an hour after one.
     pub after_change: bool,
+    /// Moment of the forecast (s).
+    pub t_s: f64,
 }
 
 /// What a run gave.
@@ -102,8 +104,15 @@ pub struct Run {
     pub dropped: usize,
     /// Scored virtual time (s).
     pub scored_s: f64,
-    /// Rows that a model was trained on at last.
-    pub rows: Vec<TrainRow>,
+}
+
+/// What the choices of policies cost (index of the policy, pair, relay, ms), by the moment in
+/// which it is known.
+type Lessons = BTreeMap<u64, Vec<(usize, Pair, Relay, f64)>>;
+
+/// Microseconds since the trace began.
+fn key(t_s: f64) -> u64 {
+    (t_s.max(0.0) * 1e6) as u64
 }
 
 /// Plays the trace once.
@@ -112,11 +121,11 @@ pub struct Run {
 /// [`ReplayError::Learn`] when training fails for another reason than too few rows.
 pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, ReplayError> {
     let mut random = Pcg64Mcg::seed_from_u64(seed);
-    let mut known = Knowledge::new(world.nodes(), config.quantity, world.links.keys().copied());
-    let mut meshwise = Meshwise::new(world, config.quantity);
-    if let Some(model) = &config.model {
-        meshwise.promote(model.clone());
-    }
+    // With a budget, one end measures a link for both.
+    let fresher = config.probes.is_some();
+    let mut known =
+        Knowledge::new(world.nodes(), config.quantity, fresher, world.links.keys().copied());
+    let mut meshwise = Meshwise::new(world, config.quantity, fresher);
     let mut policies = policy::all();
     let mut cursor = Cursor::new(world);
     let rounds = world.rounds.len() - 1;
@@ -124,8 +133,8 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
     let halves = Halves::new(world, world.rounds[warmup]);
     let per_round = config.decisions_per_round(rounds - warmup, world.pairs.len());
     let mut losses: BTreeMap<Pair, f64> = BTreeMap::new();
-    let mut naive_prober = Prober::new(world.nodes(), config.probes, Turn::Directed);
-    let mut own_prober = Prober::new(world.nodes(), config.probes, Turn::EitherEnd);
+    let mut prober = Prober::new(world.nodes(), config.probes);
+    let mut lessons: Lessons = BTreeMap::new();
     let mut changed_s: BTreeMap<Pair, f64> = BTreeMap::new();
     let mut result = Run { seed, ..Run::default() };
     result.scored_s = world.rounds[rounds] - world.rounds[warmup];
@@ -150,18 +159,33 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
                 let scored = round >= warmup;
                 let decision =
                     Decision { world, config, cursor: &cursor, known: &known, t_s, pair };
-                let outcome = decision.play(&mut policies, &weighed, &halves, &mut random, scored);
+                let outcome = decision.play(
+                    &mut policies,
+                    &weighed,
+                    &halves,
+                    &mut random,
+                    &mut lessons,
+                    scored,
+                );
                 let direct_at = weighed.candidates.iter().position(|c| c.relay.is_none());
                 let changed = changed_s.get(&pair).copied();
                 for index in [direct_at, Some(weighed.chosen)].into_iter().flatten() {
                     let relay = weighed.candidates[index].relay;
                     let Some(truth_ms) = decision.cost(relay) else { continue };
-                    meshwise.delivered(&weighed, index, truth_ms);
+                    // With a budget, only the route in use is measured by its traffic.
+                    if config.probes.is_none() || index == weighed.chosen {
+                        let known_at_s = decision.known_at_s(relay);
+                        meshwise.expect(&weighed, index, truth_ms, known_at_s);
+                    }
                     if !scored {
                         continue;
                     }
-                    let fresh = cursor.outcome(pair.0, pair.1);
-                    let at_s = fresh.map_or(t_s, |(_, sample)| sample.t_s);
+                    let fresh = cursor.outcome(pair.0, pair.1).map(|(_, sample)| sample);
+                    let after_change = fresh.is_some_and(|sample| {
+                        let recent =
+                            changed.is_some_and(|then| sample.t_s - then <= AFTER_CHANGE_S);
+                        sample.changepoint || recent
+                    });
                     let candidate = &weighed.candidates[index];
                     result.forecasts.push(Forecasted {
                         pair,
@@ -169,7 +193,8 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
                         forecast_ms: candidate.forecast_ms,
                         interval_ms: candidate.interval_ms,
                         naive_ms: candidate.naive_ms,
-                        after_change: changed.is_some_and(|then| at_s - then <= AFTER_CHANGE_S),
+                        after_change,
+                        t_s,
                     });
                     if Some(weighed.chosen) == direct_at {
                         break;
@@ -188,10 +213,16 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
         for probe in all.iter().filter(|probe| probe.changepoint) {
             changed_s.insert(probe.pair, probe.t_s);
         }
-        for probe in naive_prober.choose(&all, round, &mut random) {
+        let probes = prober.choose(&all, round, &mut random);
+        for probe in &probes {
             known.measured(probe.pair.0, probe.pair.1, probe.ms);
         }
-        let probes = own_prober.choose(&all, round, &mut random);
+        let later = lessons.split_off(&key(until_s));
+        for (policy, pair, relay, ms) in
+            std::mem::replace(&mut lessons, later).into_values().flatten()
+        {
+            policies[policy].learn(pair, relay, ms);
+        }
         let mut rows: Vec<&Probe> = probes.iter().collect();
         let (picked, _) = rows.partial_shuffle(&mut random, LINK_ROWS_A_ROUND);
         for probe in picked {
@@ -213,7 +244,6 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
     result.ranking = meshwise.ranking();
     result.weights = meshwise.weights();
     result.champion = meshwise.champion().cloned();
-    result.rows = meshwise.rows();
     Ok(result)
 }
 
@@ -274,6 +304,13 @@ impl Decision<'_> {
         ms.is_finite().then_some(ms)
     }
 
+    /// When the outcome of a route is known: with the last of its hops.
+    fn known_at_s(&self, relay: Relay) -> f64 {
+        let at_s = |a, b| self.cursor.outcome(a, b).map_or(self.t_s, |(_, sample)| sample.t_s);
+        let (src, dst) = self.pair;
+        relay.map_or_else(|| at_s(src, dst), |relay| at_s(src, relay).max(at_s(relay, dst)))
+    }
+
     /// The route of least cost by some measure of its links.
     fn least(&self, of: impl Fn(usize, usize) -> f64) -> Relay {
         let quantity = self.config.quantity;
@@ -290,6 +327,7 @@ impl Decision<'_> {
         weighed: &Weighed,
         halves: &Halves,
         random: &mut Pcg64Mcg,
+        lessons: &mut Lessons,
         scored: bool,
     ) -> Option<Outcome> {
         let mut relays = [None; NAMES.len()];
@@ -299,7 +337,8 @@ impl Decision<'_> {
             relays[index] = policy.choose(self.pair, self.known, random);
             match self.cost(relays[index]) {
                 Some(ms) => {
-                    policy.learn(self.pair, relays[index], ms);
+                    let lesson = (index, self.pair, relays[index], ms);
+                    lessons.entry(key(self.known_at_s(relays[index]))).or_default().push(lesson);
                     costs_ms[index] = ms;
                 }
                 None => whole = false,
@@ -359,21 +398,41 @@ fn train(
         Err(LearnError::TooFewRows { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    debug_assert_eq!(challenger.format_version, FORMAT_VERSION);
     result.models_trained += 1;
-    let later = &rows[rows.len() - challenger.card.rows_test.min(rows.len())..];
-    let error = |model: &ForestModel| {
-        let errors = later.iter().filter_map(|row| {
-            let (rtt_ms, forecast) = (row.rtt_ms?, model.predict(&row.features)?);
-            Some((forecast.latency_ms.ln() - rtt_ms.max(1e-3).ln()).abs())
-        });
-        let errors: Vec<f64> = errors.collect();
-        errors.iter().sum::<f64>() / errors.len().max(1) as f64
+    let better = match (error(&challenger, &rows, config.quantity), meshwise.champion()) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(own), Some(champion)) => {
+            error(champion, &rows, config.quantity).is_none_or(|other| own <= other)
+        }
     };
-    let better = meshwise.champion().is_none_or(|champion| error(&challenger) <= error(champion));
     if better {
         result.models_promoted += 1;
         meshwise.promote(Arc::new(challenger));
     }
     Ok(())
+}
+
+/// Share of the rows, the newest, that challenger and champion are compared on: what the
+/// challenger was tested on, and not fitted or calibrated on.
+const LATER_SHARE: f64 = 0.2;
+
+/// Mean absolute ln error of the head that matters on the newest rows; `None` when it forecasts
+/// none of them.
+fn error(model: &ForestModel, rows: &[TrainRow], quantity: Quantity) -> Option<f64> {
+    let later = &rows[rows.len() - (rows.len() as f64 * LATER_SHARE) as usize..];
+    let errors: Vec<f64> = later
+        .iter()
+        .filter_map(|row| match quantity {
+            Quantity::Latency => {
+                let forecast = model.predict(&row.features)?;
+                Some((forecast.latency_ms.ln() - row.rtt_ms?.max(1e-3).ln()).abs())
+            }
+            Quantity::Throughput => {
+                let ln = model.throughput.as_ref()?.ln(&row.features)?;
+                Some((ln - row.bandwidth?.ln()).abs())
+            }
+        })
+        .collect();
+    (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
 }

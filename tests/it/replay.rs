@@ -43,7 +43,6 @@ fn config(probes: Option<usize>, learning: bool) -> ReplayConfig {
         seeds: vec![1],
         decisions: Some(3_000),
         learning,
-        model: None,
         out: None,
         train: TrainConfig { trees: 20, ..TrainConfig::default() },
     }

@@ -162,8 +162,16 @@ impl LinkHistories {
 
     fn forget_stalest(&mut self) {
         let stalest = self.links.iter().min_by_key(|(_, link)| link.changed_at);
-        if let Some(key) = stalest.map(|(key, _)| *key) {
-            self.links.remove(&key);
+        let Some((origin, neighbour)) = stalest.map(|(key, _)| *key) else { return };
+        self.links.remove(&(origin, neighbour));
+        let from = (origin, NodeId([0; 8]));
+        let has_more =
+            self.links.range(from..).next().is_some_and(|((other, _), _)| *other == origin);
+        if !has_more {
+            // Nothing else is known of a node that has no link left.
+            self.deviations_ln.remove(&origin);
+            self.credibilities.remove(&origin);
+            self.coordinates.forget(origin);
         }
     }
 }

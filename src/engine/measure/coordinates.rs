@@ -76,6 +76,11 @@ impl Coordinates {
         self.positions.entry(to).or_insert(theirs);
     }
 
+    /// Forgets a node's position.
+    pub fn forget(&mut self, node: NodeId) {
+        self.positions.remove(&node);
+    }
+
     /// RTT between two nodes by their positions (ms); `None` when either has none.
     pub fn rtt_ms(&self, from: NodeId, to: NodeId) -> Option<f64> {
         Some(self.positions.get(&from)?.distance_ms(self.positions.get(&to)?))

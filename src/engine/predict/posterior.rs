@@ -52,7 +52,7 @@ pub fn beliefs(nodes: usize, measured: &[Measured]) -> Option<Vec<Believed>> {
     if number == 0.0 {
         return None;
     }
-    let grand_ms = known().map(|link| link.mean_ms).sum::<f64>() / number;
+    let grand_ms = (known().map(|link| link.mean_ms).sum::<f64>() / number).max(1e-3);
     let variation = variation(&pooled);
     let (from, to) = node_effects(nodes, &pooled, grand_ms);
     let prior_ms =
