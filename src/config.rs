@@ -154,6 +154,8 @@ impl Default for ProbingConfig {
 pub struct LearningConfig {
     /// Let a trained model decide. Off: the moving average does; measuring and training go on.
     pub predict: bool,
+    /// Start with the model that is shipped with the program, when no model was ever chosen here.
+    pub shipped_model: bool,
     /// Between two trainings (s); 0 switches scheduled training off, also that for other reasons.
     pub retrain_s: u64,
     /// Time after the start until the first scheduled training (s).
@@ -165,7 +167,13 @@ pub struct LearningConfig {
 
 impl Default for LearningConfig {
     fn default() -> Self {
-        Self { predict: true, retrain_s: 3_600, first_train_s: 600, retrain_rows: 5_000 }
+        Self {
+            predict: true,
+            shipped_model: true,
+            retrain_s: 3_600,
+            first_train_s: 600,
+            retrain_rows: 5_000,
+        }
     }
 }
 

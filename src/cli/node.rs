@@ -61,7 +61,9 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     // Before anything else runs, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let data_dir = context.data_dir.clone();
-    match install_first(&data_dir.join(MODELS), now_us()) {
+    let shipped = config.learning.predict && config.learning.shipped_model;
+    let models = data_dir.join(MODELS);
+    match if shipped { install_first(&models, now_us()) } else { Ok(false) } {
         Ok(true) => tracing::info!("starting with the shipped model, until one is learned here"),
         Ok(false) => {}
         // The moving average decides then.

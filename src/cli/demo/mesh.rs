@@ -147,6 +147,8 @@ impl Mesh {
                 retrain_s: if name == "S" { 3_600 } else { 0 },
                 first_train_s: super::LEARN_S,
                 retrain_rows: 0,
+                // The demo shows what is learned from its own links.
+                shipped_model: false,
             },
             emulation: EmulationConfig {
                 enabled: true,
