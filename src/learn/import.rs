@@ -18,6 +18,7 @@ use std::path::Path;
 use polars::prelude::DataFrame;
 use sha2::{Digest, Sha256};
 
+use super::conformal::{Scored, conformal};
 use super::dataset::{feature_frame, feature_rows};
 use super::evaluate::{RTT_MS_MIN, score};
 use super::{COVERAGE, ROWS_MIN, TrainConfig};
@@ -132,7 +133,8 @@ pub fn measure(model: &mut ForestModel, frame: &DataFrame) -> Result<usize, Lear
         return Ok(0);
     }
     let residual = |(truth, row): &(f64, FeatureVector)| Some(truth.ln() - model.latency.ln(row)?);
-    let interval = conformal(rows.iter().filter_map(residual).collect());
+    let scored = |row| residual(row).map(|residual| Scored { residual, scale: 1.0 });
+    let interval = conformal(&rows.iter().filter_map(scored).collect::<Vec<_>>(), COVERAGE);
     let by = |forecaster: &dyn QualityModel| {
         let forecast = |row| forecaster.predict(row).map(|prediction| prediction.latency_ms);
         score(rows.iter().filter_map(|(truth, row)| Some((*truth, forecast(row)?))))
@@ -198,16 +200,6 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, LearnError> {
     // A pipe has no length; one byte more tells that it is too long.
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut json).map_err(wrong)?;
     Ok(json)
-}
-
-/// Split-conformal interval (Lei et al., 2018), each tail at rank `ceil((n + 1) q)`.
-fn conformal(mut residuals: Vec<f64>) -> Interval {
-    residuals.sort_by(f64::total_cmp);
-    let count = residuals.len();
-    let q = 1.0 - (1.0 - COVERAGE) / 2.0;
-    let rank = (((count + 1) as f64 * q).ceil() as usize).clamp(1, count.max(1));
-    let at = |index: usize| residuals.get(index).copied().unwrap_or(0.0);
-    Interval { coverage: COVERAGE, low: at(count.saturating_sub(rank)), high: at(rank - 1) }
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ const SUM_TOLERANCE: f64 = 1e-6;
 const NORMAL_95: f64 = 1.959_964;
 /// What helps against a log without exploration.
 const HOW_TO_EXPLORE: &str = "judge on a log whose policy gives every candidate a probability \
-                              above 0, as 'meshwise replay' writes one from a trace; the router \
+                              above 0, as 'meshwise replay' draws them from a trace; the router \
                               of a node always takes what it ranks first";
 
 /// One decision of the log, with what is needed to judge another policy on it. The three lists

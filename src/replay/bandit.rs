@@ -37,13 +37,12 @@ fn routes(pair: Pair, known: &Knowledge) -> impl Iterator<Item = Relay> + '_ {
     all.filter(move |relay| known.route(pair, *relay, |n| n.last).is_finite())
 }
 
-/// UCB1 for each pair over all its routes; the reward is the direct route's last latency over
+/// UCB1 for each pair over all its routes; the reward is half of the direct route's last latency over
 /// the cost, at most 1.
 #[derive(Default)]
 pub struct Ucb1 {
     arms: Arms,
     pulls: BTreeMap<Pair, f64>,
-    unit_ms: BTreeMap<Pair, f64>,
 }
 
 impl Policy for Ucb1 {
@@ -54,8 +53,7 @@ impl Policy for Ucb1 {
     fn choose(&mut self, pair: Pair, known: &Knowledge, _: &mut Pcg64Mcg) -> Relay {
         let total = *self.pulls.entry(pair).and_modify(|n| *n += 1.0).or_insert(1.0);
         let unit = known.route(pair, None, |n| n.last);
-        self.unit_ms.insert(pair, if unit.is_finite() { unit } else { 100.0 });
-        let unit = self.unit_ms[&pair];
+        let unit = if unit.is_finite() { unit } else { 100.0 };
         let index = |relay: Relay| match self.arms.get(&(pair, relay)) {
             Some(arm) => {
                 let reward = (unit / arm.ms.max(1e-3)).min(2.0) / 2.0;

@@ -118,8 +118,8 @@ pub struct Report {
     pub trace: String,
     /// Rows of the trace.
     pub rows: usize,
-    /// Measurements written to the store and read by nobody here: they are for 'data stats',
-    /// 'data export' and 'model train' on the output folder.
+    /// Measurements written to the store of the output folder, for 'data stats', 'data export' and
+    /// 'model train'; 0 without one.
     pub rows_stored: u64,
     /// Nodes.
     pub nodes: usize,

@@ -185,11 +185,6 @@ impl RoutePredictor {
         Some(Prediction { latency_ms: ln.exp(), interval_ms, bound_ms, ..model })
     }
 
-    /// Weights of model, moving average, last value and level in the forecast that decides.
-    pub fn weights(&self) -> [f64; 4] {
-        self.mix.weights()
-    }
-
     /// A route probe leaves at `sent_at`: keeps what the models expect of it. `features` is called
     /// only when there is a model to ask.
     pub fn probe_sent(&mut self, sent_at: Timestamp, features: impl FnOnce() -> FeatureVector) {
