@@ -7,7 +7,7 @@
 //!
 //! The library sorts every feature in every node. To keep that quick, features are cut into at
 //! most [`BINS`] bins of about equal weight first (as LightGBM does; Ke et al., 2017), constant
-//! and repeated columns are left out, and each tree sees a part of the rows and columns. A
+//! and repeated columns are left out, and each tree sees a part of the rows. A
 //! threshold between two bins is the edge between them, so that the trees of the model file ask
 //! for the values themselves.
 
@@ -22,13 +22,9 @@ use super::LearnError;
 use crate::engine::predict::schema::{FEATURES, MISSING};
 use crate::engine::predict::{FeatureVector, Trees};
 
-/// A bin holds at least this share of the known values of a feature, or one value.
-const BINS: usize = 64;
-/// Fewest columns that a tree sees, when there are so many.
-const TREE_COLUMNS_MIN: usize = 8;
-/// Share of the columns that a tree sees. Most features are medians and means of the same
-/// samples; half of them say what all say, in half the time.
-const COLUMN_SHARE: f64 = 0.5;
+/// A bin holds at least this share of the known values of a feature, or one value. At most twice
+/// as many bins come of it, and a bin fits into a byte.
+const BINS: usize = 127;
 /// Most rows that a tree sees. A hundred trees see each of 100,000 rows 25 times, and the time
 /// that a tree takes no longer grows.
 const TREE_ROWS_MAX: usize = 25_000;
@@ -73,19 +69,6 @@ impl<'a> Binned<'a> {
         self.columns.len()
     }
 
-    /// Draws the columns of one tree, in order.
-    fn draw_columns(&self, share: f64, random: &mut Pcg64Mcg) -> Vec<usize> {
-        let share = (self.columns.len() as f64 * share).ceil() as usize;
-        let count = share.max(TREE_COLUMNS_MIN).min(self.columns.len());
-        let mut drawn: Vec<usize> = (0..self.columns.len()).collect();
-        for at in 0..count {
-            drawn.swap(at, random.random_range(at..self.columns.len()));
-        }
-        drawn.truncate(count);
-        drawn.sort_unstable();
-        drawn
-    }
-
     /// The bins of some rows, column by column.
     pub(super) fn matrix<T: From<u8>>(&self, rows: &[usize], columns: &[usize]) -> Vec<T> {
         let bins = |column: &usize| &self.columns[*column].bins;
@@ -126,7 +109,7 @@ fn edges(mut values: Vec<f64>) -> Vec<f64> {
 /// How to fit.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Boosting {
-    /// Decides which rows and columns each tree sees.
+    /// Decides which rows each tree sees.
     pub(super) seed: u64,
     /// Trees.
     pub(super) trees: usize,
@@ -161,9 +144,9 @@ impl Boosting {
         let mut residuals: Vec<f64> = target.iter().map(|value| value - base).collect();
         let mut random = Pcg64Mcg::seed_from_u64(self.seed);
         let share = self.subsample.min(TREE_ROWS_MAX as f64 / rows.len().max(1) as f64);
+        let columns: Vec<usize> = (0..binned.columns()).collect();
         for _ in 0..self.trees {
             let seen: Vec<usize> = (0..rows.len()).filter(|_| random.random_bool(share)).collect();
-            let columns = binned.draw_columns(COLUMN_SHARE, &mut random);
             if seen.is_empty() || columns.is_empty() {
                 continue;
             }

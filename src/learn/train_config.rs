@@ -7,7 +7,7 @@ use crate::engine::predict::Reference;
 /// How to train.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
-    /// Decides which rows and features each tree sees.
+    /// Decides which rows each tree sees.
     pub seed: u64,
     /// Share of rows to calibrate on, 0.05 to 0.45.
     pub calibrate_share: f64,

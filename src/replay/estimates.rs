@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::world::Quantity;
 use crate::engine::measure::window_statistics::quantile;
+use crate::engine::measure::worth::Known;
 use crate::engine::predict::posterior::{Measured, additive, beliefs};
 use crate::engine::predict::{Prospect, STALE_INTERVALS_MAX};
 
@@ -60,6 +61,23 @@ impl Seen {
         values.extend(own);
         values.sort_by(|a, b| a.0.total_cmp(&b.0));
         values
+    }
+
+    /// What is known between each two nodes, whichever end measured it, row by row.
+    pub fn known(&self, now_s: f64, round_s: f64) -> Vec<Option<Known>> {
+        let of = |src: usize, dst: usize| {
+            let ends = [(src, dst), (dst, src)].map(|(a, b)| &self.links[a * self.nodes + b]);
+            let lasts = ends.iter().filter_map(|seen| seen.last());
+            let (at_s, last_ms) = lasts.max_by(|a, b| a.0.total_cmp(&b.0))?;
+            let tails = ends.map(|seen| &seen[seen.len().saturating_sub(MEAN_VALUES)..]);
+            let mut both = tails.concat();
+            both.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let changes = both.windows(2).map(|pair| (pair[1].1 / pair[0].1).ln().abs());
+            let changes = changes.fold((0.0, 0.0), |(sum, count), c| (sum + c, count + 1.0));
+            let age_rounds = ((now_s - at_s) / round_s.max(1e-3)).max(0.0);
+            Some(Known { last_ms: *last_ms, changes, age_rounds })
+        };
+        (0..self.nodes * self.nodes).map(|at| of(at / self.nodes, at % self.nodes)).collect()
     }
 
     fn measured(&self, src: usize, dst: usize) -> Measured {

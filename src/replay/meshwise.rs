@@ -8,6 +8,7 @@ use super::estimates::{Estimates, Seen};
 use super::knowledge::{Knowledge, Numbers};
 use super::policy::{Pair, Relay};
 use super::world::{Quantity, TraceWorld};
+use crate::engine::measure::worth::{volatility_of_all, worth};
 use crate::engine::measure::{LinkHistories, LinkQuality};
 use crate::engine::predict::{
     AdaptiveInterval, FeatureVector, ForestModel, Head, Mix, MovingAverage, Prediction, Prospect,
@@ -162,8 +163,15 @@ impl Meshwise {
     /// Before the decisions of a round: the rule that did best so far, and what is known of
     /// every link.
     pub fn begin_round(&mut self, now_s: f64) {
+        let volatility = volatility_of_all(&self.seen.known(now_s, 1.0));
+        self.tuner.set_fallback(Ranking::of_volatility(volatility));
         self.ranking = self.tuner.best();
         self.estimates = Estimates::new(&self.seen, self.quantity, now_s);
+    }
+
+    /// How much a measurement between each two nodes is worth, row by row; `None`: all alike.
+    pub fn worth(&self, now_s: f64, round_s: f64) -> Option<Vec<f64>> {
+        worth(self.ids.len(), &self.seen.known(now_s, round_s))
     }
 
     /// Weighs the direct link and the most promising relays, and chooses. `None` when nothing is

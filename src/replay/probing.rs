@@ -95,8 +95,8 @@ impl<'w> Cursor<'w> {
 }
 
 /// Chooses the measurements of a round within a budget: first the links that neither end measured
-/// for longest, because a round trip is the same from both ends, and advertisements tell what the
-/// other end measured.
+/// for longest, or those that are worth most. A round trip is the same from both ends, and
+/// advertisements tell what the other end measured: none is measured twice in a round.
 pub struct Prober {
     nodes: usize,
     budget: Option<usize>,
@@ -110,8 +110,15 @@ impl Prober {
         Self { nodes, budget, measured_in: vec![0; nodes * nodes] }
     }
 
-    /// The measurements to make, in the order given; `all` is sorted by source.
-    pub fn choose(&mut self, all: &[Probe], round: usize, random: &mut Pcg64Mcg) -> Vec<Probe> {
+    /// The measurements to make, in the order given; `all` is sorted by source. `worth`: of each
+    /// two nodes, row by row.
+    pub fn choose(
+        &mut self,
+        all: &[Probe],
+        round: usize,
+        worth: Option<&[f64]>,
+        random: &mut Pcg64Mcg,
+    ) -> Vec<Probe> {
         let Some(budget) = self.budget else { return all.to_vec() };
         let mut sources: Vec<&[Probe]> = all.chunk_by(|a, b| a.pair.0 == b.pair.0).collect();
         sources.shuffle(random);
@@ -123,6 +130,16 @@ impl Prober {
             probes.dedup_by_key(|probe| probe.pair);
             probes.shuffle(random);
             probes.sort_by_key(|probe| self.last_round(probe.pair));
+            if let Some(worth) = worth {
+                let key = |probe: &Probe| {
+                    let done = self.last_round(probe.pair) > round;
+                    (done, -worth[probe.pair.0 * self.nodes + probe.pair.1])
+                };
+                probes.sort_by(|a, b| {
+                    let (a, b) = (key(a), key(b));
+                    a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+                });
+            }
             for probe in probes.into_iter().take(budget) {
                 self.measured_in[probe.pair.0 * self.nodes + probe.pair.1] = round + 1;
                 chosen.push(probe);
@@ -156,7 +173,7 @@ mod tests {
         let mut prober = Prober::new(7, Some(2));
         let mut pairs = std::collections::BTreeSet::new();
         for round in 0..2 {
-            let chosen = prober.choose(&all, round, &mut random);
+            let chosen = prober.choose(&all, round, None, &mut random);
             assert_eq!(chosen.len(), 14);
             let ends =
                 |probe: &Probe| (probe.pair.0.min(probe.pair.1), probe.pair.0.max(probe.pair.1));

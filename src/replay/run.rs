@@ -133,7 +133,9 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
     let halves = Halves::new(world, world.rounds[warmup]);
     let per_round = config.decisions_per_round(rounds - warmup, world.pairs.len());
     let mut losses: BTreeMap<Pair, f64> = BTreeMap::new();
+    // What the simple policies know, and what meshwise does, each within the same budget.
     let mut prober = Prober::new(world.nodes(), config.probes);
+    let mut own_prober = Prober::new(world.nodes(), config.probes);
     let mut lessons: Lessons = BTreeMap::new();
     let mut changed_s: BTreeMap<Pair, f64> = BTreeMap::new();
     let mut result = Run { seed, ..Run::default() };
@@ -213,10 +215,11 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
         for probe in all.iter().filter(|probe| probe.changepoint) {
             changed_s.insert(probe.pair, probe.t_s);
         }
-        let probes = prober.choose(&all, round, &mut random);
-        for probe in &probes {
+        for probe in prober.choose(&all, round, None, &mut random) {
             known.measured(probe.pair.0, probe.pair.1, probe.ms);
         }
+        let worth = config.probes.and_then(|_| meshwise.worth(t_s, until_s - t_s));
+        let probes = own_prober.choose(&all, round, worth.as_deref(), &mut random);
         let later = lessons.split_off(&key(until_s));
         for (policy, pair, relay, ms) in
             std::mem::replace(&mut lessons, later).into_values().flatten()

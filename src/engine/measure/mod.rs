@@ -10,6 +10,7 @@ mod route;
 mod sample;
 mod statistics;
 mod window;
+pub mod worth;
 
 /// Statistics over a window of values, shared by the features and their offline twin.
 pub mod window_statistics {

@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::measure::worth::VOLATILITY_MAX;
+
 /// What a route's bound is built on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -33,14 +35,14 @@ const MARGINS: [f64; 8] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 1.0];
 const STALENESSES: [f64; 3] = [0.0, 0.02, 0.1];
 /// Intervals of silence beyond which a link grows no staler.
 pub const STALE_INTERVALS_MAX: f64 = 300.0;
-/// Choices with known outcome before the tuner trusts them more than the default.
+/// Choices with known outcome before the tuner trusts them more than its fallback.
 pub const CHOICES_MIN: f64 = 500.0;
 /// Choices of one block. Choices made close together share what happened then, so that savings
 /// are counted by blocks.
 const BLOCK_CHOICES: u32 = 300;
 /// Blocks before the tuner trusts them.
 const BLOCKS_MIN: f64 = 8.0;
-/// Share by which another rule must have cost less than the default to replace it.
+/// Share by which another rule must have cost less than the fallback to replace it.
 const GAIN_MIN: f64 = 0.001;
 /// Standard errors by which a rule's saving must be sure: the best of so many is luck otherwise.
 const SURENESS: f64 = 2.0;
@@ -83,6 +85,16 @@ pub struct Prospect {
 const FORECAST_PESSIMISM: f64 = 0.25;
 
 impl Ranking {
+    /// The rule of a network before outcomes are known, by how much its links change from value to
+    /// value (mean absolute ln ratio): where they hardly do, small gains are real; beyond
+    /// [`VOLATILITY_MAX`] only beliefs that stand out from the noise are followed.
+    pub fn of_volatility(volatility: f64) -> Self {
+        if volatility <= VOLATILITY_MAX {
+            return Self::default();
+        }
+        Self { centre: Centre::Mean, pessimism: 1.0, staleness: 0.0, margin: 0.2 }
+    }
+
     /// Scales to add to a forecast before routes are compared.
     pub fn pessimism_of_forecast(&self) -> f64 {
         if self.centre == Centre::Forecast { self.pessimism } else { FORECAST_PESSIMISM }
@@ -108,7 +120,7 @@ impl Ranking {
     }
 }
 
-/// What a rule would have cost beyond the default.
+/// What a rule would have cost beyond the fallback.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
     /// In this block, in all blocks, and the sum of squares over blocks.
@@ -120,8 +132,10 @@ struct Account {
 /// Finds the rule that would have cost least.
 #[derive(Clone, Debug)]
 pub struct RankingTuner {
+    /// What all rules are compared with.
+    fallback: Ranking,
+    fallback_cost: f64,
     rules: Vec<(Ranking, Account)>,
-    default_cost: f64,
     choices: f64,
     blocks: f64,
     in_block: u32,
@@ -140,22 +154,37 @@ impl Default for RankingTuner {
                 }
             }
         }
-        Self { rules, default_cost: 0.0, choices: 0.0, blocks: 0.0, in_block: 0 }
+        Self {
+            fallback: Ranking::default(),
+            fallback_cost: 0.0,
+            rules,
+            choices: 0.0,
+            blocks: 0.0,
+            in_block: 0,
+        }
     }
 }
 
 impl RankingTuner {
+    /// The rule to use until another surely did better. What was learned beside another one is
+    /// forgotten.
+    pub fn set_fallback(&mut self, fallback: Ranking) {
+        if fallback != self.fallback {
+            *self = Self { fallback, ..Self::default() };
+        }
+    }
+
     /// The outcomes (ms) of all routes of a choice became known.
     pub fn observe(&mut self, prospects: &[Prospect], stay: Option<usize>, outcomes_ms: &[f64]) {
         if prospects.len() != outcomes_ms.len() || prospects.len() < 2 {
             return;
         }
         let cost = |rule: &Ranking| rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]);
-        let default_cost = cost(&Ranking::default());
+        let fallback_cost = cost(&self.fallback);
         for (rule, account) in &mut self.rules {
-            account.block += cost(rule) - default_cost;
+            account.block += cost(rule) - fallback_cost;
         }
-        self.default_cost += default_cost;
+        self.fallback_cost += fallback_cost;
         self.choices += 1.0;
         self.in_block += 1;
     }
@@ -174,11 +203,11 @@ impl RankingTuner {
         self.in_block = 0;
     }
 
-    /// The rule that surely saved most against the default, once enough choices were seen; else
-    /// the default.
+    /// The rule that surely saved most against the fallback, once enough choices were seen; else
+    /// the fallback.
     pub fn best(&self) -> Ranking {
         if self.choices < CHOICES_MIN || self.blocks < BLOCKS_MIN {
-            return Ranking::default();
+            return self.fallback;
         }
         let bound = |account: &Account| {
             let variance = (account.squares - account.sum * account.sum / self.blocks).max(0.0);
@@ -186,8 +215,8 @@ impl RankingTuner {
         };
         let bounds = self.rules.iter().map(|(rule, account)| (rule, bound(account)));
         match bounds.min_by(|(_, a), (_, b)| a.total_cmp(b)) {
-            Some((rule, least)) if least < -GAIN_MIN * self.default_cost => *rule,
-            _ => Ranking::default(),
+            Some((rule, least)) if least < -GAIN_MIN * self.fallback_cost => *rule,
+            _ => self.fallback,
         }
     }
 }
@@ -232,6 +261,20 @@ mod tests {
             tuner.end_round();
         }
         assert!(tuner.best().margin >= 0.2, "{:?}", tuner.best());
+    }
+
+    #[test]
+    fn a_volatile_network_begins_with_a_cautious_rule() {
+        let mut tuner = RankingTuner::default();
+        for _ in 0..4_000 {
+            tuner.observe(&[prospect(100.0, 0.0), prospect(99.0, 0.0)], Some(0), &[100.0, 50.0]);
+            tuner.end_round();
+        }
+        assert_eq!(tuner.best(), Ranking::default(), "the default wins all there is to win");
+        let cautious = Ranking::of_volatility(VOLATILITY_MAX + 0.01);
+        assert!(cautious.margin > Ranking::of_volatility(VOLATILITY_MAX).margin);
+        tuner.set_fallback(cautious);
+        assert_eq!(tuner.best(), cautious, "what was learned beside the other is forgotten");
     }
 
     #[test]
