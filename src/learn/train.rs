@@ -360,7 +360,10 @@ mod tests {
         assert_eq!(model.latency.reference, Reference::Level);
         assert!(card.shrink > 0.0 && card.earns_its_place(), "{card:?}");
         assert!(card.model.rmse_ln < 0.9 * card.level.rmse_ln, "{card:?}");
-        assert!((card.coverage - 0.9).abs() < 0.04, "{}", card.coverage);
+        // One split's coverage lies within 5 points of what it states; the mean of eight within 3.
+        let others = (2..9).map(|seed| train_rows(&world(seed, 1_500), &quick(), 0).unwrap());
+        let coverage = others.map(|other| other.card.coverage).sum::<f64>() + card.coverage;
+        assert!((coverage / 8.0 - 0.9).abs() < 0.03, "{}", coverage / 8.0);
         let classes: Vec<&str> = card.classes.iter().map(|class| class.class.as_str()).collect();
         assert_eq!(classes, ["1 hop", "2 hops", "3+ hops"]);
         assert_eq!(card.classes.iter().map(|class| class.rows).sum::<usize>(), card.rows_test);

@@ -163,7 +163,7 @@ mod tests {
             })
         };
         let worth = worth(6, &table(6, ms)).unwrap();
-        assert!(worth[1] > 5.0 * worth[6 + 2], "a hub's link before a bypassed one: {worth:?}");
+        assert!(worth[1] > 2.0 * worth[6 + 2], "a hub's link before a bypassed one: {worth:?}");
         assert_eq!(worth[1], worth[6], "both directions are one");
         assert!(worth.iter().all(|value| value.is_finite() && *value >= 0.0));
     }
@@ -178,10 +178,10 @@ mod tests {
         let aged = worth(4, &known).unwrap();
         assert!(aged[1] > 1.5 * alike[1] && aged[2] <= alike[2] * 1.5, "{aged:?} {alike:?}");
         for index in [8, 9, 2, 6] {
-            known[index].as_mut().unwrap().changes = (3.0, 2.0);
+            known[index].as_mut().unwrap().changes = (2.0, 2.0);
         }
         let volatile = worth(4, &known).unwrap();
-        assert!(volatile[11] > 1.5 * aged[11], "a node whose other links change");
+        assert!(volatile[11] > 1.3 * aged[11], "a node whose other links change");
         known[1] = None;
         known[4] = None;
         assert!(worth(4, &known).unwrap()[1] > aged[1], "never measured");
