@@ -25,8 +25,12 @@ pub const WINDOW_US: u64 = 2_000_000;
 /// Choices before another rule than the default is believed. A guess: with one tunnel and a choice
 /// every 2 s, 7 minutes.
 pub const CHOICES_MIN: u32 = 200;
-/// Blocks that the choices are divided into; 10 of 20 choices at the least.
-const BLOCKS: u32 = 10;
+/// Blocks that the choices are divided into; of 10 choices at the least.
+const BLOCKS: u32 = 20;
+/// Standard errors by which a rule's saving must be sure. On choices between routes that were all the
+/// same, 400 each, another rule than the default was chosen in 1 of 200 worlds; at 2 standard errors
+/// in 20.
+const SURENESS: f64 = 3.0;
 
 /// A route that could have been taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,7 +54,7 @@ struct Choice {
 pub(super) fn choose(head: &Head, rows: &[&TrainRow]) -> (Ranking, RankingCard) {
     let choices = choices(head, rows);
     let ledger = play(&choices, grid(head));
-    let best = ledger.best(CHOICES_MIN);
+    let best = ledger.best(CHOICES_MIN, SURENESS);
     let mean_ms = |rule| ledger.mean_cost(rule).unwrap_or(0.0);
     let card = RankingCard {
         choices: ledger.choices(),
@@ -271,8 +275,8 @@ mod tests {
             }
             kept += u32::from(chosen(&head(), &rows).0 == Ranking::FORECAST);
         }
-        println!("KEPT {kept}");
-        assert!(kept >= 34, "{kept} of 40");
+
+        assert!(kept >= 38, "{kept} of 40");
     }
 
     #[test]

@@ -6,8 +6,6 @@ use super::ranking::Ranking;
 const BLOCKS_MIN: f64 = 8.0;
 /// Share by which another rule must have cost less than the default to replace it.
 const GAIN_MIN: f64 = 0.001;
-/// Standard errors by which a rule's saving must be sure: the best of so many is luck otherwise.
-const SURENESS: f64 = 2.0;
 
 /// What a rule cost beyond the default.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,15 +81,16 @@ impl Ledger {
     }
 
     /// The rule that surely saved most against the default, once `choices_min` choices in enough
-    /// blocks were seen; else the default.
-    pub fn best(&self, choices_min: u32) -> Ranking {
+    /// blocks were seen; else the default. Sure is a saving of so many standard errors: the best of
+    /// many is luck otherwise.
+    pub fn best(&self, choices_min: u32, standard_errors: f64) -> Ranking {
         let default = self.rules[self.default].0;
         if self.choices < choices_min || self.blocks < BLOCKS_MIN {
             return default;
         }
         let bound = |account: &Account| {
             let variance = (account.squares - account.sum * account.sum / self.blocks).max(0.0);
-            account.sum + SURENESS * variance.sqrt()
+            account.sum + standard_errors * variance.sqrt()
         };
         let bounds = self.rules.iter().map(|(rule, account)| (rule, bound(account)));
         match bounds.min_by(|(_, a), (_, b)| a.total_cmp(b)) {

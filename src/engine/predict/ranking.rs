@@ -40,6 +40,8 @@ pub const STALE_INTERVALS_MAX: f64 = 300.0;
 pub const CHOICES_MIN: u32 = 500;
 /// Choices of one block.
 const BLOCK_CHOICES: u32 = 300;
+/// Standard errors by which a rule's saving must be sure.
+const SURENESS: f64 = 2.0;
 
 /// A rule that turns forecasts into a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -140,7 +142,7 @@ impl RankingTuner {
     /// The rule that surely saved most against the default, once enough choices were seen; else
     /// the default.
     pub fn best(&self) -> Ranking {
-        self.0.best(CHOICES_MIN)
+        self.0.best(CHOICES_MIN, SURENESS)
     }
 }
 
