@@ -30,6 +30,10 @@ pub struct Explanation {
     pub model_version: String,
     /// Why.
     pub reason: String,
+    /// Routes are compared by the forecast plus this many of its usual errors.
+    pub pessimism: f64,
+    /// Share by which the route in use counts as faster than that; another one must beat it so.
+    pub margin: f64,
     /// Probability with which the policy makes this choice, 0 to 1.
     pub propensity: f64,
     /// All candidates, best first.
@@ -185,6 +189,8 @@ impl Asked {
             tunnel: decision.tunnel.map(|tunnel| tunnel.0),
             model_version: decision.model_version.clone(),
             reason: decision.reason.as_str().into(),
+            pessimism: decision.ranking.pessimism,
+            margin: decision.ranking.margin,
             propensity: decision.propensity,
             candidates,
             counterfactual,
@@ -316,6 +322,7 @@ mod tests {
             reason: Reason::Held,
             changed: false,
             model_version: "v1".into(),
+            ranking: predict::Ranking { pessimism: 0.5, margin: 0.2, ..predict::Ranking::PLAIN },
             challenger_version: None,
             propensity: 0.75,
         };
@@ -332,6 +339,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let answer = asked(Arc::new(Explained)).answer(&folder.path().join("none.db"));
         assert_eq!((answer.propensity, answer.reason.as_str()), (0.75, "held"));
+        assert_eq!((answer.pessimism, answer.margin), (0.5, 0.2));
         let chosen: Vec<bool> = answer.candidates.iter().map(|c| c.chosen).collect();
         assert_eq!(chosen, [false, true, false]);
         assert!(answer.candidates[2].attribution.is_none());

@@ -61,10 +61,12 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
     let chosen = answer.candidates.iter().find(|candidate| candidate.chosen);
     let subject = if chosen.is_some() { "* is in use: " } else { "No route is in use: " };
     output::print(&format!(
-        "\n{subject}{why}.\nDecided by {} at {} with probability {:.2}; milliseconds, round trip.",
+        "\n{subject}{why}.\nDecided by {} at {} with probability {:.2}; milliseconds, round trip.\n\
+         Rule: {}.",
         answer.model_version,
         output::time(answer.at_us),
         answer.propensity,
+        rule(answer.pessimism, answer.margin),
     ))?;
     if let Some(chosen) = chosen {
         output::print("")?;
@@ -80,6 +82,19 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         output::print(&format!("\n{}", result(outcome)))?;
     }
     Ok(())
+}
+
+/// How forecasts are compared, as a sentence without its stop.
+pub(super) fn rule(pessimism: f64, margin: f64) -> String {
+    let bound = match pessimism {
+        0.0 => "routes are compared by their forecasts".into(),
+        _ => format!("routes are compared by the forecast plus {pessimism} of its usual error"),
+    };
+    let in_use = match margin {
+        0.0 => "as any other".into(),
+        _ => format!("as {} % faster", output::number(Some(100.0 * margin), 1)),
+    };
+    format!("{bound}, and the one in use counts {in_use}")
 }
 
 /// What the forecast is made of.
@@ -185,6 +200,15 @@ mod tests {
         for name in SHOWN {
             assert!(crate::engine::predict::schema::index_of(name).is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_rule_is_a_sentence_with_its_numbers() {
+        let said = rule(0.25, 0.2);
+        assert!(said.contains("plus 0.25 of its usual error"), "{said}");
+        assert!(said.ends_with("the one in use counts as 20.0 % faster"), "{said}");
+        let plain = rule(0.0, 0.0);
+        assert!(plain.contains("by their forecasts") && plain.ends_with("as any other"), "{plain}");
     }
 
     #[test]

@@ -242,10 +242,27 @@ fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
             "trees": model.latency.trees.roots.len(),
             "nodes": model.latency.trees.nodes.len(),
             "interval": model.latency.interval,
+            "ranking": model.ranking,
             "card": model.card,
         }));
     }
     print_card(&model)
+}
+
+/// The ranking rule, and what it was chosen on.
+fn ranking(model: &ForestModel) -> String {
+    let rule = super::explain::rule(model.ranking.pessimism, model.ranking.margin);
+    let why = match &model.card.ranking {
+        None => "not chosen on data".into(),
+        Some(card) if card.chosen_ms == card.default_ms => {
+            format!("the default: in {} choices no other rule surely saved", card.choices)
+        }
+        Some(card) => format!(
+            "in {} choices {:.2} ms instead of {:.2} by the default",
+            card.choices, card.chosen_ms, card.default_ms
+        ),
+    };
+    format!("{rule} ({why})")
 }
 
 fn print_card(model: &ForestModel) -> anyhow::Result<()> {
@@ -260,13 +277,15 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
         ),
     };
     output::print(&format!(
-        "{}\ntrained  {trained}\nfit      {}\nschema   {}, {} features\ntrees    {} with {} nodes\n",
+        "{}\ntrained  {trained}\nfit      {}\nschema   {}, {} features\ntrees    {} with {} nodes\n\
+         ranking  {}\n",
         model.version,
         card.parameters,
         model.schema_hash,
         model.feature_names.len(),
         model.latency.trees.roots.len(),
         model.latency.trees.nodes.len(),
+        ranking(model),
     ))?;
     if card.rows_test == 0 {
         return output::print("not measured: there were no rows to judge it on");

@@ -246,6 +246,7 @@ fn live(realised: &Realised) -> Option<Live> {
 mod tests {
     use super::*;
     use crate::engine::predict::schema::{FEATURES, MISSING, index_of};
+    use crate::learn::RouteKey;
     use crate::learn::registry::tests::model;
 
     /// A true model and one that is 10 % too high, on rows whose average is 50 % too high.
@@ -258,7 +259,8 @@ mod tests {
             set("route_last_ms", truth_ms);
             set("route_mean5_ms", 1.5 * truth_ms);
             let (sent_us, done_us) = (1_000 + index, 2_000 + index);
-            TrainRow { sent_us, done_us, rtt_ms: Some(truth_ms), bandwidth: None, features }
+            let key = RouteKey::default();
+            TrainRow { key, sent_us, done_us, rtt_ms: Some(truth_ms), bandwidth: None, features }
         };
         (0..count).map(row).collect()
     }

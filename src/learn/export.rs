@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use crate::engine::measure::{LinkQuality, Sample};
     use crate::engine::predict::schema::MISSING;
-    use crate::engine::predict::{Forecast, Prediction};
+    use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::{Candidate, Decision, Reason};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Writer};
@@ -329,6 +329,7 @@ mod tests {
             reason: Reason::Held,
             changed: false,
             model_version: "moving-average".into(),
+            ranking: Ranking::PLAIN,
             propensity: 1.0,
         }
     }

@@ -2,8 +2,8 @@
 
 use polars::prelude::DataFrame;
 
-use super::dataset::feature_rows;
-use super::{LearnError, TrainConfig, TrainRow, frame_error, train_rows};
+use super::dataset::{KEY_COLUMNS, feature_rows};
+use super::{LearnError, RouteKey, TrainConfig, TrainRow, frame_error, train_rows};
 use crate::engine::predict::ForestModel;
 
 /// [`train_rows`] on a frame of [`feature_frame`](super::feature_frame), in any order of rows; a
@@ -28,10 +28,14 @@ pub(super) fn rows_of(frame: &DataFrame) -> Result<Vec<TrainRow>, LearnError> {
     };
     let (sent_us, done_us) = (micros("sent_us")?, micros("done_us")?);
     let rtts = frame.column("rtt_ms").and_then(|column| column.f64()).map_err(&wrong)?;
-    let rows =
-        feature_rows(frame)?.into_iter().zip(rtts.iter()).zip(sent_us.into_iter().zip(done_us));
-    Ok(rows
-        .map(|((features, rtt_ms), (sent_us, done_us))| TrainRow {
+    let routes = frame.column(KEY_COLUMNS[0]).and_then(|column| column.str()).map_err(&wrong)?;
+    let keys = routes.iter().map(|route| RouteKey::of(route.unwrap_or_default()));
+    let measured = keys.zip(rtts.iter()).zip(sent_us.into_iter().zip(done_us));
+    Ok(feature_rows(frame)?
+        .into_iter()
+        .zip(measured)
+        .map(|(features, ((key, rtt_ms), (sent_us, done_us)))| TrainRow {
+            key,
             sent_us,
             done_us,
             rtt_ms,
@@ -52,7 +56,7 @@ mod tests {
     #[test]
     fn a_null_round_trip_is_a_lost_probe() {
         let mut columns = vec![
-            Column::new(KEY_COLUMNS[0].into(), ["a>b", "a>b"]),
+            Column::new(KEY_COLUMNS[0].into(), ["a>b", "a>c>b"]),
             Column::new("sent_us".into(), [1_i64, 2]),
             Column::new("done_us".into(), [5_i64, 9]),
             Column::new("rtt_ms".into(), [Some(0.004), None]),
@@ -66,6 +70,8 @@ mod tests {
         let told = |row: &TrainRow| (row.sent_us, row.done_us, row.rtt_ms, row.bandwidth);
         assert_eq!(told(&rows[0]), (1, 5, Some(0.004), None));
         assert_eq!(told(&rows[1]), (2, 9, None, None));
+        let keys = [rows[0].key, rows[1].key];
+        assert_eq!(keys, ["a>b", "a>c>b"].map(RouteKey::of));
         assert_eq!((rows[0].features[7], rows[1].features[7]), (7.0, -7.0));
         let few = train(&frame, &TrainConfig::default(), 0).unwrap_err();
         assert!(matches!(few, LearnError::TooFewRows { rows: 1, .. }), "{few}");

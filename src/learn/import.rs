@@ -104,7 +104,7 @@ pub fn import_xgboost(json: &[u8], options: &ImportOptions) -> Result<ForestMode
         },
         throughput: None,
         reliability: None,
-        ranking: Ranking::default(),
+        ranking: Ranking::FORECAST,
         card: ModelCard { created_us: options.now_us, parameters, ..ModelCard::default() },
     })
 }

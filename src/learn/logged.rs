@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::engine::measure::Sample;
     use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Prediction};
+    use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::{Candidate, Decision, Reason};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::learn::offpolicy::{OffPolicyError, judge};
@@ -142,6 +142,7 @@ mod tests {
             reason: Reason::Best,
             changed: false,
             model_version: "v1".into(),
+            ranking: Ranking::PLAIN,
             propensity,
         }
     }

@@ -45,6 +45,7 @@ pub mod offpolicy;
 pub mod promotion;
 #[cfg(test)]
 mod random_history;
+mod ranking;
 pub mod registry;
 mod regressor;
 mod reliability;
@@ -77,7 +78,7 @@ pub use logged::{Logged, Preference, logged_decisions};
 pub use offpolicy::{Estimate, Estimates, LoggedDecision, OffPolicyError, judge};
 pub use promotion::{Difference, Judgement};
 pub use registry::{ListedModel, ModelRegistry};
-pub use rows::{ROWS_MIN, TrainRow};
+pub use rows::{ROWS_MIN, RouteKey, TrainRow};
 pub use train::train_rows;
 pub use train_config::TrainConfig;
 

@@ -258,6 +258,7 @@ mod tests {
     use super::*;
     use crate::engine::predict::FeatureVector;
     use crate::engine::predict::schema::{FEATURES, MISSING, index_of};
+    use crate::learn::RouteKey;
     use crate::learn::registry::tests::model;
 
     /// Predicts the truth, which stands in the first feature, times e to the power of this.
@@ -282,6 +283,7 @@ mod tests {
             features[0] = truth_ms;
             features[index_of("route_mean5_ms").unwrap()] = truth_ms * average_ln.exp();
             TrainRow {
+                key: RouteKey::default(),
                 sent_us: index * 1_000_000,
                 done_us: index * 1_000_000 + 1,
                 rtt_ms: Some(truth_ms),

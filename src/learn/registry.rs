@@ -358,7 +358,7 @@ pub(super) mod tests {
             },
             throughput: None,
             reliability: None,
-            ranking: Ranking::default(),
+            ranking: Ranking::FORECAST,
             card: ModelCard::default(),
         }
     }

@@ -1,5 +1,7 @@
 //! The rows of training, and their split by time.
 
+use sha2::{Digest, Sha256};
+
 use super::evaluate::RTT_MS_MIN;
 use super::head::Example;
 use super::{LearnError, TrainConfig};
@@ -8,9 +10,37 @@ use crate::engine::predict::{FeatureVector, MovingAverage, QualityModel, Referen
 
 /// Fewest answered rows for training. A guess: below, the newest fifth says nothing.
 pub const ROWS_MIN: usize = 100;
+
+/// Which route a row is of, and between which ends: equal for equal names, on every machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteKey {
+    /// Of the whole route.
+    pub route: u64,
+    /// Of its first and its last node.
+    pub ends: u64,
+}
+
+impl RouteKey {
+    /// The key of a route that is written as in the store: `source>relay>destination`.
+    pub fn of(route: &str) -> Self {
+        let source = route.split('>').next().unwrap_or(route);
+        let destination = route.rsplit('>').next().unwrap_or(route);
+        Self { route: hash(&[route]), ends: hash(&[source, ">", destination]) }
+    }
+}
+
+/// The first 8 bytes of SHA-256.
+fn hash(parts: &[&str]) -> u64 {
+    let mut hasher = Sha256::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finalize().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
 /// One probe of a route: what was known when it left, and what came of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainRow {
+    /// Which route it is of.
+    pub key: RouteKey,
     /// When it left (µs since the epoch).
     pub sent_us: u64,
     /// When the answer came or the probe was given up (µs since the epoch).
@@ -114,4 +144,20 @@ pub(super) fn best_reference(rows: &[TrainRow]) -> Reference {
     };
     let (level, last) = (cost(Reference::Level), cost(Reference::LastValue));
     if last < level { Reference::LastValue } else { Reference::Level }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_tells_routes_and_their_ends_apart() {
+        let [direct, over, other, back] = ["a>b", "a>c>b", "a>c>d", "b>c>a"].map(RouteKey::of);
+        assert_eq!(direct.ends, over.ends);
+        assert_ne!(direct.route, over.route);
+        assert!(over.ends != other.ends && over.ends != back.ends && over.route != other.route);
+        // The same on every machine: models trained anywhere from the same rows are equal.
+        assert_eq!(direct.route, direct.ends);
+        assert_eq!(direct.route, 0x998a_5be8_8dc5_c0d4, "SHA-256 of a>b");
+    }
 }

@@ -11,6 +11,8 @@
 //! - What the latency trees predict is how far ln(ms) lies above a reference that is known when
 //!   the probe leaves, so that levels never seen can be predicted: the better one of [`Level`] and
 //!   [`LastValue`] on the calibration rows, unless the configuration says which.
+//! - How pessimistic and with which margin forecasts are compared is chosen on the calibration rows
+//!   too (`ranking`).
 //! - Lost probes are rows of the reliability head, rows with a bandwidth those of the throughput
 //!   head. A head without enough rows is left out, and the card says so.
 //!
@@ -23,6 +25,7 @@ use sha2::{Digest, Sha256};
 
 use super::card::{judge_latency, judge_reliability, known_failures};
 use super::head::{self, Example, Fitted};
+use super::ranking;
 use super::reliability::{self, Outcome};
 use super::rows::{Parts, best_reference, example, split, usable_rows};
 use super::train_config::TrainConfig;
@@ -30,7 +33,7 @@ use super::{LearnError, TrainRow};
 use crate::engine::predict::profile::profile;
 use crate::engine::predict::schema::{FEATURES, schema_hash};
 use crate::engine::predict::{
-    FORMAT, FORMAT_VERSION, ForestModel, Head, ModelCard, Ranking, Reference, ReliabilityCard,
+    FORMAT, FORMAT_VERSION, ForestModel, Head, ModelCard, Reference, ReliabilityCard,
     ReliabilityHead, ThroughputCard,
 };
 
@@ -66,6 +69,7 @@ pub fn train_rows(
     let reliability = fit_reliability(&parts, config.seed);
 
     let Fitted { head, shrink, clip } = latency;
+    let (ranking, ranking_card) = ranking::choose(&head, &parts.known(Some).calibrate);
     let boosting = config.boosting();
     let mut card = ModelCard {
         created_us: now_us,
@@ -84,6 +88,7 @@ pub fn train_rows(
             boosting.subsample,
         ),
         shrink,
+        ranking: Some(ranking_card),
         throughput: throughput_card,
         reliability: reliability.as_ref().ok().map(|(_, card)| *card),
         profile: profile(&examples.fit.iter().map(|row| row.features).collect::<Vec<_>>()),
@@ -95,7 +100,10 @@ pub fn train_rows(
     };
     let version = match &config.version {
         Some(version) => version.clone(),
-        None => version_of(&head, throughput.as_ref(), reliability.as_ref(), now_us),
+        None => {
+            let content = (&head, throughput.as_ref(), reliability.as_ref(), &ranking);
+            version_of(&content, now_us)
+        }
     };
     let mut model = ForestModel {
         format: FORMAT.into(),
@@ -106,7 +114,7 @@ pub fn train_rows(
         latency: head,
         throughput,
         reliability,
-        ranking: Ranking::default(),
+        ranking,
         card: ModelCard::default(),
     };
     judge_latency(&model, &examples.test, &mut card);
@@ -192,13 +200,8 @@ fn told(head: &str, rows: usize, since: Instant) {
 }
 
 /// Time (ms since the epoch) and content: sorts by age, and two models never share a name.
-fn version_of(
-    latency: &Head,
-    throughput: Option<&Head>,
-    reliability: Option<&ReliabilityHead>,
-    now_us: u64,
-) -> String {
-    let text = serde_json::to_vec(&(latency, throughput, reliability)).unwrap_or_default();
+fn version_of(content: &impl serde::Serialize, now_us: u64) -> String {
+    let text = serde_json::to_vec(content).unwrap_or_default();
     let digest = Sha256::digest(text);
     let hash: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("v{}-{hash}", now_us / 1_000)
@@ -212,6 +215,7 @@ mod tests {
     use super::*;
     use crate::engine::predict::schema::{MISSING, index_of};
     use crate::engine::predict::{FeatureVector, QualityModel};
+    use crate::learn::RouteKey;
 
     /// Rows once a second; `fill` sets features and returns the round trip (ms).
     fn rows(count: u64, mut fill: impl FnMut(u64, &mut FeatureVector) -> f64) -> Vec<TrainRow> {
@@ -219,7 +223,14 @@ mod tests {
             let mut features = [MISSING; FEATURES.len()];
             let rtt_ms = Some(fill(index, &mut features));
             let sent_us = index * 1_000_000;
-            TrainRow { sent_us, done_us: sent_us + 500_000, rtt_ms, bandwidth: None, features }
+            TrainRow {
+                key: RouteKey::default(),
+                sent_us,
+                done_us: sent_us + 500_000,
+                rtt_ms,
+                bandwidth: None,
+                features,
+            }
         };
         (0..count).map(row).collect()
     }
@@ -341,6 +352,7 @@ mod tests {
             let rtt_ms = around(&mut random) * if busy_now { 1.5 } else { 1.0 };
             let bandwidth = base * 1e4 * if busy_now { 0.25 } else { 0.8 };
             TrainRow {
+                key: RouteKey::default(),
                 sent_us: index * 1_000_000,
                 done_us: index * 1_000_000 + 500_000,
                 rtt_ms: (!lost).then_some(rtt_ms),

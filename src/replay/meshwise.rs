@@ -15,7 +15,7 @@ use crate::engine::predict::{
     QualityModel, Ranking, RankingTuner, Surprise, route_features,
 };
 use crate::engine::types::{NodeId, Route, Timestamp};
-use crate::learn::TrainRow;
+use crate::learn::{RouteKey, TrainRow};
 
 /// Candidates of a decision beside the direct link, as the router's.
 pub const CANDIDATES: usize = 8;
@@ -207,10 +207,13 @@ impl Meshwise {
         relays.position(|relay| relay.is_none() || Some(relay) == current)
     }
 
+    fn route(&self, pair: Pair, relay: Relay) -> Option<Route> {
+        let nodes = [Some(pair.0), relay, Some(pair.1)];
+        Route::new(nodes.into_iter().flatten().map(|n| self.ids[n]).collect::<Vec<_>>()).ok()
+    }
+
     fn features(&self, pair: Pair, relay: Relay, t_s: f64) -> Option<FeatureVector> {
-        let ends = [Some(pair.0), relay, Some(pair.1)];
-        let route = Route::new(ends.into_iter().flatten().map(|n| self.ids[n]).collect::<Vec<_>>());
-        Some(route_features(&route.ok()?, &self.links, None, timestamp(t_s)))
+        Some(route_features(&self.route(pair, relay)?, &self.links, None, timestamp(t_s)))
     }
 
     fn weigh(&self, pair: Pair, relay: Relay, t_s: f64) -> Option<Candidate> {
@@ -298,11 +301,19 @@ impl Meshwise {
     pub fn link_row(&mut self, (src, dst): Pair, t_s: f64, ms: Option<f64>) {
         let Some(features) = self.features((src, dst), None, t_s) else { return };
         if MovingAverage.predict(&features).is_some() {
-            self.push_row(features, t_s, t_s, ms);
+            self.push_row((src, dst), None, features, (t_s, t_s), ms);
         }
     }
 
-    fn push_row(&mut self, features: FeatureVector, sent_s: f64, done_s: f64, ms: Option<f64>) {
+    fn push_row(
+        &mut self,
+        pair: Pair,
+        relay: Relay,
+        features: FeatureVector,
+        (sent_s, done_s): (f64, f64),
+        ms: Option<f64>,
+    ) {
+        let Some(route) = self.route(pair, relay) else { return };
         if self.rows.len() == ROWS_MAX {
             self.rows.pop_front();
         }
@@ -319,7 +330,8 @@ impl Meshwise {
             sent_us += 2 * self.rows.len() as u64;
             done_us = sent_us + 1;
         }
-        self.rows.push_back(TrainRow { sent_us, done_us, rtt_ms, bandwidth, features });
+        let key = RouteKey::of(&route.to_string());
+        self.rows.push_back(TrainRow { key, sent_us, done_us, rtt_ms, bandwidth, features });
     }
 
     /// The measurements of one node in a round, as its advertisement spreads them.
@@ -385,16 +397,17 @@ impl Meshwise {
                 Some(at) => self.tuner.observe(&prospects, at, &costs),
                 None => self.tuner.observe(&prospects, None, &costs),
             }
-            let over_relays: Vec<(FeatureVector, f64)> = known
+            let over_relays: Vec<(Relay, FeatureVector, f64)> = known
                 .iter()
                 .filter(|(c, _)| c.relay.is_some())
-                .map(|(c, ms)| (c.features, *ms))
+                .map(|(c, ms)| (c.relay, c.features, *ms))
                 .collect();
             // One relay route a decision: eight of one pair say nearly the same.
             let pick =
                 weighed.round.wrapping_mul(31).wrapping_add(weighed.pair.0 * 7 + weighed.pair.1);
-            if let Some((features, ms)) = over_relays.get(pick % over_relays.len().max(1)) {
-                self.push_row(*features, weighed.t_s, now_s, Some(*ms));
+            if let Some((relay, features, ms)) = over_relays.get(pick % over_relays.len().max(1)) {
+                let (relay, features, ms) = (*relay, *features, Some(*ms));
+                self.push_row(weighed.pair, relay, features, (weighed.t_s, now_s), ms);
             }
         }
         self.tuner.end_round();

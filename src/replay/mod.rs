@@ -16,8 +16,8 @@
 //! Nothing is learned from an outcome before the moment in which it is measured. With a budget, all
 //! policies share the measurements.
 //!
-//! The live router shares the features, the model, the mix and the interval; which ranking rule to
-//! use it does not choose yet, it compares the forecast's pessimistic bound.
+//! The live router shares the features, the model, the mix and the interval; it compares the
+//! forecast's pessimistic bound, by the rule that was chosen when the model was trained.
 //!
 //! What a replay leaves out: the gossip, probe timers and datagrams of the engine (the trace says
 //! what can be measured when; `sim` shows those), and the effect of traffic on the paths.

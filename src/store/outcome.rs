@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::engine::measure::{ProbeKind, Sample};
     use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Prediction};
+    use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::{Candidate, Decision, Reason};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Writer};
@@ -115,6 +115,7 @@ mod tests {
             reason: Reason::Held,
             changed: false,
             model_version: "v1".into(),
+            ranking: Ranking::PLAIN,
             challenger_version: None,
             propensity: 1.0,
         }

@@ -378,7 +378,7 @@ pub(super) fn signed(value: u64) -> i64 {
 mod tests {
     use super::*;
     use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Prediction};
+    use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::{Candidate, Decision, Reason};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Store, Writer};
@@ -414,6 +414,7 @@ mod tests {
             reason: Reason::Held,
             changed: false,
             model_version: "v1".into(),
+            ranking: Ranking::PLAIN,
             challenger_version: Some("v2".into()),
             propensity: 1.0,
         }

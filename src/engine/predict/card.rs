@@ -45,6 +45,19 @@ pub struct ReliabilityCard {
     pub log_loss_base: f64,
 }
 
+/// How the ranking rule was chosen: every rule of a grid was played over the choices between routes
+/// that the calibration rows hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankingCard {
+    /// Choices between two routes or more to the same end.
+    pub choices: u32,
+    /// Mean round trip of a choice by the rule that was there before (ms); 0 without choices.
+    pub default_ms: f64,
+    /// The same by the model's rule; equal where no other rule surely saved something.
+    pub chosen_ms: f64,
+}
+
 /// The throughput head on the test rows whose bandwidth was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

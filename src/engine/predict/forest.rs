@@ -12,10 +12,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::baseline::{LastValue, Level, MovingAverage};
-use super::card::{ClassCard, ReliabilityCard, ThroughputCard};
+use super::card::{ClassCard, RankingCard, ReliabilityCard, ThroughputCard};
 use super::model::{Prediction, QualityModel};
 use super::profile::FeatureProfile;
-use super::ranking::Ranking;
+use super::ranking::{Centre, Ranking};
 use super::schema::{self, FEATURES, FeatureVector, MISSING, schema_hash};
 use super::shap::Explanation;
 use super::trees::Trees;
@@ -45,7 +45,9 @@ pub struct ForestModel {
     pub throughput: Option<Head>,
     /// Forecasts the probability that the route delivers.
     pub reliability: Option<ReliabilityHead>,
-    /// How the router turns forecasts into a choice.
+    /// How the router turns forecasts into a choice. Always about the forecast: a file with another
+    /// centre was written before rules were chosen in training, when the router went by
+    /// [`Ranking::FORECAST`], and is read as that.
     pub ranking: Ranking,
     /// What it was trained on and how it did.
     pub card: ModelCard,
@@ -188,7 +190,8 @@ pub struct ModelCard {
     pub trained_to_us: u64,
     /// Answered rows that the latency head was fitted on, the oldest.
     pub rows_train: usize,
-    /// Answered rows after them: reference, shrinkage, scale and intervals come from these.
+    /// Answered rows after them: reference, shrinkage, scale, intervals and
+    /// the ranking rule come from these.
     pub rows_calibrate: usize,
     /// Answered rows after those, which nothing was chosen on: all figures below are of these.
     pub rows_test: usize,
@@ -219,6 +222,9 @@ pub struct ModelCard {
     pub reliability: Option<ReliabilityCard>,
     /// The throughput head, when there is one.
     pub throughput: Option<ThroughputCard>,
+    /// How the ranking rule was chosen; `None` when it was not.
+    #[serde(default)]
+    pub ranking: Option<RankingCard>,
     /// What the figures above say against the model, in sentences.
     pub known_failures: Vec<String>,
 }
@@ -268,7 +274,7 @@ impl ForestModel {
     /// # Errors
     /// See [`ModelError`]; nothing is half loaded.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ModelError> {
-        let model: Self = serde_json::from_slice(bytes)
+        let mut model: Self = serde_json::from_slice(bytes)
             .map_err(|error| ModelError::Damaged(error.to_string()))?;
         if model.format != FORMAT {
             return Err(ModelError::Damaged(format!("its format is not {FORMAT}")));
@@ -281,6 +287,9 @@ impl ForestModel {
             return Err(ModelError::Schema { found: model.schema_hash, expected });
         }
         model.validate().map_err(ModelError::Damaged)?;
+        if model.ranking.centre != Centre::Forecast {
+            model.ranking = Ranking::FORECAST;
+        }
         Ok(model)
     }
 
@@ -333,12 +342,16 @@ impl QualityModel for ForestModel {
         let Interval { low, high, .. } = self.latency.interval;
         Some(Prediction {
             latency_ms: ln.exp(),
-            bound_ms: ln.exp() * (1.0 + self.ranking.pessimism_of_forecast() * scale),
+            bound_ms: ln.exp() * (1.0 + self.ranking.pessimism * scale),
             interval_ms: Some(((ln + low * scale).exp(), (ln + high * scale).exp())),
             scale: Some(scale),
             delivery: self.reliability.as_ref().map(|head| head.probability(features)),
             bandwidth: self.throughput.as_ref().and_then(|head| Some(head.ln(features)?.exp())),
         })
+    }
+
+    fn ranking(&self) -> Ranking {
+        self.ranking
     }
 
     fn explain(&self, features: &FeatureVector) -> Option<Explanation> {
@@ -377,7 +390,7 @@ mod tests {
             },
             throughput: None,
             reliability: None,
-            ranking: Ranking::default(),
+            ranking: Ranking::FORECAST,
             card: ModelCard::default(),
         }
     }
@@ -412,6 +425,34 @@ mod tests {
         let forecast = model.predict(&features).unwrap().latency_ms;
         assert!((found.expectation + found.sum() - forecast.ln()).abs() < 1e-12);
         assert_eq!(crate::engine::predict::LastValue.explain(&features), None);
+    }
+
+    #[test]
+    fn a_rule_that_is_not_about_forecasts_is_read_as_what_the_router_did_with_it() {
+        let mut model = stump();
+        let read = |model: &ForestModel| ForestModel::from_json(model.to_json().as_bytes());
+        model.ranking = Ranking { pessimism: 1.0, margin: 0.2, ..Ranking::FORECAST };
+        assert_eq!(read(&model).unwrap(), model);
+        model.ranking = Ranking { centre: Centre::Level, ..model.ranking };
+        let before = read(&model).unwrap();
+        assert_eq!(before.ranking, Ranking::FORECAST);
+        let mut features = [MISSING; FEATURES.len()];
+        features[index_of("route_last_ms").unwrap()] = 8.0;
+        let bound_ms = |model: &ForestModel| model.predict(&features).unwrap().bound_ms;
+        assert!((bound_ms(&before) - 4.0 * 1.25).abs() < 1e-9);
+        model.ranking = Ranking { pessimism: 2.0, ..Ranking::FORECAST };
+        assert!((bound_ms(&model) - 4.0 * 3.0).abs() < 1e-9);
+        assert_eq!(QualityModel::ranking(&model).pessimism, 2.0);
+        model.ranking.margin = 1.1;
+        assert!(matches!(read(&model), Err(ModelError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_card_without_word_of_the_ranking_is_read() {
+        let text = stump().to_json();
+        let before = text.replace("\"ranking\":null,", "");
+        assert_ne!(text, before);
+        assert_eq!(ForestModel::from_json(before.as_bytes()).unwrap(), stump());
     }
 
     #[test]

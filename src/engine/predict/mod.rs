@@ -11,6 +11,7 @@ mod card;
 pub mod drift;
 mod features;
 mod forest;
+mod ledger;
 mod mix;
 mod model;
 pub mod posterior;
@@ -24,16 +25,19 @@ pub mod watch;
 
 pub use adaptive::{AdaptiveInterval, Surprise};
 pub use baseline::{LastValue, Level, MovingAverage};
-pub use card::{ClassCard, ReliabilityCard, ThroughputCard};
+pub use card::{ClassCard, RankingCard, ReliabilityCard, ThroughputCard};
 pub use features::route_features;
 pub use forest::{
     FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Reference,
     ReliabilityHead, SCALE_RANGE, Score,
 };
+pub use ledger::Ledger;
 pub use mix::{EXPERTS, Mix};
 pub use model::{Prediction, QualityModel, RTT_MS_MIN, ln_error};
 pub use predictor::{Forecast, RoutePredictor};
-pub use ranking::{CHOICES_MIN, Centre, Prospect, Ranking, RankingTuner, STALE_INTERVALS_MAX};
+pub use ranking::{
+    CHOICES_MIN, Centre, MARGINS, PESSIMISMS, Prospect, Ranking, RankingTuner, STALE_INTERVALS_MAX,
+};
 pub use schema::FeatureVector;
 pub use shap::Explanation;
 pub use trees::{DEPTH_MAX, NODES_MAX, Node, Trees};

@@ -1,5 +1,6 @@
 //! The contract between the router and anything that forecasts.
 
+use super::ranking::Ranking;
 use super::schema::FeatureVector;
 use super::shap::Explanation;
 
@@ -23,7 +24,7 @@ pub struct Prediction {
     /// the model states; `None` when it states none.
     pub interval_ms: Option<(f64, f64)>,
     /// What routes are compared by (ms), at least `latency_ms`: a pessimistic bound, because the
-    /// lowest of many noisy forecasts is too low (see [`super::Ranking`]).
+    /// lowest of many noisy forecasts is too low (see [`Ranking`]).
     pub bound_ms: f64,
     /// How far off such forecasts were, on the ln scale: about the relative error; above 0.
     pub scale: Option<f64>,
@@ -62,6 +63,12 @@ pub trait QualityModel: Send + Sync {
 
     /// A forecast, or `None` when these features do not allow one.
     fn predict(&self, features: &FeatureVector) -> Option<Prediction>;
+
+    /// How its forecasts become a choice. The pessimism is in [`Prediction::bound_ms`] already; the
+    /// margin is for who compares.
+    fn ranking(&self) -> Ranking {
+        Ranking::PLAIN
+    }
 
     /// The latency forecast on the ln(ms) scale as an expectation and what each feature adds;
     /// `None` when these features allow no forecast, or the model cannot say.

@@ -12,6 +12,7 @@ use super::adaptive::AdaptiveInterval;
 use super::baseline::{LastValue, Level, MovingAverage};
 use super::mix::Mix;
 use super::model::{Prediction, QualityModel};
+use super::ranking::Ranking;
 use super::schema::FeatureVector;
 use super::watch::{Alarm, Expected, Watch};
 use crate::engine::measure::prober::OUTSTANDING_MAX;
@@ -124,6 +125,11 @@ impl RoutePredictor {
             Some(model) if self.enabled => model.version().to_owned(),
             _ => MovingAverage.version().to_owned(),
         }
+    }
+
+    /// How the forecasts of who decides now are to be compared.
+    pub fn ranking(&self) -> Ranking {
+        self.model().map_or(Ranking::PLAIN, |model| model.ranking())
     }
 
     /// Version of the model in shadow that is asked now.

@@ -2,12 +2,14 @@
 //!
 //! The lowest of many noisy forecasts is too low (the optimiser's curse; Smith and Winkler,
 //! 2006), so routes are compared by a pessimistic bound, and another route must beat the direct
-//! one by a margin. How pessimistic and which margin is right depends on the network: the
-//! [`RankingTuner`] replays every [`Ranking`] of a small grid on choices whose outcomes became
-//! known, and keeps the one that would have cost least.
+//! one, or the one in use, by a margin. How pessimistic and which margin is right depends on the
+//! network: the [`RankingTuner`] replays every [`Ranking`] of a small grid on choices whose outcomes
+//! became known, and keeps the one that would have cost least; training does the same with the rules
+//! about forecasts on the rows that it calibrates on.
 
 use serde::{Deserialize, Serialize};
 
+use super::ledger::Ledger;
 use crate::engine::measure::worth::VOLATILITY_MAX;
 
 /// What a route's bound is built on.
@@ -28,23 +30,18 @@ pub enum Centre {
 /// Position of each centre in a [`Prospect`].
 const CENTRES: [Centre; 4] = [Centre::Forecast, Centre::Level, Centre::Mean, Centre::Cautious];
 /// Multiples of the spread that are tried.
-const PESSIMISMS: [f64; 5] = [0.0, 0.25, 0.5, 1.0, 2.0];
+pub const PESSIMISMS: [f64; 5] = [0.0, 0.25, 0.5, 1.0, 2.0];
 /// Margins that are tried; 1: stay for ever.
-const MARGINS: [f64; 8] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 1.0];
+pub const MARGINS: [f64; 8] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 1.0];
 /// Weights of staleness that are tried.
 const STALENESSES: [f64; 3] = [0.0, 0.02, 0.1];
 /// Intervals of silence beyond which a link grows no staler.
 pub const STALE_INTERVALS_MAX: f64 = 300.0;
-/// Choices with known outcome before the tuner trusts them more than its fallback.
-pub const CHOICES_MIN: f64 = 500.0;
-/// Choices of one block. Choices made close together share what happened then, so that savings
-/// are counted by blocks.
+/// Choices with known outcome before the tuner trusts them more than the default.
+pub const CHOICES_MIN: u32 = 500;
+/// Choices of one block.
 const BLOCK_CHOICES: u32 = 300;
-/// Blocks before the tuner trusts them.
-const BLOCKS_MIN: f64 = 8.0;
-/// Share by which another rule must have cost less than the fallback to replace it.
-const GAIN_MIN: f64 = 0.001;
-/// Standard errors by which a rule's saving must be sure: the best of so many is luck otherwise.
+/// Standard errors by which a rule's saving must be sure.
 const SURENESS: f64 = 2.0;
 
 /// A rule that turns forecasts into a choice.
@@ -80,10 +77,6 @@ pub struct Prospect {
     pub stale_ms: f64,
 }
 
-/// Scales that the router adds to a forecast when the rule is not about forecasts. Chosen on the
-/// PlanetLab and Seattle traces: a quarter to a half of the deviation did best on both.
-const FORECAST_PESSIMISM: f64 = 0.25;
-
 impl Ranking {
     /// The rule of a network before outcomes are known, by how much its links change from value to
     /// value (mean absolute ln ratio): where they hardly do, small gains are real; beyond
@@ -95,10 +88,13 @@ impl Ranking {
         Self { centre: Centre::Mean, pessimism: 1.0, staleness: 0.0, margin: 0.2 }
     }
 
-    /// Scales to add to a forecast before routes are compared.
-    pub fn pessimism_of_forecast(&self) -> f64 {
-        if self.centre == Centre::Forecast { self.pessimism } else { FORECAST_PESSIMISM }
-    }
+    /// Compares forecasts as they are: the rule of forecasters that do not say how far off they are.
+    pub const PLAIN: Self =
+        Self { centre: Centre::Forecast, pessimism: 0.0, staleness: 0.0, margin: 0.0 };
+
+    /// The rule of a model for which none was chosen. The pessimism was chosen on the PlanetLab and
+    /// Seattle traces: a quarter to a half of the deviation did best on both.
+    pub const FORECAST: Self = Self { pessimism: 0.25, ..Self::PLAIN };
 
     /// The bound (ms) by which this rule compares a route.
     pub fn bound_ms(&self, prospect: &Prospect) -> f64 {
@@ -120,57 +116,36 @@ impl Ranking {
     }
 }
 
-/// What a rule would have cost beyond the fallback.
-#[derive(Clone, Copy, Debug, Default)]
-struct Account {
-    /// In this block, in all blocks, and the sum of squares over blocks.
-    block: f64,
-    sum: f64,
-    squares: f64,
-}
-
 /// Finds the rule that would have cost least.
 #[derive(Clone, Debug)]
-pub struct RankingTuner {
-    /// What all rules are compared with.
-    fallback: Ranking,
-    fallback_cost: f64,
-    rules: Vec<(Ranking, Account)>,
-    choices: f64,
-    blocks: f64,
-    in_block: u32,
-}
+pub struct RankingTuner(Ledger);
 
 impl Default for RankingTuner {
     fn default() -> Self {
+        Self::new(Ranking::default())
+    }
+}
+
+impl RankingTuner {
+    /// Has seen nothing; `fallback` is the rule to use until another surely did better.
+    pub fn new(fallback: Ranking) -> Self {
         let mut rules = Vec::new();
         for centre in CENTRES {
             for pessimism in PESSIMISMS {
                 for staleness in STALENESSES {
                     for margin in MARGINS {
-                        let rule = Ranking { centre, pessimism, staleness, margin };
-                        rules.push((rule, Account::default()));
+                        rules.push(Ranking { centre, pessimism, staleness, margin });
                     }
                 }
             }
         }
-        Self {
-            fallback: Ranking::default(),
-            fallback_cost: 0.0,
-            rules,
-            choices: 0.0,
-            blocks: 0.0,
-            in_block: 0,
-        }
+        Self(Ledger::new(rules, fallback, BLOCK_CHOICES))
     }
-}
 
-impl RankingTuner {
-    /// The rule to use until another surely did better. What was learned beside another one is
-    /// forgotten.
+    /// Changes the fallback. What was learned beside another one is forgotten.
     pub fn set_fallback(&mut self, fallback: Ranking) {
-        if fallback != self.fallback {
-            *self = Self { fallback, ..Self::default() };
+        if fallback != self.0.default_rule() {
+            *self = Self::new(fallback);
         }
     }
 
@@ -179,45 +154,18 @@ impl RankingTuner {
         if prospects.len() != outcomes_ms.len() || prospects.len() < 2 {
             return;
         }
-        let cost = |rule: &Ranking| rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]);
-        let fallback_cost = cost(&self.fallback);
-        for (rule, account) in &mut self.rules {
-            account.block += cost(rule) - fallback_cost;
-        }
-        self.fallback_cost += fallback_cost;
-        self.choices += 1.0;
-        self.in_block += 1;
+        self.0.add(|_, rule| rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]));
     }
 
     /// The choices of one moment are complete; a block ends with a moment, never within one.
     pub fn end_round(&mut self) {
-        if self.in_block < BLOCK_CHOICES {
-            return;
-        }
-        for (_, account) in &mut self.rules {
-            account.sum += account.block;
-            account.squares += account.block * account.block;
-            account.block = 0.0;
-        }
-        self.blocks += 1.0;
-        self.in_block = 0;
+        self.0.end_round();
     }
 
     /// The rule that surely saved most against the fallback, once enough choices were seen; else
     /// the fallback.
     pub fn best(&self) -> Ranking {
-        if self.choices < CHOICES_MIN || self.blocks < BLOCKS_MIN {
-            return self.fallback;
-        }
-        let bound = |account: &Account| {
-            let variance = (account.squares - account.sum * account.sum / self.blocks).max(0.0);
-            account.sum + SURENESS * variance.sqrt()
-        };
-        let bounds = self.rules.iter().map(|(rule, account)| (rule, bound(account)));
-        match bounds.min_by(|(_, a), (_, b)| a.total_cmp(b)) {
-            Some((rule, least)) if least < -GAIN_MIN * self.fallback_cost => *rule,
-            _ => self.fallback,
-        }
+        self.0.best(CHOICES_MIN, SURENESS)
     }
 }
 

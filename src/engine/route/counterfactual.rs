@@ -20,8 +20,9 @@ pub struct Counterfactual {
 /// The counterfactual of a decision that was made by this policy. `None` without a choice: no
 /// route in use, no other candidate alive, or a path fixed by the operator.
 ///
-/// A tunnel's route is left when another scores better by the margin; where nothing is in use yet,
-/// the best score wins. The time that a choice is held is left aside.
+/// A tunnel's route is left when another scores better by the policy's margin than it would with a
+/// bound that is lower by the margin of the ranking; where nothing is in use yet, the best score
+/// wins. The time that a choice is held is left aside.
 pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counterfactual> {
     if decision.reason == Reason::Forced {
         return None;
@@ -30,7 +31,10 @@ pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counte
     let mut others = decision.candidates.iter().enumerate();
     let (runner_up, other) = others.find(|(at, c)| *at != chosen && c.alive)?;
     let in_use = &decision.candidates[chosen];
-    let factor = if decision.tunnel.is_some() { 1.0 + policy.switching.margin } else { 1.0 };
+    let (factor, margin) = match decision.tunnel {
+        Some(_) => (1.0 + policy.switching.margin, decision.ranking.margin),
+        None => (1.0, 0.0),
+    };
     // The score is made of the pessimistic bound, which is a fixed multiple of the forecast.
     let needed = |candidate: &super::Candidate, target: f64| {
         let hops = candidate.route.hop_count();
@@ -41,8 +45,11 @@ pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counte
     };
     Some(Counterfactual {
         runner_up,
-        falls_below_ms: needed(other, in_use.score * factor),
-        rises_above_ms: needed(in_use, other.score / factor),
+        falls_below_ms: needed(other, in_use.score_to_beat(&policy.weights, margin) * factor),
+        // What has to rise so far is the bound less the margin; at 1 nothing is left that could.
+        rises_above_ms: needed(in_use, other.score / factor)
+            .map(|ms| ms / (1.0 - margin))
+            .filter(|ms| ms.is_finite()),
     })
 }
 
@@ -51,7 +58,7 @@ mod tests {
     use super::*;
     use crate::engine::measure::LinkQuality;
     use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Prediction};
+    use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::Candidate;
     use crate::engine::route::score::route_score;
     use crate::engine::route::switching::Current;
@@ -98,14 +105,17 @@ mod tests {
             reason,
             changed: false,
             model_version: "v1".into(),
+            ranking: Ranking::PLAIN,
             challenger_version: None,
             propensity: 1.0,
         }
     }
 
     /// Whether a tunnel on a 2-hop route leaves it for one of 3 hops.
-    fn leaves(in_use_ms: f64, other_ms: f64) -> bool {
-        let in_use = Current { score: Some(score(2, in_use_ms)), since: Timestamp(0) };
+    fn leaves(margin: f64, in_use_ms: f64, other_ms: f64) -> bool {
+        // As the score says it, not as the router turns one score into another.
+        let to_beat = score(2, in_use_ms * (1.0 - margin));
+        let in_use = Current { score: Some(to_beat), since: Timestamp(0) };
         let now = Timestamp(60_000_000);
         PathPolicy::default().switching.decide(Some(in_use), Some(score(3, other_ms)), false, now).0
     }
@@ -113,9 +123,18 @@ mod tests {
     #[test]
     fn the_thresholds_are_where_the_router_would_decide_otherwise() {
         let policy = PathPolicy::default();
-        for (in_use_ms, other_ms) in [(80.0, 90.0), (80.0, 60.0), (200.0, 200.0)] {
+        for (margin, in_use_ms, other_ms) in [
+            (0.0, 80.0, 90.0),
+            (0.0, 80.0, 60.0),
+            (0.0, 200.0, 200.0),
+            (0.2, 150.0, 160.0),
+            (0.3, 200.0, 100.0),
+        ] {
+            let leaves = |in_use_ms, other_ms| leaves(margin, in_use_ms, other_ms);
             let candidates = vec![candidate(2, in_use_ms), candidate(3, other_ms)];
-            let found = counterfactual(&policy, &decision(candidates, 0, Reason::Best)).unwrap();
+            let mut made = decision(candidates, 0, Reason::Best);
+            made.ranking.margin = margin;
+            let found = counterfactual(&policy, &made).unwrap();
             assert_eq!(found.runner_up, 1);
             let below = found.falls_below_ms.unwrap();
             assert!(leaves(in_use_ms, below * 0.999_999), "{found:?}");
@@ -133,6 +152,10 @@ mod tests {
         let found = counterfactual(&policy, &decision(candidates, 0, Reason::Best)).unwrap();
         assert_eq!(found.falls_below_ms, None, "four hops cost more than 5 ms");
         assert!(found.rises_above_ms.is_some());
+        let mut stays = decision(vec![candidate(2, 80.0), candidate(2, 90.0)], 0, Reason::Best);
+        stays.ranking.margin = 1.0;
+        let found = counterfactual(&policy, &stays).unwrap();
+        assert_eq!((found.falls_below_ms, found.rises_above_ms), (None, None), "stays for ever");
     }
 
     #[test]
@@ -150,6 +173,7 @@ mod tests {
         // Where nothing is in use yet, no margin protects the best.
         let mut asked = decision(vec![candidate(2, 80.0), candidate(2, 80.0)], 0, Reason::First);
         asked.tunnel = None;
+        asked.ranking.margin = 0.2;
         let found = counterfactual(&policy, &asked).unwrap();
         assert!((found.falls_below_ms.unwrap() - 80.0).abs() < 1e-6, "{found:?}");
     }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::graph::{OverlayGraph, Topology};
 use super::path::{disjoint_backup, k_shortest};
-use super::score::{ScoreWeights, route_score};
+use super::score::{ScoreWeights, route_score, score_for_forecast};
 use super::switching::{Current, Reason, SwitchingPolicy};
 use crate::engine::measure::{LinkHistories, LinkQuality, RouteHistories};
-use crate::engine::predict::{Forecast, RoutePredictor, route_features};
+use crate::engine::predict::{Forecast, Ranking, RoutePredictor, route_features};
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// Most tunnels of one node. A guess: 16 times what a busy desktop opens.
@@ -57,6 +57,18 @@ pub struct Candidate {
     pub baseline_score: f64,
 }
 
+impl Candidate {
+    /// The score that another route has to beat while this one is in use: what this one would score
+    /// if its bound were lower by the margin (a share, 0 to 1).
+    pub fn score_to_beat(&self, weights: &ScoreWeights, margin: f64) -> f64 {
+        let Some(bound_ms) = self.forecast.best().map(|best| best.bound_ms) else {
+            return self.score;
+        };
+        let lower_ms = bound_ms * (1.0 - margin);
+        score_for_forecast(weights, self.route.hop_count(), self.score, bound_ms, lower_ms)
+    }
+}
+
 /// A choice among candidates, with everything that is needed to judge it later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
@@ -76,6 +88,8 @@ pub struct Decision {
     pub changed: bool,
     /// Version of the model whose forecasts decided.
     pub model_version: String,
+    /// How its forecasts were compared; the margin protects the route in use of a tunnel.
+    pub ranking: Ranking,
     /// Version of the model that was asked in shadow.
     pub challenger_version: Option<String>,
     /// Probability with which the policy makes this choice: 1, it does not explore by chance.
@@ -182,8 +196,10 @@ impl IntelligentRouter {
         let candidates = weigh(&self.policy, routes, know, now);
         let current = destination.current.as_ref();
         let current_at = current.and_then(|(r, _)| candidates.iter().position(|c| c.route == *r));
+        let ranking = know.predictor.ranking();
+        let to_beat = |i: usize| candidates[i].score_to_beat(&self.policy.weights, ranking.margin);
         let view = current.map(|(_, since)| Current {
-            score: current_at.filter(|i| candidates[*i].alive).map(|i| candidates[i].score),
+            score: current_at.filter(|i| candidates[*i].alive).map(to_beat),
             since: *since,
         });
         let mut best = candidates.iter().position(|candidate| candidate.alive);
@@ -225,6 +241,7 @@ impl IntelligentRouter {
             reason,
             changed: change,
             model_version: know.predictor.version(),
+            ranking,
             challenger_version: know.predictor.challenger_version(),
             propensity: 1.0,
         })
@@ -247,6 +264,7 @@ impl IntelligentRouter {
             reason: if chosen.is_some() { Reason::First } else { Reason::NoRoute },
             changed: false,
             model_version: know.predictor.version(),
+            ranking: know.predictor.ranking(),
             challenger_version: know.predictor.challenger_version(),
             propensity: 1.0,
         }
@@ -322,6 +340,8 @@ fn weigh(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::predict::{FeatureVector, LastValue, Prediction, QualityModel};
+    use crate::engine::route::counterfactual;
 
     const TUNNEL: TunnelId = TunnelId(1);
 
@@ -421,6 +441,83 @@ mod tests {
         assert_eq!(world.decide(1).reason, Reason::Held);
         assert_eq!(world.decide(3).reason, Reason::Better);
         assert_ne!(world.current(), route(&[0, 1, 9]));
+    }
+
+    /// Forecasts the last value of the route.
+    struct LastWithMargin(f64);
+
+    impl QualityModel for LastWithMargin {
+        fn version(&self) -> &str {
+            "test"
+        }
+
+        fn predict(&self, features: &FeatureVector) -> Option<Prediction> {
+            LastValue.predict(features)
+        }
+
+        fn ranking(&self) -> Ranking {
+            Ranking { margin: self.0, ..Ranking::PLAIN }
+        }
+    }
+
+    /// A tunnel on 0-1-9, whose last round trip is `in_use_ms`, beside 0-2-9 with `other_ms`.
+    fn decided_with(margin: f64, in_use_ms: f64, other_ms: f64) -> Decision {
+        let mut world = World::new();
+        world.router.policy.switching.margin = 0.0;
+        world.predictor.set_model(Some(Arc::new(LastWithMargin(margin))));
+        world.router.open(TUNNEL, node(9), None);
+        world.decide(0);
+        assert_eq!(world.current(), route(&[0, 1, 9]));
+        let measured = [(&[0, 1, 9][..], in_use_ms), (&[0, 2, 9], other_ms)];
+        for (nodes, ms) in measured {
+            for _ in 0..5 {
+                let rtt_us = (ms * 1e3) as u64;
+                world.histories.probed(&route(nodes), Timestamp(1), Some(rtt_us));
+            }
+        }
+        for nodes in [&[0, 1, 2, 9][..], &[0, 2, 1, 9]] {
+            world.histories.probed(&route(nodes), Timestamp(1), Some(900_000));
+        }
+        world.decide(10)
+    }
+
+    #[test]
+    fn the_route_in_use_is_left_only_for_a_bound_that_is_lower_by_the_margin() {
+        for (margin, other_ms, reason) in [
+            (0.0, 90.0, Reason::Better),
+            (0.2, 90.0, Reason::WithinMargin),
+            (0.2, 81.0, Reason::WithinMargin),
+            (0.2, 79.0, Reason::Better),
+            (0.2, 70.0, Reason::Better),
+            (0.2, 110.0, Reason::Best),
+            (1.0, 1.0, Reason::WithinMargin),
+        ] {
+            let decision = decided_with(margin, 100.0, other_ms);
+            assert_eq!(decision.reason, reason, "{margin} {other_ms}");
+            assert_eq!(decision.ranking.margin, margin);
+        }
+    }
+
+    #[test]
+    fn the_counterfactual_of_a_decision_is_where_the_router_turns() {
+        for (margin, in_use_ms, other_ms) in
+            [(0.0, 100.0, 90.0), (0.2, 100.0, 90.0), (0.2, 80.0, 95.0)]
+        {
+            let policy = PathPolicy {
+                switching: SwitchingPolicy { margin: 0.0, ..SwitchingPolicy::default() },
+                ..PathPolicy::default()
+            };
+            let stays = decided_with(margin, in_use_ms, in_use_ms * 1.5);
+            assert_eq!(stays.reason, Reason::Best);
+            let found = counterfactual(&policy, &stays).unwrap();
+            let below = found.falls_below_ms.unwrap();
+            assert!(!decided_with(margin, in_use_ms, below + 0.01).changed, "{below}");
+            assert!(decided_with(margin, in_use_ms, below - 0.01).changed, "{below}");
+            let stays = decided_with(margin, other_ms * 0.9, other_ms);
+            let above = counterfactual(&policy, &stays).unwrap().rises_above_ms.unwrap();
+            assert!(!decided_with(margin, above - 0.01, other_ms).changed, "{above}");
+            assert!(decided_with(margin, above + 0.01, other_ms).changed, "{above}");
+        }
     }
 
     #[test]

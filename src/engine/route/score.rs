@@ -55,7 +55,7 @@ pub fn route_score(weights: &ScoreWeights, links: &[LinkQuality], forecast_ms: f
         return 0.0;
     }
     let hops = links.len() as f64;
-    let latency = 1.0 / (1.0 + forecast_ms / LATENCY_HALF_MS);
+    let latency = latency_term(forecast_ms);
     let hop_score = |link: &LinkQuality| {
         let bandwidth = link.bandwidth.map_or(1.0, |b| (b / weights.bandwidth_reference).min(1.0));
         weights.latency * latency
@@ -64,6 +64,18 @@ pub fn route_score(weights: &ScoreWeights, links: &[LinkQuality], forecast_ms: f
             + weights.congestion * (1.0 - link.utilisation)
     };
     links.iter().map(hop_score).sum::<f64>() / hops * HOP_PENALTY.powf(hops - 1.0)
+}
+
+/// What a route of `hops` links that scores `score` with `forecast_ms` would score with `other_ms`
+/// instead, when everything else stays as it is.
+pub fn score_for_forecast(
+    weights: &ScoreWeights,
+    hops: usize,
+    score: f64,
+    forecast_ms: f64,
+    other_ms: f64,
+) -> f64 {
+    score + slope(weights, hops) * (latency_term(other_ms) - latency_term(forecast_ms))
 }
 
 /// The forecast round trip (ms) with which a route would score `target`, when everything else
@@ -76,10 +88,18 @@ pub fn forecast_for_score(
     forecast_ms: f64,
     target: f64,
 ) -> Option<f64> {
-    // The score is a straight line in the latency term, see the module's documentation.
-    let slope = weights.latency * HOP_PENALTY.powf(hops as f64 - 1.0);
-    let latency = 1.0 / (1.0 + forecast_ms / LATENCY_HALF_MS) + (target - score) / slope;
+    let latency = latency_term(forecast_ms) + (target - score) / slope(weights, hops);
     (latency > 0.0 && latency <= 1.0).then(|| LATENCY_HALF_MS * (1.0 / latency - 1.0))
+}
+
+fn latency_term(ms: f64) -> f64 {
+    1.0 / (1.0 + ms / LATENCY_HALF_MS)
+}
+
+/// How much the score of a route rises with its latency term: it is a straight line in that, see
+/// the module's documentation.
+fn slope(weights: &ScoreWeights, hops: usize) -> f64 {
+    weights.latency * HOP_PENALTY.powf(hops as f64 - 1.0)
 }
 
 #[cfg(test)]
@@ -123,6 +143,8 @@ mod tests {
             let target = score(&links, wanted_ms);
             let found = forecast_for_score(&weights, 3, now, 80.0, target).unwrap();
             assert!((found - wanted_ms).abs() < 1e-6, "{found} {wanted_ms}");
+            let score = score_for_forecast(&weights, 3, now, 80.0, wanted_ms);
+            assert!((score - target).abs() < 1e-12, "{score} {target}");
         }
         for target in [score(&links, 0.0) + 1e-9, score(&links, f64::INFINITY) - 1e-9] {
             assert_eq!(forecast_for_score(&weights, 3, now, 80.0, target), None);

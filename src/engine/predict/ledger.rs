@@ -1,0 +1,119 @@
+//! What each rule of a grid cost, beside the default: which of them surely saved.
+
+use super::ranking::Ranking;
+
+/// Blocks before a saving is trusted.
+const BLOCKS_MIN: f64 = 8.0;
+/// Share by which another rule must have cost less than the default to replace it.
+const GAIN_MIN: f64 = 0.001;
+
+/// What a rule cost beyond the default.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    /// In this block, in all blocks before, and the sum of squares over blocks.
+    block: f64,
+    sum: f64,
+    squares: f64,
+}
+
+/// The accounts of all rules over choices in order of time. Choices made close together share what
+/// happened then, so that savings are counted by blocks.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    rules: Vec<(Ranking, Account)>,
+    default: usize,
+    default_cost: f64,
+    choices: u32,
+    blocks: f64,
+    block_choices: u32,
+    in_block: u32,
+}
+
+impl Ledger {
+    /// Empty accounts, with `block_choices` choices a block; the default is added to the rules
+    /// when it is not among them.
+    pub fn new(mut rules: Vec<Ranking>, default: Ranking, block_choices: u32) -> Self {
+        let position = rules.iter().position(|rule| *rule == default);
+        let default = position.unwrap_or_else(|| {
+            rules.push(default);
+            rules.len() - 1
+        });
+        let rules = rules.into_iter().map(|rule| (rule, Account::default())).collect();
+        Self {
+            rules,
+            default,
+            default_cost: 0.0,
+            choices: 0,
+            blocks: 0.0,
+            block_choices,
+            in_block: 0,
+        }
+    }
+
+    /// The rule that all are compared with.
+    pub fn default_rule(&self) -> Ranking {
+        self.rules[self.default].0
+    }
+
+    /// The rules, in the order of their positions.
+    pub fn rules(&self) -> impl Iterator<Item = &Ranking> {
+        self.rules.iter().map(|(rule, _)| rule)
+    }
+
+    /// A choice became known: `cost` says what each rule, with its position, paid.
+    pub fn add(&mut self, cost: impl Fn(usize, &Ranking) -> f64) {
+        let default_cost = cost(self.default, &self.rules[self.default].0);
+        for (index, (rule, account)) in self.rules.iter_mut().enumerate() {
+            account.block += cost(index, rule) - default_cost;
+        }
+        self.default_cost += default_cost;
+        self.choices += 1;
+        self.in_block += 1;
+    }
+
+    /// The choices of one moment are complete; a block ends with a moment, never within one.
+    pub fn end_round(&mut self) {
+        if self.in_block < self.block_choices {
+            return;
+        }
+        for (_, account) in &mut self.rules {
+            account.sum += account.block;
+            account.squares += account.block * account.block;
+            account.block = 0.0;
+        }
+        self.blocks += 1.0;
+        self.in_block = 0;
+    }
+
+    /// The rule that surely saved most against the default, once `choices_min` choices in enough
+    /// blocks were seen; else the default. Sure is a saving of so many standard errors: the best of
+    /// many is luck otherwise.
+    pub fn best(&self, choices_min: u32, standard_errors: f64) -> Ranking {
+        let default = self.rules[self.default].0;
+        if self.choices < choices_min || self.blocks < BLOCKS_MIN {
+            return default;
+        }
+        let bound = |account: &Account| {
+            let variance = (account.squares - account.sum * account.sum / self.blocks).max(0.0);
+            account.sum + standard_errors * variance.sqrt()
+        };
+        let bounds = self.rules.iter().map(|(rule, account)| (rule, bound(account)));
+        match bounds.min_by(|(_, a), (_, b)| a.total_cmp(b)) {
+            Some((rule, least)) if least < -GAIN_MIN * self.default_cost => *rule,
+            _ => default,
+        }
+    }
+
+    /// Choices seen.
+    pub fn choices(&self) -> u32 {
+        self.choices
+    }
+
+    /// Mean cost of a choice by this rule; `None` when it is no rule of this ledger, or nothing
+    /// was seen.
+    pub fn mean_cost(&self, rule: &Ranking) -> Option<f64> {
+        let (_, account) = self.rules.iter().find(|(known, _)| known == rule)?;
+        let cost = self.default_cost + account.sum + account.block;
+        (self.choices > 0).then(|| cost / f64::from(self.choices))
+    }
+}
