@@ -30,6 +30,7 @@ use serve::accept_tunnels;
 use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
 use super::plane::{DataPlane, FarEnd};
+use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
 
 /// How long a tunnel may take to come up.
@@ -108,6 +109,8 @@ pub struct TunnelInfo {
     pub tunnel: TunnelId,
     /// To what.
     pub service: ServiceName,
+    /// How the service speaks.
+    pub kind: ServiceKind,
     /// The node behind it.
     pub provider: PublicKey,
     /// Where it accepts TCP connections.
@@ -130,6 +133,7 @@ struct Traffic {
 
 struct OpenTunnel {
     service: ServiceName,
+    kind: ServiceKind,
     provider: PublicKey,
     listen: SocketAddr,
     traffic: Arc<Traffic>,
@@ -220,6 +224,7 @@ impl Tunnels {
         tunnel: TunnelId,
         provider: PublicKey,
         service: ServiceName,
+        kind: ServiceKind,
         listen: SocketAddr,
     ) -> Result<SocketAddr, TunnelError> {
         let listen_error = |error| TunnelError::Listen { address: listen, error };
@@ -238,7 +243,7 @@ impl Tunnels {
             stop: stop.clone(),
         };
         self.tasks.spawn(accept_tcp(listener, Arc::new(local)));
-        let open = OpenTunnel { service, provider, listen, traffic, stop };
+        let open = OpenTunnel { service, kind, provider, listen, traffic, stop };
         self.lock_open().insert(tunnel, open);
         Ok(listen)
     }
@@ -270,6 +275,7 @@ impl Tunnels {
         let info = |(tunnel, open): (&TunnelId, &OpenTunnel)| TunnelInfo {
             tunnel: *tunnel,
             service: open.service.clone(),
+            kind: open.kind,
             provider: open.provider,
             listen: open.listen,
             bytes: (load(&open.traffic.sent), load(&open.traffic.received)),
