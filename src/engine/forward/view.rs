@@ -165,6 +165,7 @@ mod tests {
             kind in 0u8..8,
             changes in proptest::collection::vec((0usize..120, any::<u8>()), 0..3),
             small in proptest::collection::vec((0usize..28, 0u8..12), 0..2),
+            twins in proptest::option::of((0usize..9, 0usize..9)),
             cut in 0usize..40,
         ) {
             let kind = DatagramKind::from_byte(kind).unwrap();
@@ -173,6 +174,10 @@ mod tests {
                 if let Some(place) = bytes.get_mut(at) {
                     *place = byte;
                 }
+            }
+            let place = |node: usize| FIXED_BYTES + NODE_BYTES * (node % usize::from(nodes));
+            if let Some((one, other)) = twins {
+                bytes.copy_within(place(one)..place(one) + NODE_BYTES, place(other));
             }
             bytes.truncate(bytes.len() - cut.saturating_sub(30));
             match (HeaderView::parse(&bytes), Header::decode(&bytes)) {
