@@ -12,6 +12,11 @@ use crate::engine::overlay::BootstrapPolicy;
 use crate::engine::route::{PathPolicy, ScoreWeights, SwitchingPolicy};
 use crate::engine::types::MAX_ROUTE_HOPS;
 
+/// Most routes that a tunnel uses at one time.
+pub const PATHS_MAX: usize = 4;
+/// Smallest limit on what is passed on for others (bytes/s): a datagram in a few seconds.
+pub const RELAY_RATE_MIN: u64 = 1_000;
+
 /// A configuration that cannot be used. The message names the file or key and what to write.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -49,8 +54,12 @@ pub enum ConfigError {
 pub struct Config {
     /// Who to talk to.
     pub network: NetworkConfig,
+    /// How local programs enter the mesh.
+    pub entry: EntryConfig,
     /// How routes are chosen.
     pub routing: RoutingConfig,
+    /// What is passed on for others.
+    pub relay: RelayConfig,
     /// How often to measure.
     pub probing: ProbingConfig,
     /// How to learn.
@@ -91,6 +100,29 @@ impl Default for NetworkConfig {
     }
 }
 
+/// How local programs enter the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EntryConfig {
+    /// Address and port of the SOCKS5 proxy; empty for none. Whoever can connect to it acts as this
+    /// node.
+    pub socks: String,
+}
+
+impl Default for EntryConfig {
+    fn default() -> Self {
+        Self { socks: "127.0.0.1:1080".into() }
+    }
+}
+
+/// What is passed on for others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RelayConfig {
+    /// Most bytes passed on for others in a second, 1000 or more; 0 for no limit.
+    pub rate: u64,
+}
+
 /// How routes are chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -99,6 +131,8 @@ pub struct RoutingConfig {
     pub candidates: usize,
     /// Longest candidate (links), 1 to 8.
     pub max_hops: usize,
+    /// Routes that a tunnel uses at one time, 1 to 4.
+    pub paths: usize,
     /// Bandwidth that scores full marks (bytes/s), above 0.
     pub bandwidth_reference: f64,
     /// Relative gain in score below which the current route stays, 0 to 1.
@@ -114,6 +148,7 @@ impl Default for RoutingConfig {
         Self {
             candidates: paths.candidates,
             max_hops: paths.max_hops,
+            paths: 1,
             bandwidth_reference: ScoreWeights::default().bandwidth_reference,
             switch_margin: switching.margin,
             hold_ms: switching.hold.as_millis() as u64,
@@ -306,6 +341,26 @@ impl Config {
             "1 to 8",
         )?;
         check(
+            "routing.paths",
+            within(1..=PATHS_MAX, routing.paths),
+            text(&routing.paths),
+            "1 to 4",
+        )?;
+        let socks = &self.entry.socks;
+        check(
+            "entry.socks",
+            socks.is_empty() || socks.parse::<SocketAddr>().is_ok(),
+            format!("'{socks}'"),
+            "an address and a port as in 127.0.0.1:1080, or empty",
+        )?;
+        let rate = self.relay.rate;
+        check(
+            "relay.rate",
+            rate == 0 || rate >= RELAY_RATE_MIN,
+            text(&rate),
+            "0, or 1000 or more",
+        )?;
+        check(
             "routing.bandwidth_reference",
             routing.bandwidth_reference.is_finite() && routing.bandwidth_reference > 0.0,
             text(&routing.bandwidth_reference),
@@ -396,6 +451,7 @@ mod tests {
     #[test]
     fn the_template_is_the_default() {
         assert_eq!(Config::parse(&Config::template(), "template").unwrap(), Config::default());
+        assert!(Config::parse("[entry]\nsocks = ''", "no proxy").is_ok());
     }
 
     #[test]
@@ -404,6 +460,9 @@ mod tests {
             ("[network]\nlisten_on = 1", "listen_on"),
             ("[routing]\nmax_hops = 9", "routing.max_hops"),
             ("[routing]\nswitch_margin = 2.0", "routing.switch_margin"),
+            ("[routing]\npaths = 5", "routing.paths"),
+            ("[entry]\nsocks = 'localhost:1080'", "entry.socks"),
+            ("[relay]\nrate = 999", "relay.rate"),
             ("[probing]\nlink_ms = 1", "probing.link_ms"),
             ("[network]\nname = 'A B'", "network.name"),
             ("[[emulation.links]]\nloss = 2.0", "emulation.links"),

@@ -22,7 +22,7 @@ use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::{CommandError, ServiceSpec};
 use crate::engine::overlay::wire::ServiceKind;
 use crate::engine::types::{NodeId, ServiceName, TunnelId};
-use crate::node::{DATABASE, NodeHandle, RequestError, parse_peer_id};
+use crate::node::{DATABASE, NodeHandle, RequestError, TunnelOptions, parse_peer_id};
 
 /// Why the control API could not start.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +159,7 @@ async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> A
         metadata: std::collections::BTreeMap::new(),
         allowed,
         ttl_s: body.ttl_s,
+        objective: body.objective,
     };
     let begun = Instant::now();
     let sequence = node.publish(service, target).await?;
@@ -215,7 +216,8 @@ async fn open_tunnel(
     let via = body
         .via
         .map(|relays| relays.iter().map(|text| parse_node(text)).collect::<Result<Vec<_>, _>>());
-    let (tunnel, _) = node.open_tunnel(service, listen, via.transpose()?).await?;
+    let options = TunnelOptions { via: via.transpose()?, objective: body.objective };
+    let (tunnel, _) = node.open_tunnel(service, listen, options).await?;
     let info = node.tunnels().into_iter().find(|info| info.tunnel == tunnel);
     let info = info.ok_or(RequestError::Stopped)?;
     Ok(Json(node.inspect(move |view| Tunnel::of(&info, view)).await?))

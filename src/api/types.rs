@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::measure::{LinkQuality, LinkState};
-use crate::engine::overlay::ServiceRecord;
-use crate::engine::overlay::wire::ServiceKind;
+use crate::engine::overlay::{Objective, ServiceRecord};
 use crate::engine::predict::ModelCard;
 use crate::engine::types::{PublicKey, Route};
 
@@ -106,8 +105,10 @@ pub struct Peer {
 pub struct Service {
     /// The name.
     pub name: String,
-    /// `tcp` or `http`.
+    /// `tcp`, `http` or `udp`.
     pub kind: String,
+    /// What it wants from its routes.
+    pub objective: Objective,
     /// Short id of the provider.
     pub provider: String,
     /// Its peer id.
@@ -146,6 +147,9 @@ pub struct Publish {
     pub allow: Vec<String>,
     /// Time to live of each record (s).
     pub ttl_s: u32,
+    /// What it wants from its routes.
+    #[serde(default)]
+    pub objective: Objective,
 }
 
 /// Answer to `POST /v1/services`
@@ -170,6 +174,9 @@ pub struct OpenTunnel {
     /// Node ids of the relays, to fix the path.
     #[serde(default)]
     pub via: Option<Vec<String>>,
+    /// What the tunnel wants from its routes, instead of what the service says.
+    #[serde(default)]
+    pub objective: Option<Objective>,
 }
 
 /// One entry of `GET /v1/tunnels`
@@ -179,12 +186,20 @@ pub struct Tunnel {
     pub tunnel: u16,
     /// To what.
     pub service: String,
+    /// How that speaks: `tcp`, `http` or `udp`.
+    pub kind: String,
+    /// What the tunnel wants from its routes.
+    pub objective: Objective,
     /// Short id of the provider.
     pub provider: String,
     /// Where it accepts connections.
     pub listen: String,
     /// The route in use.
     pub route: Option<Vec<String>>,
+    /// All routes that carry its connections now.
+    pub paths: Vec<Vec<String>>,
+    /// How long the route in use has been in use (ms).
+    pub moved_ms: Option<f64>,
     /// The route that would replace it.
     pub backup: Option<Vec<String>>,
     /// How often the route changed, the first choice included.
@@ -288,11 +303,8 @@ impl Service {
     pub fn of(key: &PublicKey, record: &ServiceRecord) -> Self {
         Self {
             name: record.name.to_string(),
-            kind: match record.kind {
-                ServiceKind::Tcp => "tcp",
-                ServiceKind::Http => "http",
-            }
-            .into(),
+            kind: record.kind.as_str().into(),
+            objective: record.objective,
             provider: key.node_id().to_string(),
             provider_peer_id: peer_id_text(key),
             target: None,
@@ -312,11 +324,15 @@ impl Tunnel {
         Self {
             tunnel: info.tunnel.0,
             service: info.service.to_string(),
+            kind: info.kind.as_str().into(),
+            objective: destination.map(|d| d.objective).unwrap_or_default(),
             provider: info.provider.node_id().to_string(),
             listen: info.listen.to_string(),
             route: current.map(|(route, _)| route_ids(route)),
-            backup: destination.and_then(|d| d.backup.as_ref()).map(route_ids),
-            route_changes: destination.map_or(0, |d| d.route_id),
+            paths: current.iter().map(|(route, _)| route_ids(route)).collect(),
+            moved_ms: current.map(|(_, since)| view.now.since(*since).as_secs_f64() * 1e3),
+            backup: destination.and_then(|d| d.backup.as_ref()).map(|b| route_ids(&b.route)),
+            route_changes: destination.map_or(0, |d| d.changes),
             reachable: destination.is_some_and(|d| d.reachable),
             connections: info.connections,
             open_connections: info.open,

@@ -24,6 +24,7 @@ use super::Context;
 use crate::engine::Intervals;
 use crate::engine::event::{Command, Input};
 use crate::engine::measure::LinkReport;
+use crate::engine::overlay::Objective;
 use crate::engine::route::PathPolicy;
 use crate::engine::types::{Timestamp, TunnelId};
 use crate::learn::{Exported, LearnError, export, refuse_unless_empty};
@@ -246,9 +247,14 @@ fn simulate(
         }
         if step == 1 {
             for (tunnel, far_end) in (1..).zip(FAR_ENDS) {
-                let destination = world.id(far_end);
-                let tunnel = TunnelId(tunnel);
-                world.command(OBSERVER, Command::OpenTunnel { tunnel, destination, forced: None });
+                let open = Command::OpenTunnel {
+                    tunnel: TunnelId(tunnel),
+                    destination: world.id(far_end),
+                    forced: None,
+                    objective: Objective::Balanced,
+                    beside: None,
+                };
+                world.command(OBSERVER, open);
             }
         }
         world.run_for(STEP);

@@ -2,6 +2,7 @@
 
 use super::{Context, output};
 use crate::api::types::{Publish, Published, Resolved, Service};
+use crate::engine::overlay::Objective;
 
 /// Publish, find and withdraw services.
 #[derive(Debug, clap::Subcommand)]
@@ -41,7 +42,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     let client = context.client();
     match verb {
         Verb::Publish { name, to, allow, ttl } => {
-            let body = Publish { name, to, allow, ttl_s: ttl };
+            let body = Publish { name, to, allow, ttl_s: ttl, objective: Objective::Balanced };
             let published: Published = client.post("/v1/services", &body).await?;
             if context.json {
                 return output::json(&published);

@@ -35,7 +35,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
                 let relays = via.split(',').map(str::trim).filter(|relay| !relay.is_empty());
                 relays.map(str::to_owned).collect()
             };
-            let body = OpenTunnel { service: name, listen, via: via.map(split) };
+            let body = OpenTunnel { service: name, listen, via: via.map(split), objective: None };
             let tunnel: Tunnel = client.post("/v1/tunnels", &body).await?;
             if context.json {
                 return output::json(&tunnel);

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::engine::forward::ForwardingSnapshot;
-use crate::engine::measure::{LinkReport, Sample};
-use crate::engine::overlay::wire::{PeerAddresses, ServiceKind, ServiceRecord};
+use crate::engine::measure::{LinkReport, RouteReport, Sample};
+use crate::engine::overlay::wire::{Objective, PeerAddresses, ServiceKind, ServiceRecord};
 use crate::engine::predict::QualityModel;
 use crate::engine::predict::watch::LiveLoss;
 use crate::engine::route::Decision;
@@ -59,6 +59,24 @@ pub enum Input {
     },
     /// The data plane's counters of the last slice.
     Slice(Vec<(NodeId, LinkReport)>),
+    /// The data plane has left a silent route for the backup that the snapshot names.
+    RouteSilent {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Number of the route that it left.
+        route_id: u32,
+    },
+    /// The same, because a node of the route said that its next link is gone.
+    RouteBroken {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Number of the route that it left.
+        route_id: u32,
+        /// Index in the route of the node that said so.
+        at: usize,
+    },
+    /// What the traffic of tunnels in use met on their routes since the last report.
+    Routes(Vec<(TunnelId, RouteReport)>),
     /// The DHT stored a record, or did not.
     DhtStored {
         /// From [`Output::DhtPut`].
@@ -115,6 +133,10 @@ pub enum Command {
         destination: NodeId,
         /// A fixed path instead of a chosen one.
         forced: Option<Route>,
+        /// What it wants from its routes.
+        objective: Objective,
+        /// Another tunnel of this node to the same far end, whose relays it is to avoid.
+        beside: Option<TunnelId>,
     },
     /// No longer.
     CloseTunnel(TunnelId),
@@ -133,6 +155,8 @@ pub struct ServiceSpec {
     pub allowed: Vec<NodeId>,
     /// Time to live of each record (s).
     pub ttl_s: u32,
+    /// What it wants from its routes.
+    pub objective: Objective,
 }
 
 /// Something to be done.
@@ -284,6 +308,13 @@ pub enum Notice {
         route: Option<Route>,
         /// Why.
         reason: &'static str,
+    },
+    /// A route in use no longer answers; its tunnel is decided at once.
+    RouteLost {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// The node that said so; `None` when the route fell silent.
+        at: Option<NodeId>,
     },
     /// The model did worse than the moving average, which decides from now on.
     ModelWithdrawn {

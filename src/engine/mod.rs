@@ -13,6 +13,7 @@
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
 pub mod event;
+mod failover;
 pub mod forward;
 mod joining;
 pub mod measure;
@@ -35,7 +36,7 @@ use event::{Command, Input, Notice, Output};
 use forward::{Binding, ForwardingSnapshot};
 use measure::prober::Prober;
 use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
-use overlay::wire::{self, GossipMessage, Signed};
+use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
 use predict::{QualityModel, RoutePredictor};
 use route::router::Knowledge;
@@ -184,6 +185,11 @@ impl Engine {
                     self.record(Sample::Slice { at, neighbour, report });
                 }
             }
+            Input::RouteSilent { tunnel, route_id } => self.route_lost(tunnel, route_id, None, now),
+            Input::RouteBroken { tunnel, route_id, at } => {
+                self.route_lost(tunnel, route_id, Some(at), now);
+            }
+            Input::Routes(reports) => self.routes_reported(reports, now),
             Input::DhtStored { request, error } => {
                 self.services.stored(request, error, now, &mut self.outputs);
             }
@@ -323,8 +329,8 @@ impl Engine {
             Command::Resolve { request, name, from_dht } => {
                 self.services.resolve(request, name, from_dht, now, &mut self.outputs);
             }
-            Command::OpenTunnel { tunnel, destination, forced } => {
-                if !self.router.open(tunnel, destination, forced) {
+            Command::OpenTunnel { tunnel, destination, forced, objective, beside } => {
+                if !self.router.open(tunnel, destination, forced, objective, beside) {
                     self.dropped("tunnel", "too many are open".into());
                 }
                 self.decide_at = now;
@@ -398,9 +404,21 @@ impl Engine {
             reachable: destination.reachable,
             route_id: destination.route_id,
             backup: destination.backup.clone(),
+            copies: destination.objective == Objective::Reliability,
+            capacity: destination
+                .current
+                .as_ref()
+                .and_then(|(route, _)| self.graph.residual(route)),
         };
         let tunnels = self.router.tunnels().map(|(id, destination)| (id, binding(destination)));
-        ForwardingSnapshot { tunnels: tunnels.collect() }
+        let down = self.links.all().filter(|(_, state, _)| *state == LinkState::Down);
+        let capacity =
+            self.links.all().filter_map(|(node, _, quality)| Some((node, quality?.bandwidth?)));
+        ForwardingSnapshot {
+            tunnels: tunnels.collect(),
+            down: down.map(|(node, ..)| node).collect(),
+            capacity: capacity.collect(),
+        }
     }
 
     /// The time of an observation: `now`, but never the same twice.

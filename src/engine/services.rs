@@ -9,7 +9,7 @@ use ed25519_dalek::SigningKey;
 use crate::engine::event::{Answer, CommandError, Notice, Output, RequestId, ServiceSpec, Verdict};
 use crate::engine::measure::{EventKind, Sample};
 use crate::engine::overlay::registry::{self, RecordError};
-use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, Objective, Signed};
+use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, Signed};
 use crate::engine::overlay::{ServiceRecord, ServiceRegistry};
 use crate::engine::types::{PublicKey, ServiceName, Timestamp};
 
@@ -266,7 +266,7 @@ impl Services {
             sequence,
             issued_at: now,
             ttl_s: spec.ttl_s,
-            objective: Objective::Balanced,
+            objective: spec.objective,
             allowed: spec.allowed.clone(),
             withdrawn,
         };

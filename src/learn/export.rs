@@ -1,7 +1,8 @@
 //! Export: the store as Parquet, partitioned by UTC day, for any other tool.
 //!
 //! `<out>/<table>/day=YYYY-MM-DD/part-0.parquet`, hive style: the day is in the path and not in
-//! the file. Tables: `probe` (both kinds), `link_state`, `route_features`, which is the frame that
+//! the file. Tables: `probe` (both kinds), `link_state`, `route_slice` (what the traffic of tunnels met
+//! on their routes), `route_features`, which is the frame that
 //! training uses, `decision`, and `candidate` with the forecasts and scores of each route that was
 //! weighed (its features are left out: `route_features` has those of its next probe). The day is
 //! that of `sent_us` or `at_us`. Features are 32-bit floats, which is what XGBoost computes with;
@@ -17,10 +18,11 @@ use super::dataset::feature_frame;
 use super::{LearnError, file_error, frame_error};
 use crate::engine::measure::ProbeKind;
 use crate::engine::predict::schema::FEATURES;
-use crate::store::{CandidateRow, DecisionRow, LinkStateRow, ProbeRow, Reader};
+use crate::store::{CandidateRow, DecisionRow, LinkStateRow, ProbeRow, Reader, RouteSliceRow};
 
 /// The tables, in the order of the report.
-const TABLES: [&str; 5] = ["probe", "link_state", "route_features", "decision", "candidate"];
+const TABLES: [&str; 6] =
+    ["probe", "link_state", "route_slice", "route_features", "decision", "candidate"];
 const PART: &str = "part-0.parquet";
 const DAY: &str = "day";
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -65,6 +67,7 @@ pub fn export(store_path: &Path, out: &Path, force: bool) -> Result<Exported, Le
     let frames = [
         (probe_frame(&probes).map_err(&wrong)?, "sent_us"),
         (link_state_frame(&link_states).map_err(&wrong)?, "at_us"),
+        (route_slice_frame(&reader.route_slices(0)?).map_err(&wrong)?, "at_us"),
         (narrow(features).map_err(&wrong)?, "sent_us"),
         (decision_frame(&decisions).map_err(&wrong)?, "at_us"),
         (candidate_frame(&decisions).map_err(&wrong)?, "at_us"),
@@ -122,6 +125,30 @@ fn link_state_frame(states: &[LinkStateRow]) -> PolarsResult<DataFrame> {
         Column::new("utilisation".into(), number(|s| s.quality.map(|q| q.utilisation))),
     ];
     DataFrame::new(states.len(), columns)
+}
+
+fn route_slice_frame(slices: &[RouteSliceRow]) -> PolarsResult<DataFrame> {
+    let count = |value: fn(&RouteSliceRow) -> u64| {
+        slices.iter().map(|s| value(s) as i64).collect::<Vec<_>>()
+    };
+    let rtt_us: Vec<Option<i64>> = slices.iter().map(|s| s.rtt_us.map(|us| us as i64)).collect();
+    let tunnels: Vec<u32> = slices.iter().map(|s| u32::from(s.tunnel)).collect();
+    let routes: Vec<&str> = slices.iter().map(|s| s.route.as_str()).collect();
+    let columns = vec![
+        Column::new("at_us".into(), count(|s| s.at_us)),
+        Column::new("tunnel".into(), tunnels),
+        Column::new("route".into(), routes),
+        Column::new("route_id".into(), slices.iter().map(|s| s.route_id).collect::<Vec<_>>()),
+        Column::new("sent_datagrams".into(), count(|s| s.sent_datagrams)),
+        Column::new("received_datagrams".into(), count(|s| s.received_datagrams)),
+        Column::new("sent_bytes".into(), count(|s| s.sent_bytes)),
+        Column::new("marked_datagrams".into(), count(|s| s.marked_datagrams)),
+        Column::new("rtt_us".into(), rtt_us),
+        Column::new("back_sent".into(), count(|s| s.back_sent)),
+        Column::new("back_received".into(), count(|s| s.back_received)),
+        Column::new("duration_us".into(), count(|s| s.duration_us)),
+    ];
+    DataFrame::new(slices.len(), columns)
 }
 
 /// The features as 32-bit floats; key columns stay as they are.
@@ -261,7 +288,7 @@ fn date(day: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::measure::{LinkQuality, Sample};
+    use crate::engine::measure::{LinkQuality, RouteReport, Sample};
     use crate::engine::predict::schema::MISSING;
     use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::{Candidate, Decision, Reason};
@@ -297,6 +324,19 @@ mod tests {
         for (at, quality) in [(start_us + 1, Some(quality)), (start_us + 2, None)] {
             writer.write(Sample::LinkState { at: Timestamp(at), origin, neighbour, quality });
         }
+        let report = RouteReport {
+            route: route.clone(),
+            route_id: 1,
+            sent: 20,
+            received: 19,
+            bytes: 30_000,
+            marked: 2,
+            rtt_us: Some(9_000),
+            back_sent: 18,
+            back_received: 17,
+            duration_us: 500_000,
+        };
+        writer.write(Sample::RouteSlice { at: Timestamp(start_us), tunnel: TunnelId(1), report });
         writer.decision(decision(start_us + 3, &route, 3), 1);
         writer.decision(decision(start_us + 86_400_000_000, &route, 0), 1);
         writer.flush().unwrap();
@@ -348,6 +388,7 @@ mod tests {
         let expected = [
             ("probe", 288, 2),
             ("link_state", 2, 1),
+            ("route_slice", 1, 1),
             ("route_features", 144, 2),
             ("decision", 2, 2),
             ("candidate", 3, 1),
@@ -364,6 +405,11 @@ mod tests {
         assert!(sent_us.is_sorted());
         let states = read(&out.join("link_state/day=2023-11-14/part-0.parquet"));
         assert_eq!(states.column("rtt_ms").unwrap().f64().unwrap().to_vec(), [Some(9.0), None]);
+        let slices = read(&out.join("route_slice/day=2023-11-14/part-0.parquet"));
+        let counts =
+            ["sent_datagrams", "received_datagrams", "marked_datagrams", "rtt_us", "back_sent"];
+        let first = |name| slices.column(name).unwrap().i64().unwrap().get(0).unwrap();
+        assert_eq!(counts.map(first), [20, 19, 2, 9_000, 18]);
         let features = read(&out.join("route_features/day=2023-11-15/part-0.parquet"));
         assert_eq!(features.width(), 4 + FEATURES.len());
         let means = features.column("route_mean5_ms").unwrap().f32().unwrap();

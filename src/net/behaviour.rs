@@ -42,14 +42,14 @@ pub(super) struct Protocols {
 impl Protocols {
     pub(super) fn new(network: &str) -> Result<Self, NetError> {
         let protocol = |name: &str| {
-            StreamProtocol::try_from_owned(format!("/meshwise/{network}/{name}/1"))
+            StreamProtocol::try_from_owned(format!("/meshwise/{network}/{name}"))
                 .map_err(|error| NetError::Build(error.to_string()))
         };
         Ok(Self {
             network: format!("/meshwise/{network}/1"),
-            kad: protocol("kad")?,
-            sync: protocol("sync")?,
-            link: protocol("link")?,
+            kad: protocol("kad/1")?,
+            sync: protocol("sync/1")?,
+            link: protocol("link/2")?,
             topic: gossipsub::IdentTopic::new(format!("meshwise/{network}/1")),
         })
     }

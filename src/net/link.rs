@@ -93,7 +93,7 @@ impl Link {
 /// The lane of a datagram: by tunnel and source for data, by id for probes.
 fn lane_of(bytes: &[u8]) -> usize {
     const DATA: Option<&u8> = Some(&0);
-    let (tunnel, sequence, source) = (bytes.get(5..7), bytes.get(11..19), bytes.get(19..27));
+    let (tunnel, sequence, source) = (bytes.get(5..7), bytes.get(11..19), bytes.get(27..35));
     let flow = if bytes.get(1) == DATA { [tunnel, source] } else { [sequence, None] };
     let flow = flow.into_iter().flatten().flatten();
     flow.fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte))) % LANES
@@ -108,16 +108,8 @@ mod tests {
     #[test]
     fn a_flow_stays_on_one_lane_and_probes_use_all() {
         let lane = |kind, source: u8, sequence| {
-            let header = Header {
-                kind,
-                congestion: false,
-                reply: false,
-                position: 1,
-                tunnel: TunnelId(3),
-                route_id: 1,
-                sequence,
-                route: Route::new([NodeId([source; 8]), NodeId([99; 8])]).unwrap(),
-            };
+            let route = Route::new([NodeId([source; 8]), NodeId([99; 8])]).unwrap();
+            let header = Header::new(kind, TunnelId(3), 1, sequence, route);
             lane_of(&header.encode(b"x"))
         };
         for source in 0..9 {

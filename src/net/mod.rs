@@ -4,7 +4,8 @@
 //! - [`swarm`]: connections, identify, Kademlia ([`dht`]), gossip, synchronisation, mDNS.
 //! - [`link`] and [`lanes`]: bounded queues to neighbours, and the libp2p streams behind them;
 //!   [`emulation`] can slow them down.
-//! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped.
+//! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped; [`flows`]
+//!   remembers over which route a caller is answered.
 //! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
 //!
 //! What happens becomes an [`Input`] for the engine; what the engine
@@ -13,6 +14,7 @@
 mod behaviour;
 pub mod dht;
 pub mod emulation;
+pub mod flows;
 pub mod identity;
 pub mod lanes;
 pub mod link;

@@ -5,16 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 
 use super::emulation::Emulator;
+use super::flows::WaysBack;
 use super::link::Link;
 use crate::config::EmulatedLink;
 use crate::engine::event::Input;
-use crate::engine::forward::{DatagramKind, ForwardingSnapshot, Header, Verdict, decide};
+use crate::engine::forward::{
+    DatagramKind, ForwardingSnapshot, Header, HeaderView, Verdict, decide,
+};
 use crate::engine::measure::LinkReport;
 use crate::engine::measure::link::NEIGHBOURS_MAX;
 use crate::engine::measure::prober::OUTSTANDING_MAX;
@@ -22,11 +25,6 @@ use crate::engine::types::{NodeId, Route, TunnelId};
 
 /// Packets waiting for the tunnels of this node; beyond, they are dropped.
 pub const INBOUND_MAX: usize = 4_096;
-/// Callers whose way back is remembered; the one heard of longest ago makes room.
-pub const REPLIES_MAX: usize = 4_096;
-/// How long after the newest route was heard an older one is taken for overtaken datagrams, and
-/// not for a caller that was restarted and counts from 1 again.
-const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 /// Fixed half of the virtual addresses: an IPv6 unique local prefix (RFC 4193) of our own.
 const PREFIX: [u8; 8] = [0xfd, b'm', b'e', b's', b'h', b'w', b's', 0];
 /// Set in the port of a virtual address when the other end opened the tunnel.
@@ -111,12 +109,6 @@ impl Counters {
     }
 }
 
-struct Reply {
-    route: Route,
-    route_id: u32,
-    heard_at: Instant,
-}
-
 /// See the module documentation.
 pub struct DataPlane {
     me: NodeId,
@@ -125,7 +117,7 @@ pub struct DataPlane {
     emulator: ArcSwapOption<Emulator>,
     /// The only neighbours that links may exist to, on a node that emulates.
     only: ArcSwapOption<BTreeSet<NodeId>>,
-    replies: Mutex<BTreeMap<(NodeId, TunnelId), Reply>>,
+    ways_back: WaysBack,
     probes: Mutex<BTreeMap<u64, (Instant, Route)>>,
     sequence: AtomicU64,
     inbound: mpsc::Sender<Inbound>,
@@ -145,7 +137,7 @@ impl DataPlane {
             links: ArcSwap::default(),
             emulator: ArcSwapOption::empty(),
             only: ArcSwapOption::empty(),
-            replies: Mutex::default(),
+            ways_back: WaysBack::default(),
             probes: Mutex::default(),
             sequence: AtomicU64::new(0),
             inbound,
@@ -241,13 +233,12 @@ impl DataPlane {
 
     /// A datagram arrived from a neighbour.
     pub(super) fn received(&self, from: NodeId, mut bytes: Vec<u8>) {
-        let (header, payload) = match Header::decode(&bytes) {
-            Ok(decoded) => decoded,
-            Err(_) => return self.counters.count("malformed"),
+        let Ok(view) = HeaderView::parse(&bytes) else {
+            return self.counters.count("malformed");
         };
         let verdict = {
             let links = self.links.load();
-            decide(&header, self.me, from, |node| links.contains_key(&node))
+            decide(&view, self.me, from, |node| links.contains_key(&node))
         };
         match verdict {
             Verdict::Drop(why) => self.counters.count(why.as_str()),
@@ -260,11 +251,23 @@ impl DataPlane {
                 }
                 self.send(next, bytes);
             }
-            Verdict::Deliver => match header.kind {
-                DatagramKind::Data => self.deliver(&header, payload.to_vec()),
-                DatagramKind::Probe => self.answer_probe(header),
-                DatagramKind::ProbeAnswer => self.probe_answered(&header),
-            },
+            Verdict::Deliver => self.arrived(&bytes),
+        }
+    }
+
+    fn arrived(&self, bytes: &[u8]) {
+        let Ok((header, payload)) = Header::decode(bytes) else {
+            return self.counters.count("malformed");
+        };
+        match header.kind {
+            DatagramKind::Data => self.deliver(&header, payload.to_vec()),
+            DatagramKind::Probe => self.answer_probe(header),
+            DatagramKind::ProbeAnswer => self.probe_answered(&header),
+            DatagramKind::Beat
+            | DatagramKind::Receipt
+            | DatagramKind::Broken
+            | DatagramKind::Reserve
+            | DatagramKind::ReserveAnswer => self.counters.count("not-for-this-node"),
         }
     }
 
@@ -277,16 +280,7 @@ impl DataPlane {
             }
             probes.insert(id, (Instant::now(), route.clone()));
         }
-        let header = Header {
-            kind: DatagramKind::Probe,
-            congestion: false,
-            reply: false,
-            position: 1,
-            tunnel: TunnelId(0),
-            route_id: 0,
-            sequence: id,
-            route: route.clone(),
-        };
+        let header = Header::new(DatagramKind::Probe, TunnelId(0), 0, id, route.clone());
         self.send(route.nodes()[1], header.encode(&[]));
     }
 
@@ -301,20 +295,13 @@ impl DataPlane {
             let binding = binding.filter(|binding| binding.destination == far_end.node);
             binding.and_then(|binding| Some((binding.route.clone()?, binding.route_id)))
         } else {
-            let replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
-            let reply = replies.get(&(far_end.node, far_end.tunnel));
-            reply.map(|reply| (reply.route.clone(), reply.route_id))
+            self.ways_back.route(far_end.node, far_end.tunnel)
         };
         let Some((route, route_id)) = found else { return self.counters.count("no-route") };
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let header = Header {
-            kind: DatagramKind::Data,
-            congestion: false,
             reply: !far_end.ours,
-            position: 1,
-            tunnel: far_end.tunnel,
-            route_id,
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
-            route,
+            ..Header::new(DatagramKind::Data, far_end.tunnel, route_id, sequence, route)
         };
         self.send(header.route.nodes()[1], header.encode(packet));
     }
@@ -335,7 +322,7 @@ impl DataPlane {
     fn deliver(&self, header: &Header, bytes: Vec<u8>) {
         let node = header.route.source();
         if !header.reply {
-            self.remember_way_back(node, header);
+            self.ways_back.heard(header, Instant::now());
         }
         let from = FarEnd { node, tunnel: header.tunnel, ours: header.reply }.to_addr();
         if self.inbound.try_send(Inbound { from, bytes, congestion: header.congestion }).is_err() {
@@ -343,41 +330,11 @@ impl DataPlane {
         }
     }
 
-    /// The answer to a caller takes the caller's newest route backwards.
-    fn remember_way_back(&self, node: NodeId, header: &Header) {
-        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (node, header.tunnel);
-        let heard_at = Instant::now();
-        match replies.get_mut(&key) {
-            Some(reply) => {
-                let older = header.route_id < reply.route_id;
-                if older && heard_at.duration_since(reply.heard_at) < OVERTAKEN_MAX {
-                    return;
-                }
-                reply.heard_at = heard_at;
-                let same = reply.route.nodes().iter().eq(header.route.nodes().iter().rev());
-                if !same || older {
-                    reply.route = header.route.reversed();
-                }
-                reply.route_id = header.route_id;
-            }
-            None => {
-                if replies.len() >= REPLIES_MAX {
-                    let oldest = replies.iter().min_by_key(|(_, reply)| reply.heard_at);
-                    if let Some(oldest) = oldest.map(|(key, _)| *key) {
-                        replies.remove(&oldest);
-                    }
-                }
-                let route = header.route.reversed();
-                replies.insert(key, Reply { route, route_id: header.route_id, heard_at });
-            }
-        }
-    }
-
     fn answer_probe(&self, probe: Header) {
         let route = probe.route.reversed();
         let next = route.nodes()[1];
-        let answer = Header { kind: DatagramKind::ProbeAnswer, position: 1, route, ..probe };
+        let id = probe.sequence;
+        let answer = Header::new(DatagramKind::ProbeAnswer, TunnelId(0), 0, id, route);
         self.send(next, answer.encode(&[]));
     }
 
@@ -419,27 +376,26 @@ mod tests {
     fn wrong_datagrams_are_counted_drops() {
         let (events, _receiver) = mpsc::channel(8);
         let plane = DataPlane::new(node(1), events);
+        let route =
+            |nodes: &[u8]| Route::new(nodes.iter().map(|n| node(*n)).collect::<Vec<_>>()).unwrap();
         let header = |position, nodes: &[u8]| Header {
-            kind: DatagramKind::Data,
-            congestion: false,
-            reply: false,
             position,
-            tunnel: TunnelId(1),
-            route_id: 1,
-            sequence: 0,
-            route: Route::new(nodes.iter().map(|n| node(*n)).collect::<Vec<_>>()).unwrap(),
+            ..Header::new(DatagramKind::Data, TunnelId(1), 1, 0, route(nodes))
         };
         plane.received(node(0), vec![1, 2, 3]);
         plane.received(node(0), header(1, &[0, 2]).encode(b""));
         plane.received(node(5), header(1, &[0, 1]).encode(b""));
         plane.received(node(0), header(1, &[0, 1, 2]).encode(b""));
         plane.send_packet("[::1]:9".parse().unwrap(), b"x");
+        let beat = Header { kind: DatagramKind::Beat, ..header(1, &[0, 1]) };
+        plane.received(node(0), beat.encode(b""));
         let expected = BTreeMap::from([
             ("malformed", 1),
             ("misaddressed", 1),
             ("wrong-neighbour", 1),
             ("no-link", 1),
             ("not-a-tunnel-address", 1),
+            ("not-for-this-node", 1),
         ]);
         assert_eq!(plane.counters().dropped(), expected);
         plane.received(node(0), header(1, &[0, 1]).encode(b"hello"));
@@ -455,47 +411,13 @@ mod tests {
             |nodes: &[u8]| Route::new(nodes.iter().map(|n| node(*n)).collect::<Vec<_>>()).unwrap();
         plane.send_probe(7, &route(&[1, 2, 3]));
         let answer = |nodes: &[u8], position| Header {
-            kind: DatagramKind::ProbeAnswer,
-            congestion: false,
-            reply: false,
             position,
-            tunnel: TunnelId(0),
-            route_id: 0,
-            sequence: 7,
-            route: route(nodes),
+            ..Header::new(DatagramKind::ProbeAnswer, TunnelId(0), 0, 7, route(nodes))
         };
         plane.received(node(2), answer(&[2, 1], 1).encode(b""));
         assert!(receiver.try_recv().is_err());
         assert_eq!(plane.counters().dropped()["unasked-probe-answer"], 1);
         plane.received(node(2), answer(&[3, 2, 1], 2).encode(b""));
         assert!(matches!(receiver.try_recv(), Ok(Input::ProbeAnswered { id: 7, .. })));
-    }
-
-    #[test]
-    fn the_way_back_follows_the_caller_and_not_what_was_overtaken() {
-        let (events, _receiver) = mpsc::channel(8);
-        let plane = DataPlane::new(node(9), events);
-        let heard = |relay: u8, route_id| {
-            let header = Header {
-                kind: DatagramKind::Data,
-                congestion: false,
-                reply: false,
-                position: 2,
-                tunnel: TunnelId(1),
-                route_id,
-                sequence: 0,
-                route: Route::new([node(0), node(relay), node(9)]).unwrap(),
-            };
-            plane.received(node(relay), header.encode(b"x"));
-            let replies = plane.replies.lock().unwrap();
-            replies[&(node(0), TunnelId(1))].route.relays()[0]
-        };
-        assert_eq!(heard(1, 1), node(1));
-        assert_eq!(heard(2, 2), node(2), "a newer route");
-        assert_eq!(heard(1, 1), node(2), "an overtaken datagram");
-        let back_then = Instant::now().checked_sub(2 * OVERTAKEN_MAX).unwrap();
-        plane.replies.lock().unwrap().get_mut(&(node(0), TunnelId(1))).unwrap().heard_at =
-            back_then;
-        assert_eq!(heard(1, 1), node(1), "a caller that was restarted");
     }
 }

@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::engine::event::{Command, Input, Notice, Output, RequestId};
 use crate::engine::forward::TUNNEL_ID_MAX;
 use crate::engine::measure::{ProbeKind, Sample};
+use crate::engine::overlay::Objective;
 use crate::engine::predict::ModelCard;
 use crate::engine::route::Decision;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
@@ -257,6 +258,10 @@ impl Driver {
                 let route = route.map(|route| route.to_string());
                 tracing::info!(%tunnel, route, reason, "route");
             }
+            Notice::RouteLost { tunnel, at } => {
+                let at = at.map(|node| node.to_string());
+                tracing::info!(%tunnel, at, "its route is lost");
+            }
             Notice::ModelWithdrawn { version, loss } => {
                 if self.models.withdrawn(&version, loss, self.clock.now())
                     && let Err(error) = self.load_models()
@@ -298,8 +303,8 @@ impl Driver {
                 self.answers.insert(self.next_request, reply);
                 self.handle(Input::Command(command(self.next_request)));
             }
-            Request::Bind { destination, forced, reply } => {
-                let tunnel = self.bind(destination, forced);
+            Request::Bind { destination, forced, objective, reply } => {
+                let tunnel = self.bind(destination, forced, objective);
                 if let Err(Some(tunnel)) = reply.send(tunnel) {
                     // Whoever asked is gone.
                     self.handle(Input::Command(Command::CloseTunnel(tunnel)));
@@ -314,13 +319,20 @@ impl Driver {
         }
     }
 
-    fn bind(&mut self, destination: NodeId, forced: Option<Route>) -> Option<TunnelId> {
+    fn bind(
+        &mut self,
+        destination: NodeId,
+        forced: Option<Route>,
+        objective: Objective,
+    ) -> Option<TunnelId> {
         let taken = |id: u16| self.engine.tunnels().any(|(tunnel, _)| tunnel.0 == id);
         let after = (0..TUNNEL_ID_MAX).map(|step| (self.next_tunnel + step) % TUNNEL_ID_MAX + 1);
         let id = after.into_iter().find(|id| !taken(*id))?;
         self.next_tunnel = id;
         let tunnel = TunnelId(id);
-        self.handle(Input::Command(Command::OpenTunnel { tunnel, destination, forced }));
+        let beside = None;
+        let open = Command::OpenTunnel { tunnel, destination, forced, objective, beside };
+        self.handle(Input::Command(open));
         self.engine.tunnels().any(|(open, _)| open == tunnel).then_some(tunnel)
     }
 

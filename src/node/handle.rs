@@ -11,7 +11,7 @@ use super::View;
 use super::published::Published;
 use crate::config::EmulatedLink;
 use crate::engine::event::{Answer, Command, CommandError, RequestId, ServiceSpec};
-use crate::engine::overlay::ServiceRecord;
+use crate::engine::overlay::{Objective, ServiceRecord};
 use crate::engine::route::router::TUNNELS_MAX;
 use crate::engine::types::{NodeId, ParseError, PublicKey, Route, ServiceName, TunnelId};
 use crate::learn::ModelRegistry;
@@ -65,10 +65,24 @@ pub(super) type AnswerSender = oneshot::Sender<Result<Answer, CommandError>>;
 pub(super) enum Request {
     Inspect(Inspection),
     Ask(Box<dyn FnOnce(RequestId) -> Command + Send>, AnswerSender),
-    Bind { destination: NodeId, forced: Option<Route>, reply: oneshot::Sender<Option<TunnelId>> },
+    Bind {
+        destination: NodeId,
+        forced: Option<Route>,
+        objective: Objective,
+        reply: oneshot::Sender<Option<TunnelId>>,
+    },
     Unbind(TunnelId),
     ReloadModel(oneshot::Sender<Result<Option<String>, String>>),
     Stop,
+}
+
+/// How a tunnel is to travel; by default as its service wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelOptions {
+    /// The relays of a fixed path; otherwise routes are chosen.
+    pub via: Option<Vec<NodeId>>,
+    /// What it wants from its routes, instead of what the service's record says.
+    pub objective: Option<Objective>,
 }
 
 /// A tunnel that is bound but not open yet. Unbinds it when opening fails, or when whoever asked
@@ -224,8 +238,7 @@ impl NodeHandle {
         }
     }
 
-    /// Opens a tunnel to a service and accepts TCP connections for it on `listen`. `via` fixes
-    /// the relays; otherwise routes are chosen.
+    /// Opens a tunnel to a service and accepts TCP connections for it on `listen`.
     ///
     /// # Errors
     /// [`RequestError`]; nothing stays open.
@@ -233,16 +246,17 @@ impl NodeHandle {
         &self,
         name: ServiceName,
         listen: SocketAddr,
-        via: Option<Vec<NodeId>>,
+        options: TunnelOptions,
     ) -> Result<(TunnelId, SocketAddr), RequestError> {
         let (providers, _) = self.resolve(name.clone(), false).await?;
-        let provider = providers.first().map(|(key, _)| *key);
-        let provider = provider.ok_or_else(|| CommandError::UnknownName(name.clone()))?;
+        let first = providers.into_iter().next();
+        let (provider, record) = first.ok_or_else(|| CommandError::UnknownName(name.clone()))?;
         let destination = provider.node_id();
         if provider == self.me {
             return Err(RequestError::OwnService(name));
         }
-        let forced = match via {
+        let objective = options.objective.unwrap_or(record.objective);
+        let forced = match options.via {
             Some(relays) => {
                 for relay in &relays {
                     let relay = *relay;
@@ -257,12 +271,12 @@ impl NodeHandle {
             None => None,
         };
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Bind { destination, forced, reply }).await?;
+        self.send(Request::Bind { destination, forced, objective, reply }).await?;
         let tunnel = answer.await.map_err(|_| RequestError::Stopped)?;
         let tunnel = tunnel.ok_or(RequestError::TooManyTunnels)?;
         let mut bound = Bound { tunnel: Some(tunnel), requests: self.requests.clone() };
         self.wait_for_route(tunnel, destination).await?;
-        let listen = self.tunnels.open(tunnel, provider, name, listen).await?;
+        let listen = self.tunnels.open(tunnel, provider, name, record.kind, listen).await?;
         bound.tunnel = None;
         Ok((tunnel, listen))
     }

@@ -29,7 +29,7 @@ pub use crate::net::tunnel::TunnelInfo;
 pub use clock::Clock;
 pub use driver::{CalculationTimes, View};
 use handle::Request;
-pub use handle::{NodeHandle, RequestError};
+pub use handle::{NodeHandle, RequestError, TunnelOptions};
 
 /// Name of the database within the data directory.
 pub const DATABASE: &str = "meshwise.db";

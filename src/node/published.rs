@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::event::ServiceSpec;
-use crate::engine::overlay::wire::ServiceKind;
+use crate::engine::overlay::wire::{Objective, ServiceKind};
 use crate::engine::types::{NodeId, ServiceName};
 
 /// Name of the file within the data directory.
@@ -24,6 +24,8 @@ struct Entry {
     metadata: BTreeMap<String, String>,
     allowed: Vec<String>,
     ttl_s: u32,
+    #[serde(default)]
+    objective: Objective,
 }
 
 /// The file and what it holds.
@@ -72,6 +74,7 @@ impl Published {
             metadata: entry.metadata.clone(),
             allowed,
             ttl_s: entry.ttl_s,
+            objective: entry.objective,
         };
         Some((spec, entry.target))
     }
@@ -84,6 +87,7 @@ impl Published {
             metadata: spec.metadata.clone(),
             allowed: spec.allowed.iter().map(ToString::to_string).collect(),
             ttl_s: spec.ttl_s,
+            objective: spec.objective,
         };
         self.change(|entries| {
             entries.insert(spec.name.clone(), entry);
@@ -129,6 +133,7 @@ mod tests {
             metadata: BTreeMap::new(),
             allowed: vec![NodeId([7; 8])],
             ttl_s: 60,
+            objective: Objective::Reliability,
         };
         let target: SocketAddr = "127.0.0.1:80".parse().unwrap();
         Published::load(dir.path()).unwrap().insert(&spec, target);
@@ -137,6 +142,11 @@ mod tests {
         assert_eq!(again.service(&spec.name), Some((spec.clone(), target)));
         assert!(again.remove(&spec.name) && !again.remove(&spec.name));
         assert!(Published::load(dir.path()).unwrap().names().is_empty());
+        let earlier = r#"{"a.local": {"kind": "Tcp", "target": "127.0.0.1:80", "metadata": {},
+                          "allowed": [], "ttl_s": 60}}"#;
+        std::fs::write(dir.path().join(FILE), earlier).unwrap();
+        let (kept, _) = Published::load(dir.path()).unwrap().service(&spec.name).unwrap();
+        assert_eq!(kept.objective, Objective::Balanced, "of a file without objectives");
         std::fs::write(dir.path().join(FILE), "{\"a.local\":").unwrap();
         assert!(Published::load(dir.path()).unwrap_err().contains(FILE));
     }

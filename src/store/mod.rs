@@ -6,6 +6,7 @@
 //! | `probe` | a link or route probe, answered (`rtt_us`) or lost (NULL) |
 //! | `link_state` | what an accepted advertisement says of one link; NULL quality: withdrawn |
 //! | `slice` | what the data plane counted on one link in one slice |
+//! | `route_slice` | what the traffic of a tunnel met on its route, by the far end's receipts |
 //! | `event` | a join, registration or look-up with its duration |
 //! | `decision` | a choice of route, with reason, model version and propensity |
 //! | `candidate` | one route weighed in a decision: features, forecasts, scores |
@@ -38,7 +39,7 @@ use rusqlite::Connection;
 pub use outcome::OutcomeRow;
 pub use reader::{
     CandidatePredictionRow, CandidateRow, Counts, DecisionRow, LinkStateRow, ProbeRow, Reader,
-    TableCount,
+    RouteSliceRow, TableCount,
 };
 pub use retention::Retention;
 pub use schema::{APPLICATION_ID, SCHEMA_VERSION};

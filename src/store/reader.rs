@@ -39,6 +39,35 @@ pub struct LinkStateRow {
     pub quality: Option<LinkQuality>,
 }
 
+/// A row of `route_slice`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteSliceRow {
+    /// End of the time that it covers (µs since the epoch).
+    pub at_us: u64,
+    /// The tunnel.
+    pub tunnel: u16,
+    /// `id>id>id`.
+    pub route: String,
+    /// Number of that route within the tunnel.
+    pub route_id: u32,
+    /// Datagrams sent over it.
+    pub sent_datagrams: u64,
+    /// Those that the far end has received.
+    pub received_datagrams: u64,
+    /// Bytes sent over it, headers included.
+    pub sent_bytes: u64,
+    /// Datagrams received that had met congestion.
+    pub marked_datagrams: u64,
+    /// Smoothed round-trip time by the receipts (µs); `None` without a receipt.
+    pub rtt_us: Option<u64>,
+    /// Datagrams that the far end sent back.
+    pub back_sent: u64,
+    /// Those that this node has received.
+    pub back_received: u64,
+    /// Length of the time that it covers (µs).
+    pub duration_us: u64,
+}
+
 /// What was forecast for one candidate of a decision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CandidatePredictionRow {
@@ -179,6 +208,7 @@ impl Reader {
             ("probe", "sent_us", "probe"),
             ("link_state", "at_us", "link_state"),
             ("slice", "at_us", "slice"),
+            ("route_slice", "at_us", "route_slice"),
             ("event", "started_us", "event"),
             ("decision", "at_us", "decision"),
             ("candidate", "at_us", "candidate JOIN decision ON decision.id = decision_id"),
@@ -256,6 +286,32 @@ impl Reader {
                 origin: row.get(1)?,
                 neighbour: row.get(2)?,
                 quality,
+            })
+        })
+    }
+
+    /// What traffic met on routes at `since_us` (µs since the epoch) or later, in order of `at_us`.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn route_slices(&self, since_us: u64) -> Result<Vec<RouteSliceRow>, StoreError> {
+        let sql = "SELECT at_us, tunnel, route, route_id, sent_datagrams, received_datagrams,
+                   sent_bytes, marked_datagrams, rtt_us, back_sent, back_received, duration_us
+                   FROM route_slice WHERE at_us >= ?1 ORDER BY at_us, id";
+        self.rows(sql, [signed(since_us)], |row| {
+            Ok(RouteSliceRow {
+                at_us: unsigned(row, 0)?,
+                tunnel: row.get(1)?,
+                route: row.get(2)?,
+                route_id: row.get(3)?,
+                sent_datagrams: unsigned(row, 4)?,
+                received_datagrams: unsigned(row, 5)?,
+                sent_bytes: unsigned(row, 6)?,
+                marked_datagrams: unsigned(row, 7)?,
+                rtt_us: row.get::<_, Option<i64>>(8)?.map(|us| us as u64),
+                back_sent: unsigned(row, 9)?,
+                back_received: unsigned(row, 10)?,
+                duration_us: unsigned(row, 11)?,
             })
         })
     }
@@ -484,7 +540,7 @@ mod tests {
         store.prune(&Retention { max_age, max_bytes: u64::MAX }).unwrap();
         let rows: Vec<u64> =
             Reader::open(&path).unwrap().counts().unwrap().tables.iter().map(|t| t.rows).collect();
-        assert_eq!(rows, [0, 0, 0, 0, 4, 8]);
+        assert_eq!(rows, [0, 0, 0, 0, 0, 4, 8]);
     }
 
     #[test]

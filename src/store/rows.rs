@@ -85,6 +85,26 @@ fn insert_sample(connection: &Connection, sample: &Sample) -> rusqlite::Result<(
                 integer(report.duration_us),
             ])
         }
+        Sample::RouteSlice { at, tunnel, report } => {
+            let sql = "INSERT INTO route_slice (at_us, tunnel, route, route_id, sent_datagrams,
+                       received_datagrams, sent_bytes, marked_datagrams, rtt_us, back_sent,
+                       back_received, duration_us)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+            connection.prepare_cached(sql)?.execute(params![
+                integer(at.as_micros()),
+                tunnel.0,
+                report.route.to_string(),
+                report.route_id,
+                integer(report.sent),
+                integer(report.received),
+                integer(report.bytes),
+                integer(report.marked),
+                report.rtt_us.map(integer),
+                integer(report.back_sent),
+                integer(report.back_received),
+                integer(report.duration_us),
+            ])
+        }
         Sample::Event { kind, subject, started_at, done_at, succeeded } => {
             let sql = "INSERT INTO event (kind, subject, started_us, done_us, succeeded)
                        VALUES (?1, ?2, ?3, ?4, ?5)";

@@ -18,7 +18,7 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// First bytes of every SQLite database (file format, section 1.3).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-const MIGRATIONS: [&str; 2] = [TABLES_1, SHADOW_2];
+const MIGRATIONS: [&str; 3] = [TABLES_1, SHADOW_2, ROUTE_SLICE_3];
 
 const TABLES_1: &str = "
 CREATE TABLE probe (
@@ -139,6 +139,26 @@ SELECT datetime(at_us / 1000000, 'unixepoch') AS at_utc,
        round(moving_average_ms, 3) AS moving_average_ms,
        round(last_value_ms, 3) AS last_value_ms
 FROM decision JOIN candidate ON candidate.decision_id = decision.id;
+";
+
+/// What traffic met on the routes of tunnels.
+const ROUTE_SLICE_3: &str = "
+CREATE TABLE route_slice (
+    id                 INTEGER PRIMARY KEY,
+    at_us              INTEGER NOT NULL,
+    tunnel             INTEGER NOT NULL,
+    route              TEXT NOT NULL,
+    route_id           INTEGER NOT NULL,
+    sent_datagrams     INTEGER NOT NULL,
+    received_datagrams INTEGER NOT NULL,
+    sent_bytes         INTEGER NOT NULL,
+    marked_datagrams   INTEGER NOT NULL,
+    rtt_us             INTEGER CHECK (rtt_us >= 0),
+    back_sent          INTEGER NOT NULL,
+    back_received      INTEGER NOT NULL,
+    duration_us        INTEGER NOT NULL
+) STRICT;
+CREATE INDEX route_slice_by_time ON route_slice (at_us);
 ";
 
 /// How closely a file is looked at.
@@ -283,6 +303,7 @@ mod tests {
         assert_eq!((decision.model_version.as_str(), decision.challenger_version), ("v1", None));
         let candidate = &decision.candidates[0];
         assert_eq!((candidate.predicted_ms, candidate.challenger_ms), (Some(2.0), None));
+        assert!(reader.route_slices(0).unwrap().is_empty());
     }
 
     #[test]

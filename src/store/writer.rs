@@ -280,9 +280,9 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::measure::{EventKind, LinkQuality, LinkReport, ProbeKind};
-    use crate::engine::types::{NodeId, Route, Timestamp};
-    use crate::store::Reader;
+    use crate::engine::measure::{EventKind, LinkQuality, LinkReport, ProbeKind, RouteReport};
+    use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+    use crate::store::{Reader, RouteSliceRow};
 
     fn probe(at_us: u64) -> Sample {
         Sample::Probe {
@@ -321,6 +321,22 @@ mod tests {
         }
         let report = LinkReport { sent_bytes: 5, ..LinkReport::default() };
         writer.write(Sample::Slice { at: Timestamp(now), neighbour: node, report });
+        let route = Route::new([NodeId([1; 8]), NodeId([2; 8])]).unwrap();
+        for (tunnel, rtt_us) in [(TunnelId(4), Some(7)), (TunnelId(5), None)] {
+            let report = RouteReport {
+                route: route.clone(),
+                route_id: u32::MAX,
+                sent: 10,
+                received: 9,
+                bytes: 8,
+                marked: 6,
+                rtt_us,
+                back_sent: 5,
+                back_received: 3,
+                duration_us: 2,
+            };
+            writer.write(Sample::RouteSlice { at: Timestamp(now + 1), tunnel, report });
+        }
         writer.write(Sample::Event {
             kind: EventKind::Lookup,
             subject: "byronwade.local".into(),
@@ -339,7 +355,25 @@ mod tests {
         assert_eq!(states[0].quality, Some(quality));
         assert_eq!((states.len(), states[1].quality), (2, None));
         let rows: Vec<u64> = reader.counts().unwrap().tables.iter().map(|t| t.rows).collect();
-        assert_eq!(rows, [100, 2, 1, 1, 0, 0]);
+        assert_eq!(rows, [100, 2, 1, 2, 1, 0, 0]);
+        let expected = RouteSliceRow {
+            at_us: now + 1,
+            tunnel: 4,
+            route: route.to_string(),
+            route_id: u32::MAX,
+            sent_datagrams: 10,
+            received_datagrams: 9,
+            sent_bytes: 8,
+            marked_datagrams: 6,
+            rtt_us: Some(7),
+            back_sent: 5,
+            back_received: 3,
+            duration_us: 2,
+        };
+        let slices = reader.route_slices(now + 1).unwrap();
+        assert_eq!(slices[1], RouteSliceRow { tunnel: 5, rtt_us: None, ..expected.clone() });
+        assert_eq!((slices.len(), &slices[0]), (2, &expected));
+        assert!(reader.route_slices(now + 2).unwrap().is_empty());
         drop(writer);
         assert_eq!(reader.probes(ProbeKind::Route, 0).unwrap(), probes);
     }

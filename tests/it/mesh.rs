@@ -12,7 +12,7 @@ use meshwise::engine::predict::ForestModel;
 use meshwise::engine::predict::schema::FEATURES;
 use meshwise::engine::types::{NodeId, ServiceName};
 use meshwise::learn::{Action, ModelRegistry, TrainConfig, train_from_store};
-use meshwise::node::{DATABASE, Identity, MODELS, Node, NodeOptions, RequestError};
+use meshwise::node::{DATABASE, Identity, MODELS, Node, NodeOptions, RequestError, TunnelOptions};
 use meshwise::store::{ProbeRow, Reader};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -80,7 +80,7 @@ impl Diamond {
         let listen = "127.0.0.1:0".parse().unwrap();
         let name: ServiceName = NAME.parse().unwrap();
         handle.resolve(name.clone(), true).await.unwrap();
-        handle.open_tunnel(name, listen, None).await.unwrap().1
+        handle.open_tunnel(name, listen, TunnelOptions::default()).await.unwrap().1
     }
 
     /// The relay that S uses now.
@@ -264,14 +264,21 @@ async fn what_cannot_work_says_why() {
     let name = |text: &str| text.parse::<ServiceName>().unwrap();
     let any = "127.0.0.1:0".parse().unwrap();
 
-    let unknown = handle.open_tunnel(name("nobody.local"), any, None).await.unwrap_err();
+    let unknown =
+        handle.open_tunnel(name("nobody.local"), any, TunnelOptions::default()).await.unwrap_err();
     assert!(matches!(unknown, RequestError::Command(CommandError::UnknownName(_))), "{unknown}");
-    let taken = handle.open_tunnel(name(NAME), address, None).await.unwrap_err();
+    let taken =
+        handle.open_tunnel(name(NAME), address, TunnelOptions::default()).await.unwrap_err();
     assert!(taken.to_string().contains("--listen"), "{taken}");
-    let own = diamond.nodes[T].handle().open_tunnel(name(NAME), any, None).await.unwrap_err();
+    let own = diamond.nodes[T]
+        .handle()
+        .open_tunnel(name(NAME), any, TunnelOptions::default())
+        .await
+        .unwrap_err();
     assert!(matches!(own, RequestError::OwnService(_)), "{own}");
     let nowhere = vec![NodeId([9; 8])];
-    let forced = handle.open_tunnel(name(NAME), any, Some(nowhere)).await.unwrap_err();
+    let options = TunnelOptions { via: Some(nowhere), ..TunnelOptions::default() };
+    let forced = handle.open_tunnel(name(NAME), any, options).await.unwrap_err();
     assert!(matches!(forced, RequestError::UnknownNode(_)), "{forced}");
     assert_eq!(handle.tunnels().len(), 1, "nothing stays open");
     let bound = |view: &mut meshwise::node::View<'_>| view.engine.tunnels().count();
@@ -282,7 +289,8 @@ async fn what_cannot_work_says_why() {
     private.allowed = vec![diamond.ids[A]];
     let target = echo_server().await;
     diamond.nodes[T].handle().publish(private, target).await.unwrap();
-    let (_, refused) = handle.open_tunnel(name("private.local"), any, None).await.unwrap();
+    let (_, refused) =
+        handle.open_tunnel(name("private.local"), any, TunnelOptions::default()).await.unwrap();
     let answer = exchange(refused, b"let me in").await;
     assert!(answer.is_err() || answer.is_ok_and(|bytes| bytes.is_empty()));
     let counted = |view: &mut meshwise::node::View<'_>| view.net.plane().counters().dropped();
@@ -323,7 +331,8 @@ async fn nodes_connect_over_quic_too() {
     })
     .await;
     let any = "127.0.0.1:0".parse().unwrap();
-    let (_, address) = second.handle().open_tunnel(name.clone(), any, None).await.unwrap();
+    let (_, address) =
+        second.handle().open_tunnel(name.clone(), any, TunnelOptions::default()).await.unwrap();
     let long = vec![7; 1_000_000];
     assert_eq!(exchange(address, &long).await.unwrap(), long);
     second.stop().await;
@@ -368,7 +377,8 @@ async fn a_provider_that_was_restarted_serves_again_by_itself() {
         user.handle().resolve(name.clone(), false).await.is_ok()
     })
     .await;
-    let (_, address) = user.handle().open_tunnel(name.clone(), any, None).await.unwrap();
+    let (_, address) =
+        user.handle().open_tunnel(name.clone(), any, TunnelOptions::default()).await.unwrap();
     assert_eq!(exchange(address, b"before").await.unwrap(), b"before");
 
     provider.stop().await;

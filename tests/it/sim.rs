@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use meshwise::engine::Intervals;
 use meshwise::engine::event::{Answer, Command, CommandError, Input, ServiceSpec};
-use meshwise::engine::measure::{EventKind, ProbeKind, Sample};
-use meshwise::engine::overlay::ServiceKind;
+use meshwise::engine::measure::{EventKind, ProbeKind, RouteReport, Sample};
+use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::predict::{FeatureVector, LastValue, Prediction, QualityModel};
 use meshwise::engine::route::PathPolicy;
 use meshwise::engine::types::{Route, ServiceName, Timestamp, TunnelId};
@@ -43,7 +43,16 @@ fn diamond(seed: u64) -> World {
 
 fn open(world: &mut World, from: usize, to: usize) {
     let destination = world.id(to);
-    world.command(from, Command::OpenTunnel { tunnel: TUNNEL, destination, forced: None });
+    world.command(
+        from,
+        Command::OpenTunnel {
+            tunnel: TUNNEL,
+            destination,
+            forced: None,
+            objective: Objective::Balanced,
+            beside: None,
+        },
+    );
 }
 
 fn current(world: &World, node: usize) -> Option<Route> {
@@ -58,6 +67,7 @@ fn service(name: &str) -> ServiceSpec {
         metadata: BTreeMap::new(),
         allowed: vec![],
         ttl_s: 150,
+        objective: Objective::Balanced,
     }
 }
 
@@ -70,7 +80,7 @@ fn the_better_way_round_the_diamond_is_taken() {
     world.run_for(seconds(5));
     assert_eq!(current(&world, 0), Some(world.route(&[0, 1, 3, 5])));
     let backup = world.engine(0).tunnels().next().unwrap().1.backup.clone();
-    assert_eq!(backup, Some(world.route(&[0, 2, 4, 5])));
+    assert_eq!(backup.map(|backup| backup.route), Some(world.route(&[0, 2, 4, 5])));
 }
 
 #[test]
@@ -85,6 +95,59 @@ fn a_route_that_turned_bad_is_left_and_taken_again_when_it_is_good() {
     world.set_link(1, 3, LinkModel::delay(10.0));
     world.run_for(seconds(60));
     assert_eq!(current(&world, 0), Some(world.route(&[0, 1, 3, 5])));
+}
+
+#[test]
+fn a_route_that_the_data_plane_left_is_left_at_once_and_only_once() {
+    let mut world = diamond(4);
+    world.run_for(seconds(10));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(5));
+    let used = |world: &World| {
+        let (_, destination) = world.engine(0).tunnels().next().unwrap();
+        (destination.current.clone().unwrap().0, destination.route_id, destination.backup.clone())
+    };
+    let (route, route_id, backup) = used(&world);
+    let backup = backup.unwrap();
+    assert_eq!(route, world.route(&[0, 1, 3, 5]));
+    world.input(0, Input::RouteBroken { tunnel: TUNNEL, route_id, at: 1 });
+    let moved = used(&world);
+    assert_eq!((&moved.0, moved.1), (&backup.route, backup.route_id));
+    assert_eq!(moved.2, None, "the route that was left is no backup");
+    world.input(0, Input::RouteSilent { tunnel: TUNNEL, route_id });
+    assert_eq!(used(&world), moved, "old news");
+    world.input(0, Input::RouteSilent { tunnel: TUNNEL, route_id: moved.1 });
+    let (_, destination) = world.engine(0).tunnels().next().unwrap();
+    assert!(!destination.reachable, "both ways are silent");
+    world.run_for(seconds(5));
+    let (_, destination) = world.engine(0).tunnels().next().unwrap();
+    assert!(destination.reachable, "probes are answered again");
+}
+
+#[test]
+fn what_traffic_met_on_a_route_is_recorded() {
+    let mut world = diamond(5);
+    let report = RouteReport {
+        route: world.route(&[0, 1, 3, 5]),
+        route_id: 1,
+        sent: 100,
+        received: 99,
+        bytes: 120_000,
+        marked: 3,
+        rtt_us: Some(60_000),
+        back_sent: 50,
+        back_received: 50,
+        duration_us: 500_000,
+    };
+    world.input(0, Input::Routes(vec![(TUNNEL, report.clone()), (TunnelId(2), report.clone())]));
+    let slices = world.samples(0).iter().filter_map(|sample| match sample {
+        Sample::RouteSlice { at, tunnel, report } => Some((*at, *tunnel, report.clone())),
+        _ => None,
+    });
+    let at = |slice: &(Timestamp, TunnelId, RouteReport)| slice.0;
+    let slices: Vec<_> = slices.collect();
+    assert_eq!(slices.iter().map(|(_, tunnel, _)| tunnel.0).collect::<Vec<_>>(), [1, 2]);
+    assert!(at(&slices[0]) < at(&slices[1]) && slices[1].2 == report);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use meshwise::config::{Config, EmulatedLink, EmulationConfig, NetworkConfig, ProbingConfig};
 use meshwise::engine::event::ServiceSpec;
-use meshwise::engine::overlay::ServiceKind;
+use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::types::NodeId;
 use meshwise::node::{Identity, Node, NodeOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,7 +24,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl Fn
     }
 }
 
-/// A node on loopback: any free port, no multicast, quick probes, no scheduled training.
+/// A node on loopback: any free port, no multicast, no proxy, quick probes, no scheduled training.
 pub fn config(bootstrap: Vec<String>) -> Config {
     let mut config = Config {
         network: NetworkConfig {
@@ -43,6 +43,7 @@ pub fn config(bootstrap: Vec<String>) -> Config {
         ..Config::default()
     };
     config.learning.retrain_s = 0;
+    config.entry.socks = String::new();
     config
 }
 
@@ -80,6 +81,7 @@ pub fn service(name: &str) -> ServiceSpec {
         metadata: std::collections::BTreeMap::new(),
         allowed: Vec::new(),
         ttl_s: 600,
+        objective: Objective::Balanced,
     }
 }
 

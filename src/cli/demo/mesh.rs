@@ -12,8 +12,8 @@ use tokio::process::{Child, Command};
 use crate::api::Client;
 use crate::api::types::{Quantiles, Status};
 use crate::config::{
-    Config, EmulatedLink, EmulationConfig, LearningConfig, NetworkConfig, ProbingConfig,
-    RoutingConfig,
+    Config, EmulatedLink, EmulationConfig, EntryConfig, LearningConfig, NetworkConfig,
+    ProbingConfig, RoutingConfig,
 };
 
 use crate::node::{Identity, peer_id_text};
@@ -134,6 +134,8 @@ impl Mesh {
                 mdns: false,
                 public: false,
             },
+            // Every node would want the same port.
+            entry: EntryConfig { socks: String::new() },
             routing: RoutingConfig::default(),
             probing: ProbingConfig {
                 link_ms: 500,

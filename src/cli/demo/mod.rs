@@ -28,6 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Context, output};
 use crate::api::types::{Explanation, OpenTunnel, Publish, Published, Resolved, Status, Tunnel};
 use crate::engine::measure::ProbeKind;
+use crate::engine::overlay::Objective;
 use crate::learn::realised_accuracy;
 use crate::node::DATABASE;
 use crate::store::Reader;
@@ -112,7 +113,8 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
     for index in 0..NAMES {
         let name = if index == 0 { SERVICE.into() } else { format!("demo-{index}.local") };
         let to = format!("http://{}", web.address());
-        let body = Publish { name: name.clone(), to, allow: Vec::new(), ttl_s: 600 };
+        let objective = Objective::Balanced;
+        let body = Publish { name: name.clone(), to, allow: Vec::new(), ttl_s: 600, objective };
         let published: Published = target.post("/v1/services", &body).await?;
         figures.registrations_ms.push(published.took_ms);
         for _ in 0..LOOKUPS_EACH {
@@ -126,7 +128,7 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
     say(started, &format!("T publishes {SERVICE}; S finds it in the DHT"));
 
     let listen = "127.0.0.1:0".into();
-    let open = OpenTunnel { service: SERVICE.into(), listen, via: None };
+    let open = OpenTunnel { service: SERVICE.into(), listen, via: None, objective: None };
     let tunnel: Tunnel = source.post("/v1/tunnels", &open).await?;
     let first = tunnel.route.clone().unwrap_or_default();
     figures.hops = first.len().saturating_sub(1);

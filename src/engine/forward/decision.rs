@@ -3,7 +3,7 @@
 //! A relay keeps no state. It checks that the datagram was meant for it, that it came from the
 //! neighbour that the route names, and that the next node is a neighbour too.
 
-use super::header::Header;
+use super::view::HeaderView;
 use crate::engine::types::NodeId;
 
 /// What to do with a datagram that arrived.
@@ -41,22 +41,20 @@ impl Drop {
 
 /// Decides for a datagram that `me` received from the neighbour `from`.
 pub fn decide(
-    header: &Header,
+    header: &HeaderView<'_>,
     me: NodeId,
     from: NodeId,
     is_neighbour: impl Fn(NodeId) -> bool,
 ) -> Verdict {
-    let nodes = header.route.nodes();
-    let position = usize::from(header.position);
-    if nodes[position] != me {
+    if header.at() != me {
         return Verdict::Drop(Drop::Misaddressed);
     }
-    if nodes[position - 1] != from {
+    if header.from() != from {
         return Verdict::Drop(Drop::WrongNeighbour);
     }
-    match nodes.get(position + 1) {
+    match header.next() {
         None => Verdict::Deliver,
-        Some(next) if is_neighbour(*next) => Verdict::Forward(*next),
+        Some(next) if is_neighbour(next) => Verdict::Forward(next),
         Some(_) => Verdict::Drop(Drop::NoLink),
     }
 }
@@ -64,7 +62,7 @@ pub fn decide(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::forward::DatagramKind;
+    use crate::engine::forward::{DatagramKind, Header};
     use crate::engine::types::{Route, TunnelId};
 
     fn node(byte: u8) -> NodeId {
@@ -73,24 +71,20 @@ mod tests {
 
     #[test]
     fn only_what_the_route_says_is_forwarded_or_taken() {
-        let at = |position| Header {
-            kind: DatagramKind::Data,
-            congestion: false,
-            reply: false,
-            position,
-            tunnel: TunnelId(1),
-            route_id: 0,
-            sequence: 0,
-            route: Route::new([node(0), node(1), node(2)]).unwrap(),
+        let at = |position| {
+            let route = Route::new([node(0), node(1), node(2)]).unwrap();
+            let header = Header::new(DatagramKind::Data, TunnelId(1), 0, 0, route);
+            Header { position, ..header }.encode(b"")
         };
-        let decide = |position, me, from| {
-            super::decide(&at(position), node(me), node(from), |n| n != node(9))
+        let decide = |position, me, from, is_neighbour: fn(NodeId) -> bool| {
+            let bytes = at(position);
+            super::decide(&HeaderView::parse(&bytes).unwrap(), node(me), node(from), is_neighbour)
         };
-        assert_eq!(decide(1, 1, 0), Verdict::Forward(node(2)));
-        assert_eq!(decide(2, 2, 1), Verdict::Deliver);
-        assert_eq!(decide(1, 2, 0), Verdict::Drop(Drop::Misaddressed));
-        assert_eq!(decide(2, 2, 0), Verdict::Drop(Drop::WrongNeighbour));
-        let lonely = super::decide(&at(1), node(1), node(0), |_| false);
-        assert_eq!(lonely, Verdict::Drop(Drop::NoLink));
+        let linked = |_: NodeId| true;
+        assert_eq!(decide(1, 1, 0, linked), Verdict::Forward(node(2)));
+        assert_eq!(decide(2, 2, 1, linked), Verdict::Deliver);
+        assert_eq!(decide(1, 2, 0, linked), Verdict::Drop(Drop::Misaddressed));
+        assert_eq!(decide(2, 2, 0, linked), Verdict::Drop(Drop::WrongNeighbour));
+        assert_eq!(decide(1, 1, 0, |_| false), Verdict::Drop(Drop::NoLink));
     }
 }

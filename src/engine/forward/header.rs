@@ -1,41 +1,81 @@
-//! The overlay datagram header.
+//! The overlay datagram header, version 2.
 //!
 //! ```text
-//! byte 0      version, 1
-//! byte 1      kind: 0 data, 1 probe, 2 probe answer
-//! byte 2      flags: bit 0 congestion experienced, bit 1 towards the node that opened the tunnel;
-//!             the others are 0
+//! byte 0      version, 2
+//! byte 1      kind: 0 data, 1 probe, 2 probe answer, 3 beat, 4 receipt, 5 broken, 6 reserve,
+//!             7 reserve answer
+//! byte 2      flags: bit 0 congestion experienced, bit 1 towards the node that opened the tunnel,
+//!             bit 2 a receipt is wanted at once, bit 3 a copy, bit 4 the route before this one
+//!             fell silent; the others are 0
 //! byte 3      position: index in the route of the node that receives this copy
 //! byte 4      node count of the route, 2 to 9
 //! 5..7        tunnel id of the node that opened the tunnel (big endian); 0 for probes
-//! 7..11       route id: how often the tunnel had changed its route
-//! 11..19      sequence number; for probes their id
-//! 19..        the route, 8 bytes a node, source first
+//! 7..11       route id: names one route of the tunnel, higher is newer
+//! 11..19      sequence number, growing within a tunnel, a direction and a route id; for probes
+//!             and their answers the probe's id
+//! 19..27      tag of the tunnel's two ends, see [`RouteKey`](super::RouteKey); 0 without a key
+//! 27..        the route, 8 bytes a node, source first
 //! then        payload
 //! ```
 
-use crate::engine::types::{MAX_ROUTE_HOPS, NodeId, ParseError, Route, TunnelId};
+use super::view::HeaderView;
+use crate::engine::types::{Route, TunnelId};
 
 /// Longest payload (bytes): a QUIC packet of the largest size that tunnels use, with room.
 pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 /// Largest tunnel id: the sixteenth bit is free for who keeps both directions apart.
 pub const TUNNEL_ID_MAX: u16 = 0x7fff;
-const VERSION: u8 = 1;
-const FIXED_BYTES: usize = 19;
-const FLAG_CONGESTION: u8 = 1;
-const FLAG_REPLY: u8 = 2;
-const POSITION_AT: usize = 3;
-const FLAGS_AT: usize = 2;
+pub(super) const VERSION: u8 = 2;
+pub(super) const FIXED_BYTES: usize = 27;
+pub(super) const FLAG_CONGESTION: u8 = 1;
+pub(super) const FLAG_REPLY: u8 = 2;
+pub(super) const FLAG_RECEIPT: u8 = 4;
+pub(super) const FLAG_COPY: u8 = 8;
+pub(super) const FLAG_RESUMED: u8 = 16;
+pub(super) const POSITION_AT: usize = 3;
+pub(super) const FLAGS_AT: usize = 2;
 
 /// What a datagram is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatagramKind {
     /// A packet of a tunnel.
-    Data,
+    Data = 0,
     /// To be answered by the last node.
-    Probe,
+    Probe = 1,
     /// The answer, on the reversed route.
-    ProbeAnswer,
+    ProbeAnswer = 2,
+    /// A sign of life of a tunnel that has nothing to send; asks for a receipt.
+    Beat = 3,
+    /// What the far end of a tunnel has received, on the reversed route.
+    Receipt = 4,
+    /// A relay says that its next link of the route is gone, on the reversed route so far.
+    Broken = 5,
+    /// Asks every node of the route to set bandwidth aside.
+    Reserve = 6,
+    /// Whether they did, on the reversed route.
+    ReserveAnswer = 7,
+}
+
+impl DatagramKind {
+    const ALL: [Self; 8] = [
+        Self::Data,
+        Self::Probe,
+        Self::ProbeAnswer,
+        Self::Beat,
+        Self::Receipt,
+        Self::Broken,
+        Self::Reserve,
+        Self::ReserveAnswer,
+    ];
+
+    pub(super) fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(byte)).copied()
+    }
+
+    /// Whether it belongs to a tunnel; probes do not.
+    pub fn has_tunnel(self) -> bool {
+        !matches!(self, Self::Probe | Self::ProbeAnswer)
+    }
 }
 
 /// A decoded header.
@@ -47,6 +87,12 @@ pub struct Header {
     pub congestion: bool,
     /// It travels towards the node that opened the tunnel.
     pub reply: bool,
+    /// The far end is to send a receipt at once.
+    pub receipt: bool,
+    /// It also travels over another route, and does not move the way back.
+    pub copy: bool,
+    /// The route before this one fell silent.
+    pub resumed: bool,
     /// Index of the receiving node in the route, 1 or more.
     pub position: u8,
     /// The tunnel.
@@ -55,6 +101,8 @@ pub struct Header {
     pub route_id: u32,
     /// Sequence number, or the probe's id.
     pub sequence: u64,
+    /// Proves that an end of the tunnel sent it, see [`Header::seal`]; 0 when it does not.
+    pub tag: u64,
     /// The source route.
     pub route: Route,
 }
@@ -86,27 +134,58 @@ pub enum HeaderError {
 }
 
 impl Header {
+    /// The header of a datagram that leaves its source: at position 1, without flags and tag.
+    pub fn new(
+        kind: DatagramKind,
+        tunnel: TunnelId,
+        route_id: u32,
+        sequence: u64,
+        route: Route,
+    ) -> Self {
+        Self {
+            kind,
+            congestion: false,
+            reply: false,
+            receipt: false,
+            copy: false,
+            resumed: false,
+            position: 1,
+            tunnel,
+            route_id,
+            sequence,
+            tag: 0,
+            route,
+        }
+    }
+
     /// Bytes that this header takes.
     pub fn length(&self) -> usize {
         FIXED_BYTES + 8 * self.route.nodes().len()
+    }
+
+    pub(super) fn flags(&self) -> u8 {
+        let flags = [
+            (self.congestion, FLAG_CONGESTION),
+            (self.reply, FLAG_REPLY),
+            (self.receipt, FLAG_RECEIPT),
+            (self.copy, FLAG_COPY),
+            (self.resumed, FLAG_RESUMED),
+        ];
+        flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)
     }
 
     /// The datagram with this header.
     pub fn encode(&self, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.length() + payload.len());
         bytes.push(VERSION);
-        bytes.push(match self.kind {
-            DatagramKind::Data => 0,
-            DatagramKind::Probe => 1,
-            DatagramKind::ProbeAnswer => 2,
-        });
-        let congestion = if self.congestion { FLAG_CONGESTION } else { 0 };
-        bytes.push(congestion | if self.reply { FLAG_REPLY } else { 0 });
+        bytes.push(self.kind as u8);
+        bytes.push(self.flags());
         bytes.push(self.position);
         bytes.push(self.route.nodes().len() as u8);
         bytes.extend(self.tunnel.0.to_be_bytes());
         bytes.extend(self.route_id.to_be_bytes());
         bytes.extend(self.sequence.to_be_bytes());
+        bytes.extend(self.tag.to_be_bytes());
         for node in self.route.nodes() {
             bytes.extend(node.0);
         }
@@ -114,66 +193,13 @@ impl Header {
         bytes
     }
 
-    /// Reads a datagram: the header and the payload.
+    /// Reads a datagram that has arrived: the header and the payload.
     ///
     /// # Errors
     /// [`HeaderError`], for arbitrary bytes.
     pub fn decode(bytes: &[u8]) -> Result<(Self, &[u8]), HeaderError> {
-        if bytes.len() < FIXED_BYTES {
-            return Err(HeaderError::Truncated);
-        }
-        if bytes[0] != VERSION {
-            return Err(HeaderError::Version);
-        }
-        let kind = match bytes[1] {
-            0 => DatagramKind::Data,
-            1 => DatagramKind::Probe,
-            2 => DatagramKind::ProbeAnswer,
-            _ => return Err(HeaderError::Kind),
-        };
-        if bytes[FLAGS_AT] & !(FLAG_CONGESTION | FLAG_REPLY) != 0 {
-            return Err(HeaderError::Kind);
-        }
-        let (position, count) = (bytes[POSITION_AT], usize::from(bytes[4]));
-        if !(2..=MAX_ROUTE_HOPS + 1).contains(&count)
-            || !(1..count).contains(&usize::from(position))
-        {
-            return Err(HeaderError::Route);
-        }
-        let end = FIXED_BYTES + 8 * count;
-        if bytes.len() < end {
-            return Err(HeaderError::Truncated);
-        }
-        if bytes.len() - end > PAYLOAD_BYTES_MAX {
-            return Err(HeaderError::Oversized);
-        }
-        let nodes: Vec<NodeId> = bytes[FIXED_BYTES..end]
-            .chunks_exact(8)
-            .map(|chunk| NodeId(chunk.try_into().expect("chunks of exactly 8")))
-            .collect();
-        let route = Route::new(nodes).map_err(|error| match error {
-            ParseError::RouteLoop(_) => HeaderError::Loop,
-            _ => HeaderError::Route,
-        })?;
-        let word = |at: usize, length: usize| {
-            bytes[at..at + length].iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte))
-        };
-        let tunnel = TunnelId(word(5, 2) as u16);
-        let is_data = kind == DatagramKind::Data;
-        if tunnel.0 > TUNNEL_ID_MAX || (is_data && tunnel.0 == 0) {
-            return Err(HeaderError::Tunnel);
-        }
-        let header = Self {
-            kind,
-            congestion: bytes[FLAGS_AT] & FLAG_CONGESTION != 0,
-            reply: bytes[FLAGS_AT] & FLAG_REPLY != 0,
-            position,
-            tunnel,
-            route_id: word(7, 4) as u32,
-            sequence: word(11, 8),
-            route,
-        };
-        Ok((header, &bytes[end..]))
+        let view = HeaderView::parse(bytes)?;
+        Ok((view.to_header()?, view.payload()))
     }
 
     /// Moves an encoded datagram one position on, in place.
@@ -192,25 +218,40 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::types::NodeId;
 
     fn header(nodes: u8) -> Header {
-        Header {
-            kind: DatagramKind::Data,
-            congestion: false,
-            reply: false,
-            position: 1,
-            tunnel: TunnelId(7),
-            route_id: 0x0102_0304,
-            sequence: 0x0102_0304_0506_0708,
-            route: Route::new((0..nodes).map(|n| NodeId([n; 8])).collect::<Vec<_>>()).unwrap(),
-        }
+        let route = Route::new((0..nodes).map(|n| NodeId([n; 8])).collect::<Vec<_>>()).unwrap();
+        let tag = 0x1112_1314_1516_1718;
+        let kind = DatagramKind::Data;
+        let sequence = 0x0102_0304_0506_0708;
+        Header { tag, ..Header::new(kind, TunnelId(7), 0x0102_0304, sequence, route) }
     }
 
     #[test]
     fn the_layout_is_as_documented() {
         let bytes = header(2).encode(b"hi");
-        assert_eq!(&bytes[..19], [1, 0, 0, 1, 2, 0, 7, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(bytes.len(), 19 + 16 + 2);
+        assert_eq!(&bytes[..19], [2, 0, 0, 1, 2, 0, 7, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(bytes[19..27], [0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);
+        assert_eq!(
+            bytes[27..],
+            [[0; 8], [1; 8]].concat().into_iter().chain(*b"hi").collect::<Vec<_>>()
+        );
+        for (byte, kind) in (0..).zip(DatagramKind::ALL) {
+            assert_eq!(Header { kind, ..header(2) }.encode(b"")[1], byte);
+            assert_eq!(DatagramKind::from_byte(byte), Some(kind));
+        }
+        for (flag, marked) in [
+            (1, Header { congestion: true, ..header(2) }),
+            (2, Header { reply: true, ..header(2) }),
+            (4, Header { receipt: true, ..header(2) }),
+            (8, Header { copy: true, ..header(2) }),
+            (16, Header { resumed: true, ..header(2) }),
+        ] {
+            let bytes = marked.encode(b"");
+            assert_eq!(bytes[2], flag);
+            assert_eq!(Header::decode(&bytes), Ok((marked, &[][..])));
+        }
     }
 
     #[test]
@@ -231,9 +272,9 @@ mod tests {
             bytes[at] = byte;
             Header::decode(&bytes).unwrap_err()
         };
-        assert_eq!(with(0, 2), HeaderError::Version);
-        assert_eq!(with(1, 3), HeaderError::Kind);
-        assert_eq!(with(2, 4), HeaderError::Kind);
+        assert_eq!(with(0, 1), HeaderError::Version);
+        assert_eq!(with(1, 8), HeaderError::Kind);
+        assert_eq!(with(2, 32), HeaderError::Kind);
         assert_eq!(with(3, 0), HeaderError::Route);
         assert_eq!(with(3, 3), HeaderError::Route);
         assert_eq!(with(4, 10), HeaderError::Route);
@@ -241,10 +282,14 @@ mod tests {
         assert_eq!(with(6, 0), HeaderError::Tunnel);
         assert_eq!(with(4, 4), HeaderError::Truncated);
         let mut looping = good.clone();
-        looping.copy_within(19..27, 35);
+        looping.copy_within(27..35, 43);
         assert_eq!(Header::decode(&looping).unwrap_err(), HeaderError::Loop);
         let long = header(2).encode(&vec![0; PAYLOAD_BYTES_MAX + 1]);
         assert_eq!(Header::decode(&long).unwrap_err(), HeaderError::Oversized);
+        let probe = Header { kind: DatagramKind::Probe, tunnel: TunnelId(0), ..header(3) };
+        assert!(Header::decode(&probe.encode(b"")).is_ok(), "a probe has no tunnel");
+        let beat = Header { kind: DatagramKind::Beat, ..probe };
+        assert_eq!(Header::decode(&beat.encode(b"")).unwrap_err(), HeaderError::Tunnel);
         for length in 0..good.len() {
             assert_eq!(Header::decode(&good[..length]).unwrap_err(), HeaderError::Truncated);
         }

@@ -4,7 +4,11 @@
 mod decision;
 mod header;
 mod snapshot;
+mod tag;
+mod view;
 
 pub use decision::{Drop, Verdict, decide};
 pub use header::{DatagramKind, Header, HeaderError, PAYLOAD_BYTES_MAX, TUNNEL_ID_MAX};
-pub use snapshot::{Binding, ForwardingSnapshot};
+pub use snapshot::{Backup, Binding, ForwardingSnapshot};
+pub use tag::RouteKey;
+pub use view::HeaderView;

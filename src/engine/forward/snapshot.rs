@@ -1,11 +1,20 @@
 //! What the data plane forwards by: an immutable picture that the engine replaces as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::engine::types::{NodeId, Route, TunnelId};
 
-/// How the datagrams of one tunnel travel.
+/// A route to move to as soon as the one in use is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// The route.
+    pub route: Route,
+    /// Its number: higher than that of the route in use, and no other route's.
+    pub route_id: u32,
+}
+
+/// How the datagrams of one tunnel travel.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Binding {
     /// The far end.
     pub destination: NodeId,
@@ -15,13 +24,21 @@ pub struct Binding {
     pub reachable: bool,
     /// Number of that route.
     pub route_id: u32,
-    /// The best route that shares no relay with it.
-    pub backup: Option<Route>,
+    /// A route that shares no relay with it and is alive; none for a path that is fixed.
+    pub backup: Option<Backup>,
+    /// Whether small packets travel over the backup too.
+    pub copies: bool,
+    /// What is left on the fullest link of the route (bytes/s); `None` when unknown.
+    pub capacity: Option<f64>,
 }
 
-/// The tunnels of this node and their routes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The tunnels of this node and their routes, and its links.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ForwardingSnapshot {
     /// By tunnel.
     pub tunnels: BTreeMap<TunnelId, Binding>,
+    /// Neighbours that are connected and silent.
+    pub down: BTreeSet<NodeId>,
+    /// What the link to a neighbour can carry (bytes/s), where that is known.
+    pub capacity: BTreeMap<NodeId, f64>,
 }

@@ -20,7 +20,7 @@ pub mod window_statistics {
 pub use advertised::{LinkHistories, LinkHistory};
 pub use coordinates::Coordinates;
 pub use link::{LinkQuality, LinkReport, LinkState, QualityMonitor};
-pub use route::{HISTORY_WINDOW, ROUTE_DEAD_AFTER, RouteHistories, RouteHistory};
+pub use route::{HISTORY_WINDOW, ROUTE_DEAD_AFTER, RouteHistories, RouteHistory, RouteReport};
 pub use sample::{EventKind, ProbeKind, Sample};
 pub use statistics::{STATISTICS, Statistics, WINDOW};
 pub use window::Window;

@@ -17,6 +17,32 @@ pub const ROUTE_DEAD_AFTER: u32 = 3;
 /// each of about 100 destinations.
 pub const HISTORIES_MAX: usize = 1_024;
 
+/// What the traffic of one tunnel met on one route, by the receipts of the far end and this node's
+/// own counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteReport {
+    /// The route, from this node.
+    pub route: Route,
+    /// Its number.
+    pub route_id: u32,
+    /// Datagrams sent over it.
+    pub sent: u64,
+    /// Those that the far end has received.
+    pub received: u64,
+    /// Bytes sent over it, headers included.
+    pub bytes: u64,
+    /// Those received that had met congestion.
+    pub marked: u64,
+    /// Smoothed round-trip time by the receipts (µs); `None` without a receipt.
+    pub rtt_us: Option<u64>,
+    /// Datagrams that the far end sent back, by their sequence numbers.
+    pub back_sent: u64,
+    /// Those that this node has received.
+    pub back_received: u64,
+    /// Length of the time that the report covers (µs).
+    pub duration_us: u64,
+}
+
 /// The newest completed probes of one route.
 #[derive(Clone, Debug)]
 pub struct RouteHistory {
@@ -28,6 +54,8 @@ pub struct RouteHistory {
     completed: u64,
     failure_streak: u32,
     last_done_at: Timestamp,
+    /// Real traffic over it was not answered, and no probe since.
+    silent: bool,
 }
 
 impl RouteHistory {
@@ -41,6 +69,7 @@ impl RouteHistory {
             completed: 0,
             failure_streak: 0,
             last_done_at: Timestamp::default(),
+            silent: false,
         }
     }
 
@@ -95,13 +124,7 @@ pub struct RouteHistories {
 impl RouteHistories {
     /// A probe over `route` completed.
     pub fn probed(&mut self, route: &Route, done_at: Timestamp, rtt_us: Option<u64>) {
-        if !self.histories.contains_key(route) && self.histories.len() >= HISTORIES_MAX {
-            let oldest = self.histories.iter().min_by_key(|(_, history)| history.last_done_at);
-            if let Some(oldest) = oldest.map(|(route, _)| route.clone()) {
-                self.histories.remove(&oldest);
-            }
-        }
-        let history = self.histories.entry(route.clone()).or_insert_with(RouteHistory::new);
+        let history = self.entry(route);
         history.completed += 1;
         history.last_done_at = done_at;
         history.lost.push(rtt_us.is_none());
@@ -111,6 +134,7 @@ impl RouteHistories {
                 history.statistics = Statistics::of(&history.answered_ms);
                 history.jitter_ms = mean_absolute_difference(&history.rtts_ms(HISTORY_WINDOW));
                 history.failure_streak = 0;
+                history.silent = false;
             }
             None => {
                 history.failure_streak += 1;
@@ -119,14 +143,36 @@ impl RouteHistories {
         }
     }
 
-    /// The history of a route that was probed at least once.
-    pub fn of(&self, route: &Route) -> Option<&RouteHistory> {
-        self.histories.get(route)
+    /// Traffic over `route` was not answered: it is dead until a probe is. Its statistics stay what
+    /// the probes say.
+    pub fn silenced(&mut self, route: &Route, at: Timestamp) {
+        let history = self.entry(route);
+        history.silent = true;
+        if history.completed == 0 {
+            history.last_done_at = at;
+        }
     }
 
-    /// Whether the newest [`ROUTE_DEAD_AFTER`] probes of this route were all lost.
+    /// The history of a route that was probed at least once.
+    pub fn of(&self, route: &Route) -> Option<&RouteHistory> {
+        self.histories.get(route).filter(|history| history.completed > 0)
+    }
+
+    /// Whether the newest [`ROUTE_DEAD_AFTER`] probes of this route were all lost, or its traffic is
+    /// not answered.
     pub fn is_dead(&self, route: &Route) -> bool {
-        self.of(route).is_some_and(|history| history.failure_streak >= ROUTE_DEAD_AFTER)
+        let history = self.histories.get(route);
+        history.is_some_and(|known| known.silent || known.failure_streak >= ROUTE_DEAD_AFTER)
+    }
+
+    fn entry(&mut self, route: &Route) -> &mut RouteHistory {
+        if !self.histories.contains_key(route) && self.histories.len() >= HISTORIES_MAX {
+            let oldest = self.histories.iter().min_by_key(|(_, history)| history.last_done_at);
+            if let Some(oldest) = oldest.map(|(route, _)| route.clone()) {
+                self.histories.remove(&oldest);
+            }
+        }
+        self.histories.entry(route.clone()).or_insert_with(RouteHistory::new)
     }
 }
 
@@ -153,6 +199,23 @@ mod tests {
         let history = histories.of(&route(1)).unwrap();
         assert_eq!(history.rtts_ms(5), [5.0]);
         assert!((history.loss() - 0.75).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_silent_route_is_dead_until_a_probe_is_answered_and_its_statistics_stay() {
+        let mut histories = RouteHistories::default();
+        histories.silenced(&route(1), Timestamp(1));
+        assert!(histories.is_dead(&route(1)));
+        assert!(histories.of(&route(1)).is_none(), "it was never probed");
+        histories.probed(&route(1), Timestamp(2), None);
+        assert!(histories.is_dead(&route(1)));
+        histories.probed(&route(1), Timestamp(3), Some(5_000));
+        assert!(!histories.is_dead(&route(1)));
+        histories.silenced(&route(1), Timestamp(4));
+        let history = histories.of(&route(1)).unwrap();
+        assert_eq!((history.failure_streak(), history.completed()), (0, 2));
+        assert_eq!(history.last_done_at(), Timestamp(3), "of the newest probe");
+        assert!(histories.is_dead(&route(1)));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! rows of the store. A time-out is a sample like any other and is always labelled: a model
 //! that never sees failures predicts none.
 
-use crate::engine::measure::LinkQuality;
-use crate::engine::types::{NodeId, Route, Timestamp};
+use crate::engine::measure::{LinkQuality, RouteReport};
+use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// What a probe travelled over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +84,15 @@ pub enum Sample {
         neighbour: NodeId,
         /// What the data plane counted.
         report: crate::engine::measure::LinkReport,
+    },
+    /// What the traffic of a tunnel met on its route.
+    RouteSlice {
+        /// End of the time that the report covers.
+        at: Timestamp,
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// What the far end and this node counted.
+        report: RouteReport,
     },
     /// A control-plane operation.
     Event {

@@ -156,13 +156,35 @@ pub enum ServiceKind {
     Tcp,
     /// HTTP over a stream of bytes.
     Http,
+    /// Datagrams.
+    Udp,
 }
 
-/// What a service wants from its routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl ServiceKind {
+    /// The name used by the control API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// What a service wants from its routes. On the wire it is a number, in files and the control API
+/// a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Objective {
     /// The score with all four terms.
+    #[default]
     Balanced,
+    /// Short round-trip times.
+    Latency,
+    /// Much room for its bytes.
+    Throughput,
+    /// Few losses.
+    Reliability,
 }
 
 /// Who provides a service, signed by the provider.
@@ -316,6 +338,19 @@ mod tests {
             let result = Signed::seal(&key(1), &wrong).open::<ServiceRecord>();
             assert!(matches!(result, Err(WireError::OutOfRange(_))));
         }
+    }
+
+    #[test]
+    fn kinds_and_objectives_keep_their_numbers() {
+        let kinds = [ServiceKind::Tcp, ServiceKind::Http, ServiceKind::Udp];
+        assert_eq!(kinds.map(|kind| encode(&kind)), [[0], [1], [2]]);
+        let objectives = [
+            Objective::Balanced,
+            Objective::Latency,
+            Objective::Throughput,
+            Objective::Reliability,
+        ];
+        assert_eq!(objectives.map(|objective| encode(&objective)), [[0], [1], [2], [3]]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::measure::LinkQuality;
-use crate::engine::types::{NodeId, Timestamp};
+use crate::engine::types::{NodeId, Route, Timestamp};
 
 /// An advertisement that was not refreshed is forgotten after this: three refresh intervals.
 pub const LIFETIME: Duration = Duration::from_secs(90);
@@ -102,6 +102,16 @@ impl OverlayGraph {
         self.quality(from, to).is_some() && self.quality(to, from).is_some()
     }
 
+    /// What is left on the fullest link of a route (bytes/s), as advertised; `None` when it is not
+    /// known of every link.
+    pub fn residual(&self, route: &Route) -> Option<f64> {
+        let left = route.links().map(|(from, to)| {
+            let quality = self.quality(from, to)?;
+            Some(quality.bandwidth? * (1.0 - quality.utilisation))
+        });
+        left.reduce(|least, left| Some(least?.min(left?))).flatten()
+    }
+
     /// Every origin with the number of links that it advertises.
     pub fn origins(&self) -> impl Iterator<Item = (NodeId, usize)> + '_ {
         self.adverts.iter().map(|(origin, advert)| (*origin, advert.links.len()))
@@ -175,6 +185,25 @@ mod tests {
         assert!(graph.is_link(node(1), node(2)) && graph.is_link(node(2), node(1)));
         let topology = graph.topology();
         assert_eq!(topology.edges, [vec![(1, 11.0)], vec![(0, 11.0)]]);
+    }
+
+    #[test]
+    fn the_fullest_link_limits_a_route_and_an_unknown_one_hides_it() {
+        let mut graph = OverlayGraph::default();
+        let filled = |bandwidth, utilisation| LinkQuality {
+            bandwidth: Some(bandwidth),
+            utilisation,
+            ..quality(1.0)
+        };
+        let route = Route::new([node(1), node(2), node(3)]).unwrap();
+        let mut say = |from, to, sequence, quality| {
+            graph.accept(node(from), sequence, [(node(to), quality)].into(), Timestamp(0)).unwrap();
+            graph.residual(&route)
+        };
+        assert_eq!(say(1, 2, 1, filled(100.0, 0.5)), None);
+        assert_eq!(say(2, 3, 1, filled(80.0, 0.75)), Some(20.0));
+        assert_eq!(say(1, 2, 2, filled(100.0, 0.9375)), Some(6.25));
+        assert_eq!(say(2, 3, 2, quality(1.0)), None);
     }
 
     #[test]

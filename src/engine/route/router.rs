@@ -11,7 +11,9 @@ use super::graph::{OverlayGraph, Topology};
 use super::path::{disjoint_backup, k_shortest};
 use super::score::{ScoreWeights, route_score, score_for_forecast};
 use super::switching::{Current, Reason, SwitchingPolicy};
+use crate::engine::forward::Backup;
 use crate::engine::measure::{LinkHistories, LinkQuality, RouteHistories};
+use crate::engine::overlay::wire::Objective;
 use crate::engine::predict::{Forecast, Ranking, RoutePredictor, route_features};
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
@@ -103,17 +105,50 @@ pub struct Destination {
     pub node: NodeId,
     /// The path that the operator fixed.
     pub forced: Option<Route>,
+    /// What the tunnel wants from its routes.
+    pub objective: Objective,
+    /// Another tunnel to the same node, whose relays this one is to avoid.
+    pub beside: Option<TunnelId>,
     /// The route in use, and since when.
     pub current: Option<(Route, Timestamp)>,
     /// Whether any candidate was alive in the last decision.
     pub reachable: bool,
-    /// Counts changes of the route in use; travels in datagrams as the route id.
+    /// How often the route in use changed, the first choice included.
+    pub changes: u32,
+    /// Number of the route in use, which travels in datagrams; grows with each change.
     pub route_id: u32,
-    /// The best route that shares no relay with the one in use.
-    pub backup: Option<Route>,
+    /// The shortest route that shares no relay with the one in use, while it is alive; none for a
+    /// path that is fixed.
+    pub backup: Option<Backup>,
     /// Every route that was weighed in the last decision.
     pub candidates: Vec<Route>,
+    /// The highest route number that was given away.
+    numbered: u32,
     paths: Option<(Arc<Topology>, Vec<Route>)>,
+}
+
+impl Destination {
+    /// Takes a route into use. The backup already has its number.
+    fn move_to(&mut self, route: Route, now: Timestamp) {
+        let prepared = self.backup.take().filter(|backup| backup.route == route);
+        self.route_id = prepared.map_or_else(|| self.next_number(), |backup| backup.route_id);
+        self.changes = self.changes.wrapping_add(1);
+        self.current = Some((route, now));
+    }
+
+    /// Keeps the backup in line with the route in use; a new one gets the next number.
+    fn set_backup(&mut self, route: Option<Route>) {
+        let same = |backup: &Backup| Some(&backup.route) == route.as_ref();
+        if self.backup.as_ref().is_some_and(same) {
+            return;
+        }
+        self.backup = route.map(|route| Backup { route, route_id: self.next_number() });
+    }
+
+    fn next_number(&mut self) -> u32 {
+        self.numbered = self.numbered.wrapping_add(1);
+        self.numbered
+    }
 }
 
 /// The tunnels of this node and their routes.
@@ -142,18 +177,29 @@ impl IntelligentRouter {
     }
 
     /// Binds a tunnel to a destination. Returns false when [`TUNNELS_MAX`] are open.
-    pub fn open(&mut self, tunnel: TunnelId, node: NodeId, forced: Option<Route>) -> bool {
+    pub fn open(
+        &mut self,
+        tunnel: TunnelId,
+        node: NodeId,
+        forced: Option<Route>,
+        objective: Objective,
+        beside: Option<TunnelId>,
+    ) -> bool {
         if self.tunnels.len() >= TUNNELS_MAX && !self.tunnels.contains_key(&tunnel) {
             return false;
         }
         let destination = Destination {
             node,
             forced,
+            objective,
+            beside,
             current: None,
             reachable: false,
+            changes: 0,
             route_id: 0,
             backup: None,
             candidates: Vec::new(),
+            numbered: 0,
             paths: None,
         };
         self.tunnels.insert(tunnel, destination);
@@ -163,6 +209,11 @@ impl IntelligentRouter {
     /// Forgets a tunnel. Returns whether it was there.
     pub fn close(&mut self, tunnel: TunnelId) -> bool {
         self.tunnels.remove(&tunnel).is_some()
+    }
+
+    /// One tunnel; `None` when it is not open.
+    pub fn tunnel(&self, tunnel: TunnelId) -> Option<&Destination> {
+        self.tunnels.get(&tunnel)
     }
 
     /// All tunnels, in order of id.
@@ -218,14 +269,16 @@ impl IntelligentRouter {
             _ => current_at,
         };
         if change && let Some(index) = chosen {
-            destination.current = Some((candidates[index].route.clone(), now));
-            destination.route_id = destination.route_id.wrapping_add(1);
+            destination.move_to(candidates[index].route.clone(), now);
         }
         destination.reachable = reason != Reason::NoRoute;
         let topology = know.graph.topology();
-        destination.backup = destination.current.as_ref().and_then(|(route, _)| {
-            disjoint_backup(&topology, route, self.policy.max_hops).map(|(route, _)| route)
-        });
+        let current = destination.current.as_ref().filter(|_| destination.forced.is_none());
+        let backup = current
+            .and_then(|(route, _)| disjoint_backup(&topology, route, self.policy.max_hops))
+            .map(|(backup, _)| backup)
+            .filter(|backup| !know.histories.is_dead(backup));
+        destination.set_backup(backup);
         destination.candidates = candidates.iter().map(|c| c.route.clone()).collect();
         let reason = match reason {
             Reason::NoRoute => reason,
@@ -414,6 +467,10 @@ mod tests {
             self.router.decide(TUNNEL, &mut know, Timestamp(at_s * 1_000_000)).unwrap()
         }
 
+        fn open(&mut self) {
+            assert!(self.router.open(TUNNEL, node(9), None, Objective::Balanced, None));
+        }
+
         fn current(&self) -> Route {
             self.router.tunnels[&TUNNEL].current.clone().unwrap().0
         }
@@ -422,18 +479,19 @@ mod tests {
     #[test]
     fn the_best_route_is_chosen_and_its_backup_is_disjoint() {
         let mut world = World::new();
-        world.router.open(TUNNEL, node(9), None);
+        world.open();
         let decision = world.decide(0);
         assert_eq!((decision.reason, decision.changed), (Reason::First, true));
         assert_eq!(world.current(), route(&[0, 1, 9]));
-        assert_eq!(world.router.tunnels[&TUNNEL].backup, Some(route(&[0, 2, 9])));
+        let expected = Backup { route: route(&[0, 2, 9]), route_id: 2 };
+        assert_eq!(world.router.tunnels[&TUNNEL].backup, Some(expected));
         assert_eq!(decision.candidates.len(), 4);
     }
 
     #[test]
     fn a_route_that_turned_bad_is_left_by_margin_and_hold() {
         let mut world = World::new();
-        world.router.open(TUNNEL, node(9), None);
+        world.open();
         world.decide(0);
         for _ in 0..5 {
             world.histories.probed(&route(&[0, 1, 9]), Timestamp(1), Some(200_000));
@@ -465,7 +523,7 @@ mod tests {
         let mut world = World::new();
         world.router.policy.switching.margin = 0.0;
         world.predictor.set_model(Some(Arc::new(LastWithMargin(margin))));
-        world.router.open(TUNNEL, node(9), None);
+        world.router.open(TUNNEL, node(9), None, Objective::default(), None);
         world.decide(0);
         assert_eq!(world.current(), route(&[0, 1, 9]));
         let measured = [(&[0, 1, 9][..], in_use_ms), (&[0, 2, 9], other_ms)];
@@ -525,7 +583,7 @@ mod tests {
         let mut world = World::new();
         // The way over both relays is far better than the way over the second alone.
         world.links(&[(0, 1, 10.0), (1, 9, 10.0), (0, 2, 60.0), (2, 9, 10.0), (1, 2, 5.0)]);
-        world.router.open(TUNNEL, node(9), None);
+        world.open();
         world.decide(0);
         for _ in 0..3 {
             world.histories.probed(&route(&[0, 1, 9]), Timestamp(1), None);
@@ -537,7 +595,7 @@ mod tests {
     #[test]
     fn a_withdrawn_link_kills_its_routes() {
         let mut world = World::new();
-        world.router.open(TUNNEL, node(9), None);
+        world.open();
         world.decide(0);
         world.links(&[(0, 1, 10.0), (0, 2, 20.0), (2, 9, 20.0), (1, 2, 5.0)]);
         assert_eq!(world.decide(0).reason, Reason::CurrentDead);
@@ -550,9 +608,32 @@ mod tests {
     #[test]
     fn a_forced_path_stays() {
         let mut world = World::new();
-        world.router.open(TUNNEL, node(9), Some(route(&[0, 2, 1, 9])));
+        let forced = Some(route(&[0, 2, 1, 9]));
+        world.router.open(TUNNEL, node(9), forced, Objective::Balanced, None);
         let decision = world.decide(0);
         assert_eq!((decision.reason, decision.candidates.len()), (Reason::Forced, 1));
         assert_eq!(world.current(), route(&[0, 2, 1, 9]));
+        assert_eq!(world.router.tunnels[&TUNNEL].backup, None, "it is not left");
+    }
+
+    #[test]
+    fn a_route_number_names_one_route_and_the_backup_takes_its_own_along() {
+        let mut world = World::new();
+        world.open();
+        world.decide(0);
+        let kill = |world: &mut World, relay: u8| {
+            for _ in 0..3 {
+                world.histories.probed(&route(&[0, relay, 9]), Timestamp(1), None);
+            }
+            world.decide(0);
+            let used = &world.router.tunnels[&TUNNEL];
+            (used.changes, used.route_id, used.backup.as_ref().map(|backup| backup.route_id))
+        };
+        assert_eq!(kill(&mut world, 1), (2, 2, None), "the backup, and no other way that lives");
+        world.histories.probed(&route(&[0, 1, 9]), Timestamp(2), Some(1_000));
+        world.decide(0);
+        let backup = world.router.tunnels[&TUNNEL].backup.clone().unwrap();
+        assert_eq!((backup.route, backup.route_id), (route(&[0, 1, 9]), 3), "a new number");
+        assert_eq!(kill(&mut world, 2).1, 3);
     }
 }

@@ -4,45 +4,41 @@
 //! A stream begins with the name of the service (two bytes of length, big endian, then the text).
 //! The answer begins with one status byte. Data may follow the name at once. The provider checks
 //! its allow list against the identity that TLS proved.
+//!
+//! `local` is the end that opened the tunnel, `serve` the one that provides the service.
+
+mod local;
+mod serve;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::rustls::pki_types::CertificateDer;
-use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use quinn::{Connection, Endpoint, VarInt};
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use local::{LocalEnd, accept_tcp};
+use serve::accept_tunnels;
 
 use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
 use super::plane::{DataPlane, FarEnd};
+use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
 
 /// How long a tunnel may take to come up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a new connection waits for a route when none is alive, and how often it looks.
-const NO_ROUTE_WAIT: Duration = Duration::from_secs(3);
-/// See [`NO_ROUTE_WAIT`].
-const NO_ROUTE_POLL: Duration = Duration::from_millis(50);
 /// How long a good-bye may take to leave.
 pub const GOODBYE: Duration = Duration::from_millis(300);
-/// How long a caller may take to name the service that it wants.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a failed connection speaks for the next ones.
-const FAILURE_SPEAKS: Duration = Duration::from_secs(1);
-/// How long the target of a service may take to accept a connection.
-const TARGET_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of one tunnel at one time.
 const STREAMS_MAX: u32 = 1_024;
-/// Tunnels that others may have open to this node.
-const INCOMING_MAX: usize = 4_096;
 /// QUIC packet size (bytes). The overlay rides on streams and fragments nothing; larger packets
 /// cost less each, smaller ones mix better on slow links.
 const PACKET_BYTES: u16 = 4_096;
@@ -113,6 +109,8 @@ pub struct TunnelInfo {
     pub tunnel: TunnelId,
     /// To what.
     pub service: ServiceName,
+    /// How the service speaks.
+    pub kind: ServiceKind,
     /// The node behind it.
     pub provider: PublicKey,
     /// Where it accepts TCP connections.
@@ -135,6 +133,7 @@ struct Traffic {
 
 struct OpenTunnel {
     service: ServiceName,
+    kind: ServiceKind,
     provider: PublicKey,
     listen: SocketAddr,
     traffic: Arc<Traffic>,
@@ -225,6 +224,7 @@ impl Tunnels {
         tunnel: TunnelId,
         provider: PublicKey,
         service: ServiceName,
+        kind: ServiceKind,
         listen: SocketAddr,
     ) -> Result<SocketAddr, TunnelError> {
         let listen_error = |error| TunnelError::Listen { address: listen, error };
@@ -243,7 +243,7 @@ impl Tunnels {
             stop: stop.clone(),
         };
         self.tasks.spawn(accept_tcp(listener, Arc::new(local)));
-        let open = OpenTunnel { service, provider, listen, traffic, stop };
+        let open = OpenTunnel { service, kind, provider, listen, traffic, stop };
         self.lock_open().insert(tunnel, open);
         Ok(listen)
     }
@@ -275,6 +275,7 @@ impl Tunnels {
         let info = |(tunnel, open): (&TunnelId, &OpenTunnel)| TunnelInfo {
             tunnel: *tunnel,
             service: open.service.clone(),
+            kind: open.kind,
             provider: open.provider,
             listen: open.listen,
             bytes: (load(&open.traffic.sent), load(&open.traffic.received)),
@@ -340,159 +341,6 @@ fn transport() -> Arc<quinn::TransportConfig> {
     Arc::new(transport)
 }
 
-// --- the end that opened the tunnel ------------------------------------------------------------
-
-struct LocalEnd {
-    tunnels: Arc<Tunnels>,
-    tunnel: TunnelId,
-    provider: PublicKey,
-    service: ServiceName,
-    connection: tokio::sync::Mutex<(Connection, Option<Instant>)>,
-    traffic: Arc<Traffic>,
-    stop: CancellationToken,
-}
-
-impl LocalEnd {
-    /// The connection, made anew when it was lost.
-    async fn connection(&self) -> Option<Connection> {
-        let mut locked = self.connection.lock().await;
-        let (connection, failed_at) = &mut *locked;
-        if connection.close_reason().is_some() {
-            // Those who waited for the same failure do not each try again.
-            if failed_at.is_some_and(|at| at.elapsed() < FAILURE_SPEAKS) {
-                return None;
-            }
-            match self.tunnels.connect(self.tunnel, &self.provider).await {
-                Ok(new) => *connection = new,
-                Err(_) => {
-                    *failed_at = Some(Instant::now());
-                    return None;
-                }
-            }
-        }
-        Some(connection.clone())
-    }
-}
-
-async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
-    // As many as the tunnel carries; further ones wait in the system's queue.
-    let places = Arc::new(tokio::sync::Semaphore::new(STREAMS_MAX as usize));
-    loop {
-        let accepting = async {
-            let place = places.clone().acquire_owned().await.ok();
-            listener.accept().await.map(|(tcp, _)| (tcp, place))
-        };
-        let accepted = tokio::select! {
-            () = local.stop.cancelled() => break,
-            accepted = accepting => accepted,
-        };
-        let Ok((tcp, place)) = accepted else {
-            // Out of file descriptors, mostly: others have to close some first.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        local.traffic.connections.fetch_add(1, Ordering::Relaxed);
-        let local = local.clone();
-        local.traffic.open.fetch_add(1, Ordering::Relaxed);
-        local.tunnels.tasks.clone().spawn(async move {
-            let _place = place;
-            let stop = local.stop.clone();
-            tokio::select! {
-                () = stop.cancelled() => {}
-                result = carry(tcp, &local) => {
-                    if let Err(why) = result {
-                        local.tunnels.failed(&local.service, why);
-                    }
-                }
-            }
-            local.traffic.open.fetch_sub(1, Ordering::Relaxed);
-        });
-    }
-    local.connection.lock().await.0.close(VarInt::from_u32(0), b"tunnel closed");
-}
-
-/// Carries one TCP connection through the tunnel.
-async fn carry(tcp: TcpStream, local: &LocalEnd) -> Result<(), &'static str> {
-    let _ = tcp.set_nodelay(true);
-    // A moment for the route to come back; then better an error than a connection that hangs.
-    let deadline = Instant::now() + NO_ROUTE_WAIT;
-    while !local.tunnels.plane.is_reachable(local.tunnel) {
-        if Instant::now() >= deadline {
-            return Err("tunnel-no-route");
-        }
-        tokio::time::sleep(NO_ROUTE_POLL).await;
-    }
-    let connection = local.connection().await.ok_or("tunnel-unreachable")?;
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|_| "tunnel-lost")?;
-    let name = local.service.as_str().as_bytes();
-    let mut hello = (name.len() as u16).to_be_bytes().to_vec();
-    hello.extend(name);
-    send.write_all(&hello).await.map_err(|_| "tunnel-lost")?;
-    let (tcp_read, tcp_write) = tcp.into_split();
-    let up = copy(tcp_read, &mut send, &local.traffic.sent);
-    let down = async {
-        let status = recv.read_u8().await.map_err(|_| "tunnel-lost")?;
-        if status != Status::Accepted as u8 {
-            return Err(Status::refused(status));
-        }
-        copy(&mut recv, tcp_write, &local.traffic.received).await
-    };
-    let result = while_open(&connection, async { tokio::try_join!(up, down).map(|_| ()) }).await;
-    if result.is_err() {
-        let _ = send.reset(VarInt::from_u32(1));
-        let _ = recv.stop(VarInt::from_u32(1));
-    }
-    result
-}
-
-/// Copies until the end and passes the end on, so that half-closed connections work.
-async fn copy(
-    from: impl tokio::io::AsyncRead + Unpin,
-    mut to: impl tokio::io::AsyncWrite + Unpin,
-    count: &AtomicU64,
-) -> Result<(), &'static str> {
-    let mut from = BufReader::with_capacity(COPY_BYTES, from);
-    let copied = tokio::io::copy_buf(&mut from, &mut to).await.map_err(|_| "stream-broken")?;
-    count.fetch_add(copied, Ordering::Relaxed);
-    to.shutdown().await.map_err(|_| "stream-broken")
-}
-
-// --- the end that provides the service ---------------------------------------------------------
-
-async fn accept_tunnels(tunnels: Arc<Tunnels>) {
-    loop {
-        let incoming = tokio::select! {
-            () = tunnels.stop.cancelled() => return,
-            incoming = tunnels.endpoint.accept() => incoming,
-        };
-        let Some(incoming) = incoming else { return };
-        if tunnels.endpoint.open_connections() > INCOMING_MAX {
-            tunnels.plane.counters().count("too-many-tunnels");
-            incoming.refuse();
-            continue;
-        }
-        let tunnels = tunnels.clone();
-        tunnels.tasks.clone().spawn(async move {
-            let Ok(connection) = incoming.await else { return };
-            let Some(caller) = caller(&connection) else {
-                tunnels.plane.counters().count("tunnel-from-nobody");
-                connection.close(VarInt::from_u32(2), b"identity does not fit the address");
-                return;
-            };
-            while let Ok((send, recv)) = connection.accept_bi().await {
-                let tunnels = tunnels.clone();
-                let connection = connection.clone();
-                tokio::spawn(async move {
-                    let serving = serve(send, recv, caller, &tunnels);
-                    if let Err(why) = while_open(&connection, serving).await {
-                        tunnels.failed(&caller, why);
-                    }
-                });
-            }
-        });
-    }
-}
-
 /// Does the work until the tunnel is lost: one half of a connection may be over already and would
 /// not notice.
 async fn while_open(
@@ -506,63 +354,14 @@ async fn while_open(
     }
 }
 
-/// The identity that TLS proved, when the overlay address is that identity's.
-fn caller(connection: &Connection) -> Option<NodeId> {
-    let identity = connection.peer_identity()?;
-    let certificates = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    let certificate = libp2p_tls::certificate::parse(certificates.first()?).ok()?;
-    let node = identity::public_key(&certificate.peer_id())?.node_id();
-    let far_end = FarEnd::from_addr(connection.remote_address())?;
-    (far_end.node == node).then_some(node)
-}
-
-async fn serve(
-    mut send: SendStream,
-    mut recv: RecvStream,
-    caller: NodeId,
-    tunnels: &Tunnels,
+/// Copies until the end and passes the end on, so that half-closed connections work.
+async fn copy(
+    from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    count: &AtomicU64,
 ) -> Result<(), &'static str> {
-    let connected = async {
-        let hello = async {
-            let length = recv.read_u16().await.ok()?;
-            let mut name = vec![0; usize::from(length).min(254)];
-            recv.read_exact(&mut name).await.ok()?;
-            Some(name)
-        };
-        let name = tokio::time::timeout(HELLO_TIMEOUT, hello).await.ok().flatten().ok_or(None)?;
-        let name = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
-        let exports = tunnels.exports.load();
-        let export = name.and_then(|name: ServiceName| exports.get(&name));
-        let export = export.ok_or(Some(Status::UnknownService))?;
-        if !export.allowed.is_empty() && !export.allowed.contains(&caller) {
-            return Err(Some(Status::NotAllowed));
-        }
-        let connecting = tokio::time::timeout(TARGET_TIMEOUT, TcpStream::connect(export.target));
-        match connecting.await {
-            Ok(Ok(tcp)) => Ok(tcp),
-            _ => Err(Some(Status::TargetUnreachable)),
-        }
-    };
-    let tcp = match connected.await {
-        Ok(tcp) => tcp,
-        Err(None) => return Err("stream-broken"),
-        Err(Some(status)) => {
-            let _ = send.write_all(&[status as u8]).await;
-            let _ = send.finish();
-            let _ = recv.stop(VarInt::from_u32(1));
-            return Err(Status::refused(status as u8));
-        }
-    };
-    let _ = tcp.set_nodelay(true);
-    send.write_all(&[Status::Accepted as u8]).await.map_err(|_| "stream-broken")?;
-    let (tcp_read, tcp_write) = tcp.into_split();
-    let uncounted = AtomicU64::new(0);
-    let down = copy(tcp_read, &mut send, &uncounted);
-    let up = copy(&mut recv, tcp_write, &uncounted);
-    let result = tokio::try_join!(up, down).map(|_| ());
-    if result.is_err() {
-        let _ = send.reset(VarInt::from_u32(1));
-        let _ = recv.stop(VarInt::from_u32(1));
-    }
-    result
+    let mut from = BufReader::with_capacity(COPY_BYTES, from);
+    let copied = tokio::io::copy_buf(&mut from, &mut to).await.map_err(|_| "stream-broken")?;
+    count.fetch_add(copied, Ordering::Relaxed);
+    to.shutdown().await.map_err(|_| "stream-broken")
 }
