@@ -89,8 +89,8 @@ impl Ledger {
     /// blocks were seen; else the default. Sure is a saving of so many standard errors: the best of
     /// many is luck otherwise.
     pub fn best(&self, choices_min: u32, standard_errors: f64) -> Ranking {
-        let default = self.rules[self.default].0;
-        if self.choices < choices_min || self.blocks < BLOCKS_MIN {
+        let default = self.default_rule();
+        if !self.has_seen(choices_min) {
             return default;
         }
         let bound = |account: &Account| {
@@ -102,6 +102,11 @@ impl Ledger {
             Some((rule, least)) if least < -GAIN_MIN * self.default_cost => *rule,
             _ => default,
         }
+    }
+
+    /// Whether `choices_min` choices in enough blocks were seen to trust a saving.
+    pub fn has_seen(&self, choices_min: u32) -> bool {
+        self.choices >= choices_min && self.blocks >= BLOCKS_MIN
     }
 
     /// Choices seen.

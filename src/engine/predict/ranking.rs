@@ -142,9 +142,10 @@ impl RankingTuner {
         Self(Ledger::new(rules, fallback, BLOCK_CHOICES))
     }
 
-    /// Changes the fallback. What was learned beside another one is forgotten.
+    /// Changes the fallback, until outcomes enough are known to choose by them. What was learned
+    /// beside another one is forgotten.
     pub fn set_fallback(&mut self, fallback: Ranking) {
-        if fallback != self.0.default_rule() {
+        if fallback != self.0.default_rule() && !self.0.has_seen(CHOICES_MIN) {
             *self = Self::new(fallback);
         }
     }
@@ -213,16 +214,19 @@ mod tests {
 
     #[test]
     fn a_volatile_network_begins_with_a_cautious_rule() {
+        let cautious = Ranking::of_volatility(VOLATILITY_MAX + 0.01);
+        assert!(cautious.margin > Ranking::of_volatility(VOLATILITY_MAX).margin);
         let mut tuner = RankingTuner::default();
+        tuner.set_fallback(cautious);
+        assert_eq!(tuner.best(), cautious);
         for _ in 0..4_000 {
             tuner.observe(&[prospect(100.0, 0.0), prospect(99.0, 0.0)], Some(0), &[100.0, 50.0]);
             tuner.end_round();
         }
-        assert_eq!(tuner.best(), Ranking::default(), "the default wins all there is to win");
-        let cautious = Ranking::of_volatility(VOLATILITY_MAX + 0.01);
-        assert!(cautious.margin > Ranking::of_volatility(VOLATILITY_MAX).margin);
-        tuner.set_fallback(cautious);
-        assert_eq!(tuner.best(), cautious, "what was learned beside the other is forgotten");
+        let learned = tuner.best();
+        assert!(learned.margin < 0.01, "{learned:?}");
+        tuner.set_fallback(Ranking::default());
+        assert_eq!(tuner.best(), learned, "outcomes count for more than volatility");
     }
 
     #[test]
