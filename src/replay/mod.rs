@@ -13,8 +13,9 @@
 //! 4. [`policy`] and [`bandit`] hold what it is compared with.
 //! 5. [`report`] turns decisions into figures with intervals, [`charts`] into pictures.
 //!
-//! Nothing is learned from an outcome before the moment in which it is measured. With a budget, all
-//! policies share the measurements.
+//! Nothing is learned from an outcome before the moment in which it is measured. With a budget, the
+//! simple policies share the measurements of a fair rotation, and meshwise spends the same budget on
+//! what is worth measuring ([`crate::engine::measure::worth`]).
 //!
 //! The live router shares the features, the model, the mix and the interval; it compares the
 //! forecast's pessimistic bound, by the rule that was chosen when the model was trained.

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use super::load::{Finished, Requests};
-use super::mesh::Mesh;
+use super::mesh::Plan;
 use super::output;
 use crate::api::types::Quantiles;
 use crate::engine::measure::window_statistics::{mean, quantile};
@@ -19,13 +19,13 @@ pub(super) struct AddedLatency(Quantiles);
 impl AddedLatency {
     /// Of the answered requests before `until` whose route did not change meanwhile; jitter and
     /// lost packets of the emulated links are in it.
-    pub(super) fn of(finished: &Finished, until: Instant) -> Self {
+    pub(super) fn of(plan: &Plan, finished: &Finished, until: Instant) -> Self {
         let quiet = finished.asked.iter().filter(|asked| asked.begun < until);
         let added = quiet.filter_map(|asked| {
             let took_ms = asked.took?.as_secs_f64() * 1e3;
             let route = finished.route_during(asked)?;
             let ended_s = asked.begun_s + took_ms / 1e3;
-            Some(took_ms - Mesh::emulated_rtt_ms(route, asked.begun_s, ended_s)?)
+            Some(took_ms - plan.emulated_rtt_ms(route, asked.begun_s, ended_s)?)
         });
         let added: Vec<f64> = added.collect();
         Self(Quantiles { p50: quantile(&added, 0.5), p99: quantile(&added, 0.99) })

@@ -18,38 +18,122 @@ use crate::config::{
 
 use crate::node::{Identity, peer_id_text};
 
-/// The nodes, in the order in which they start.
-const NODES: [&str; 6] = ["S", "A", "B", "C", "D", "T"];
-
-/// One link of the mesh, the same in both directions.
+/// One link of a mesh, the same in both directions.
+#[derive(Clone, Debug)]
 pub(super) struct Wire {
     a: &'static str,
     b: &'static str,
-    delay_ms: f64,
-    /// Height and period of a slow swing of the delay, as of a path that is busy at times.
-    wave: (f64, f64),
+    /// What it is like; the neighbour is filled in for each end.
+    link: EmulatedLink,
 }
 
-const fn wire(a: &'static str, b: &'static str, delay_ms: f64, wave: (f64, f64)) -> Wire {
-    Wire { a, b, delay_ms, wave }
+/// A link without loss, jitter or limit. `delay_ms` is one way.
+pub(super) fn wire(a: &'static str, b: &'static str, delay_ms: f64) -> Wire {
+    Wire { a, b, link: EmulatedLink { delay_ms, ..EmulatedLink::default() } }
 }
 
-/// Delay (ms one way) and swing (ms, s) of each link. The upper way is the fastest; the two
-/// crossing links swing by far more than a moving average can follow.
-const WIRES: [Wire; 8] = [
-    wire("S", "A", 8.0, (0.0, 0.0)),
-    wire("S", "B", 12.0, (0.0, 0.0)),
-    wire("A", "C", 10.0, (6.0, 20.0)),
-    wire("A", "D", 12.0, (40.0, 14.0)),
-    wire("B", "C", 14.0, (40.0, 10.0)),
-    wire("B", "D", 14.0, (6.0, 16.0)),
-    wire("C", "T", 8.0, (0.0, 0.0)),
-    wire("D", "T", 12.0, (0.0, 0.0)),
-];
-/// On every link: deviation of each datagram (ms), share lost, rate (bytes/s).
-const JITTER_MS: f64 = 1.0;
-const LOSS: f64 = 0.001;
-const RATE: f64 = 12_500_000.0;
+impl Wire {
+    /// Limits the rate (bytes/s).
+    pub(super) fn rate(mut self, rate: f64) -> Self {
+        self.link.rate = rate;
+        self
+    }
+
+    /// As links of the world are: each datagram is up to so many ms early or late, some are lost.
+    fn worldly(mut self, jitter_ms: f64, loss: f64) -> Self {
+        (self.link.jitter_ms, self.link.loss) = (jitter_ms, loss);
+        self
+    }
+
+    /// Height and period of a slow swing of the delay (ms, s), as of a path that is busy at times.
+    fn wave(mut self, wave_ms: f64, wave_period_s: f64) -> Self {
+        (self.link.wave_ms, self.link.wave_period_s) = (wave_ms, wave_period_s);
+        self
+    }
+
+    fn joins(&self, a: &str, b: &str) -> bool {
+        [(self.a, self.b), (self.b, self.a)].contains(&(a, b))
+    }
+}
+
+/// What runs.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// The nodes, in the order in which they start.
+    pub(super) nodes: Vec<&'static str>,
+    /// The links between them.
+    pub(super) wires: Vec<Wire>,
+    /// These two cannot reach each other at all.
+    pub(super) apart: Option<(&'static str, &'static str)>,
+    /// How often everything is measured.
+    pub(super) probing: ProbingConfig,
+    /// The node that trains a model, once.
+    pub(super) learner: Option<&'static str>,
+}
+
+impl Plan {
+    /// The demo's: the upper way is the fastest; the two crossing links swing by far more than a
+    /// moving average can follow.
+    pub(super) fn demo() -> Self {
+        let wires = [
+            wire("S", "A", 8.0),
+            wire("S", "B", 12.0),
+            wire("A", "C", 10.0).wave(6.0, 20.0),
+            wire("A", "D", 12.0).wave(40.0, 14.0),
+            wire("B", "C", 14.0).wave(40.0, 10.0),
+            wire("B", "D", 14.0).wave(6.0, 16.0),
+            wire("C", "T", 8.0),
+            wire("D", "T", 12.0),
+        ];
+        let worldly = |wire: Wire| wire.worldly(1.0, 0.001).rate(12_500_000.0);
+        Self {
+            nodes: vec!["S", "A", "B", "C", "D", "T"],
+            wires: wires.into_iter().map(worldly).collect(),
+            apart: Some(("S", "T")),
+            probing: ProbingConfig {
+                link_ms: 500,
+                active_route_ms: 250,
+                candidate_route_ms: 500,
+                decide_ms: 500,
+            },
+            learner: Some("S"),
+        }
+    }
+
+    /// These links, with the settings that a node has when nothing is configured.
+    pub(super) fn plain(nodes: &[&'static str], wires: Vec<Wire>) -> Self {
+        let linked = wires.iter().any(|wire| wire.joins("S", "T"));
+        Self {
+            nodes: nodes.to_vec(),
+            wires,
+            apart: (!linked).then_some(("S", "T")),
+            probing: ProbingConfig::default(),
+            learner: None,
+        }
+    }
+
+    /// The emulated round trip of a route (ms) for a request between two times (s since the
+    /// epoch): what the links alone take on average, swings included. `None` for a route that
+    /// uses no emulated link.
+    pub(super) fn emulated_rtt_ms(
+        &self,
+        route: &[&str],
+        begun_s: f64,
+        ended_s: f64,
+    ) -> Option<f64> {
+        let mut total = 0.0;
+        for pair in route.windows(2) {
+            let wire = self.wires.iter().find(|wire| wire.joins(pair[0], pair[1]))?;
+            let swing = |at_s: f64| {
+                let (height, period) = (wire.link.wave_ms, wire.link.wave_period_s);
+                let turn = if period > 0.0 { at_s / period * std::f64::consts::TAU } else { 0.0 };
+                height * (1.0 - turn.cos()) / 2.0
+            };
+            total += 2.0 * wire.link.delay_ms + swing(begun_s) + swing(ended_s);
+        }
+        Some(total)
+    }
+}
 
 struct Process {
     identity: Identity,
@@ -58,18 +142,19 @@ struct Process {
     child: Option<Child>,
 }
 
-/// Six running nodes. Dropping it ends them.
+/// Running nodes. Dropping it ends them.
 pub(super) struct Mesh {
+    plan: Plan,
     processes: BTreeMap<&'static str, Process>,
 }
 
 impl Mesh {
     /// Starts all nodes under `folder`.
-    pub(super) async fn start(folder: &Path) -> anyhow::Result<Self> {
+    pub(super) async fn start(folder: &Path, plan: Plan) -> anyhow::Result<Self> {
         let mut processes = BTreeMap::new();
         // Held until all are drawn, so that no port is drawn twice.
         let mut held = Vec::new();
-        for name in NODES {
+        for &name in &plan.nodes {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             let port = listener.local_addr()?.port();
             held.push(listener);
@@ -78,8 +163,9 @@ impl Mesh {
             processes.insert(name, Process { identity, data_dir, port, child: None });
         }
         drop(held);
-        let mut mesh = Self { processes };
-        for name in NODES {
+        let names = plan.nodes.clone();
+        let mut mesh = Self { plan, processes };
+        for name in names {
             mesh.launch(name).with_context(|| format!("cannot start node {name}"))?;
             mesh.wait_up(name).await?;
         }
@@ -107,25 +193,24 @@ impl Mesh {
 
     fn config(&self, name: &'static str) -> Config {
         let process = &self.processes[name];
-        let neighbours: Vec<(&str, &Wire)> = WIRES
-            .iter()
-            .filter_map(|wire| match name {
-                name if name == wire.a => Some((wire.b, wire)),
-                name if name == wire.b => Some((wire.a, wire)),
-                _ => None,
-            })
-            .collect();
-        let far_end = match name {
-            "S" => Some("T"),
-            "T" => Some("S"),
+        let neighbour = |wire: &Wire| match name {
+            name if name == wire.a => Some((wire.b, wire.link.clone())),
+            name if name == wire.b => Some((wire.a, wire.link.clone())),
             _ => None,
         };
+        let neighbours: Vec<(&str, EmulatedLink)> =
+            self.plan.wires.iter().filter_map(neighbour).collect();
+        let far_end = self.plan.apart.and_then(|(a, b)| match name {
+            name if name == a => Some(b),
+            name if name == b => Some(a),
+            _ => None,
+        });
         let peer_id = |other: &str| peer_id_text(&self.processes[other].identity.public_key());
-        let started = NODES.iter().take_while(|other| **other != name);
+        let started = self.plan.nodes.iter().take_while(|other| **other != name);
         let bootstrap = started
             .filter(|other| neighbours.iter().any(|(name, _)| name == *other))
             .map(|other| format!("/ip4/127.0.0.1/tcp/{}", self.processes[other].port));
-        let links = neighbours.iter().map(|(other, wire)| self.emulated(other, wire, 0.0));
+        let links = neighbours.iter().map(|(other, link)| self.emulated(other, link.clone()));
         Config {
             network: NetworkConfig {
                 name: "demo".into(),
@@ -137,16 +222,11 @@ impl Mesh {
             // Every node would want the same port.
             entry: EntryConfig { socks: String::new() },
             routing: RoutingConfig::default(),
-            probing: ProbingConfig {
-                link_ms: 500,
-                active_route_ms: 250,
-                candidate_route_ms: 500,
-                decide_ms: 500,
-            },
+            probing: self.plan.probing.clone(),
             learning: LearningConfig {
                 predict: true,
                 // Once: the figures are about one model.
-                retrain_s: if name == "S" { 3_600 } else { 0 },
+                retrain_s: if self.plan.learner == Some(name) { 3_600 } else { 0 },
                 first_train_s: super::LEARN_S,
                 retrain_rows: 0,
                 // The demo shows what is learned from its own links.
@@ -161,16 +241,9 @@ impl Mesh {
         }
     }
 
-    fn emulated(&self, neighbour: &str, wire: &Wire, extra_ms: f64) -> EmulatedLink {
-        EmulatedLink {
-            neighbour: self.processes[neighbour].identity.node_id().to_string(),
-            delay_ms: wire.delay_ms + extra_ms,
-            jitter_ms: JITTER_MS,
-            loss: LOSS,
-            rate: RATE,
-            wave_ms: wire.wave.0,
-            wave_period_s: wire.wave.1,
-        }
+    fn emulated(&self, neighbour: &str, link: EmulatedLink) -> EmulatedLink {
+        let neighbour = self.processes[neighbour].identity.node_id().to_string();
+        EmulatedLink { neighbour, ..link }
     }
 
     async fn wait_up(&mut self, name: &'static str) -> anyhow::Result<()> {
@@ -193,16 +266,20 @@ impl Mesh {
     pub(super) async fn wait_joined(&self, patience: Duration) -> anyhow::Result<Quantiles> {
         let deadline = Instant::now() + patience;
         let mut joins = Vec::new();
-        for name in NODES {
+        for &name in &self.plan.nodes {
             loop {
                 let status: Status = self.client(name).get("/v1/status").await?;
-                if status.joined && status.nodes_known == NODES.len() {
+                if status.joined && status.nodes_known == self.plan.nodes.len() {
                     // The first node has nobody to join.
-                    joins.extend(status.join_ms.filter(|_| name != NODES[0]));
+                    joins.extend(status.join_ms.filter(|_| name != self.plan.nodes[0]));
                     break;
                 }
                 if Instant::now() > deadline {
-                    bail!("node {name} knows {} of {} nodes", status.nodes_known, NODES.len());
+                    bail!(
+                        "node {name} knows {} of {} nodes",
+                        status.nodes_known,
+                        self.plan.nodes.len()
+                    );
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -240,15 +317,26 @@ impl Mesh {
         names.join("-")
     }
 
-    /// Makes a link slower in both directions.
-    pub(super) async fn degrade(&self, a: &str, b: &str, extra_ms: f64) -> anyhow::Result<()> {
-        let joins = |wire: &&Wire| [(wire.a, wire.b), (wire.b, wire.a)].contains(&(a, b));
-        let wire = WIRES.iter().find(joins).context("the route uses an emulated link")?;
+    /// Changes a link in both directions.
+    pub(super) async fn change(
+        &self,
+        a: &str,
+        b: &str,
+        change: impl Fn(&mut EmulatedLink),
+    ) -> anyhow::Result<()> {
+        let wire = self.plan.wires.iter().find(|wire| wire.joins(a, b));
+        let wire = wire.with_context(|| format!("{a}-{b} is no link of this mesh"))?;
         for (from, to) in [(a, b), (b, a)] {
-            let link = self.emulated(to, wire, extra_ms);
+            let mut link = self.emulated(to, wire.link.clone());
+            change(&mut link);
             let _: serde_json::Value = self.client(from).post("/v1/emulation", &link).await?;
         }
         Ok(())
+    }
+
+    /// The process of a node that runs.
+    pub(super) fn pid(&self, name: &str) -> Option<u32> {
+        self.processes[name].child.as_ref().and_then(Child::id)
     }
 
     /// Ends a node without a good-bye (SIGKILL).
@@ -275,24 +363,5 @@ impl Mesh {
                 let _ = child.kill().await;
             }
         }
-    }
-
-    /// The emulated round trip of a route (ms) for a request between two times (s since the
-    /// epoch): what the links alone take on average, swings included. `None` for a route that
-    /// uses no emulated link.
-    pub(super) fn emulated_rtt_ms(route: &[&str], begun_s: f64, ended_s: f64) -> Option<f64> {
-        let mut total = 0.0;
-        for pair in route.windows(2) {
-            let joins =
-                |wire: &&Wire| [(wire.a, wire.b), (wire.b, wire.a)].contains(&(pair[0], pair[1]));
-            let wire = WIRES.iter().find(joins)?;
-            let swing = |at_s: f64| {
-                let (height, period) = wire.wave;
-                let turn = if period > 0.0 { at_s / period * std::f64::consts::TAU } else { 0.0 };
-                height * (1.0 - turn.cos()) / 2.0
-            };
-            total += 2.0 * wire.delay_ms + swing(begun_s) + swing(ended_s);
-        }
-        Some(total)
     }
 }

@@ -17,6 +17,7 @@
 mod figures;
 mod load;
 mod mesh;
+mod scenario;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ use crate::node::DATABASE;
 use crate::store::Reader;
 use figures::{AddedLatency, Figures};
 use load::{Load, WebService};
-use mesh::Mesh;
+use mesh::{Mesh, Plan};
 
 /// Run a local mesh of real nodes that learns, loses links and a relay, and shows what happened.
 #[derive(Debug, clap::Args)]
@@ -42,6 +43,16 @@ pub struct Args {
     /// Keep identities, databases, models and logs of all nodes in this new folder.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Show one figure of the data plane instead.
+    #[arg(long, value_name = "NAME")]
+    scenario: Option<scenario::Scenario>,
+    /// Minutes that the idle connections of `--scenario streams` are left alone.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "scenario",
+          value_parser = clap::value_parser!(u64).range(0..=60))]
+    minutes: u64,
+    /// Relay TCP connections to an address, as a measure of comparison.
+    #[arg(long, value_name = "ADDRESS", hide = true)]
+    tcp_relay: Option<SocketAddr>,
 }
 
 const SERVICE: &str = "byronwade.local";
@@ -51,6 +62,8 @@ const NAMES: usize = 5;
 const LOOKUPS_EACH: usize = 20;
 /// Longest demo: a run that is not through by then has failed.
 const RUN_MAX: Duration = Duration::from_secs(118);
+/// The same of a scenario, beside the minutes asked for.
+const SCENARIO_MAX: Duration = Duration::from_secs(600);
 /// Longest wait for any one thing to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Traffic and measuring before the model; the source trains when this is over.
@@ -69,6 +82,9 @@ fn say(started: Instant, text: &str) {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    if let Some(target) = args.tcp_relay {
+        return scenario::relay_tcp(target).await;
+    }
     let started = Instant::now();
     let scratch = tempfile::tempdir()?;
     let folder = match &args.keep {
@@ -80,15 +96,12 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         }
         None => scratch.path().to_owned(),
     };
-    let mut terminate = signal(SignalKind::terminate())?;
-    let outcome = tokio::select! {
-        outcome = tokio::time::timeout(RUN_MAX, play(started, &folder)) => match outcome {
-            Ok(outcome) => outcome?,
-            Err(_) => bail!("not through after {} s; is this machine very busy?", RUN_MAX.as_secs()),
-        },
-        _ = tokio::signal::ctrl_c() => bail!("interrupted; all nodes were ended"),
-        _ = terminate.recv() => bail!("terminated; all nodes were ended"),
-    };
+    if let Some(chosen) = args.scenario {
+        let longest = SCENARIO_MAX + Duration::from_secs(60 * args.minutes);
+        let shown = scenario::run(chosen, started, &folder, args.minutes, context);
+        return within(longest, shown).await;
+    }
+    let outcome = within(RUN_MAX, play(started, &folder)).await?;
     if context.json {
         output::json(&outcome)?;
     } else {
@@ -100,11 +113,27 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     }
 }
 
+/// Runs something that may be interrupted and must be through in time.
+async fn within<T>(
+    longest: Duration,
+    running: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        outcome = tokio::time::timeout(longest, running) => outcome.unwrap_or_else(|_| {
+            bail!("not through after {} s; is this machine very busy?", longest.as_secs())
+        }),
+        _ = tokio::signal::ctrl_c() => bail!("interrupted; all nodes were ended"),
+        _ = terminate.recv() => bail!("terminated; all nodes were ended"),
+    }
+}
+
 async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
 
     say(started, "starting six nodes on loopback");
-    let mut mesh = Mesh::start(folder).await?;
+    let plan = Plan::demo();
+    let mut mesh = Mesh::start(folder, plan.clone()).await?;
     figures.join_ms = mesh.wait_joined(PATIENCE).await?;
     let (source, target) = (mesh.client("S"), mesh.client("T"));
     say(started, "all have joined; S and T have no link");
@@ -171,7 +200,7 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
     let before = current_route(&source).await?;
     let (from, to) = (mesh.name(&before[1]), mesh.name(&before[2]));
     let degraded = Instant::now();
-    mesh.degrade(&from, &to, DEGRADED_MS).await?;
+    mesh.change(&from, &to, |link| link.delay_ms += DEGRADED_MS).await?;
     say(started, &format!("the link {from}-{to} in use gets {DEGRADED_MS} ms slower"));
     let moved = loop {
         let now = current_route(&source).await?;
@@ -206,7 +235,7 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
     let status: Status = source.get("/v1/status").await?;
     figures.route_calculation_us = status.route_calculation_us;
     figures.requests = finished.requests();
-    figures.added_latency_ms = AddedLatency::of(&finished, quiet_until);
+    figures.added_latency_ms = AddedLatency::of(&plan, &finished, quiet_until);
     mesh.stop().await;
 
     let reader = Reader::open(mesh.data_dir("S").join(DATABASE))?;

@@ -72,8 +72,8 @@ impl AdaptiveInterval {
     }
 }
 
-/// How quickly surprise follows: the last three or so errors count.
-const SURPRISE_GAIN: f64 = 0.3;
+/// How quickly surprise follows: the last two or so errors count.
+const SURPRISE_GAIN: f64 = 0.5;
 /// Largest error that counts, in half widths of the interval.
 const SURPRISE_MAX: f64 = 20.0;
 

@@ -1,0 +1,169 @@
+//! `meshwise demo --scenario NAME`: one figure of the data plane each, measured over real nodes on
+//! loopback and emulated links, in the run that prints it.
+
+mod bulk;
+mod echo;
+mod failover;
+// mod load;
+mod speed;
+mod streams;
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::mesh::{Mesh, Plan, Wire, wire};
+use super::{Context, PATIENCE, output, say};
+use crate::api::types::{OpenTunnel, Publish, Published, Tunnel};
+use crate::engine::overlay::Objective;
+
+pub(super) use speed::relay_tcp;
+
+/// What to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Scenario {
+    /// Silent cuts of the link in use, 20 in a row
+    Cut,
+    /// A relay killed during a transfer of 1 GB
+    Kill,
+    /// The link in use gets 100 ms slower for good
+    Slow,
+    /// What a relay adds to the round trip
+    Latency,
+    /// A link at twice its capacity
+    Overload,
+    /// Two disjoint paths at once
+    Paths,
+    /// Bytes a second and CPU over 0 to 3 relays
+    Throughput,
+    /// Memory of 10,000 idle connections
+    Streams,
+}
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+struct Figure {
+    what: String,
+    value: Option<f64>,
+    unit: &'static str,
+    /// What was aimed at, and whether larger is better.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aim: Option<(f64, bool)>,
+    /// Whether the aim was reached; a missing value never does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<bool>,
+}
+
+fn figure(what: impl Into<String>, value: Option<f64>, unit: &'static str) -> Figure {
+    Figure { what: what.into(), value, unit, aim: None, reached: None }
+}
+
+impl Figure {
+    fn at_most(self, aim: f64) -> Self {
+        let reached = Some(self.value.is_some_and(|value| value <= aim));
+        Self { aim: Some((aim, false)), reached, ..self }
+    }
+
+    fn at_least(self, aim: f64) -> Self {
+        let reached = Some(self.value.is_some_and(|value| value >= aim));
+        Self { aim: Some((aim, true)), reached, ..self }
+    }
+}
+
+/// Runs a scenario in `folder` and prints its figures. An aim that is missed is printed as such;
+/// it is no error.
+pub(super) async fn run(
+    scenario: Scenario,
+    started: Instant,
+    folder: &Path,
+    minutes: u64,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let figures = match scenario {
+        Scenario::Cut => failover::cut(started, folder).await?,
+        Scenario::Kill => failover::kill(started, folder).await?,
+        Scenario::Slow => failover::slow(started, folder).await?,
+        Scenario::Latency => speed::latency(started, folder).await?,
+        Scenario::Overload => Vec::new(),
+        Scenario::Paths => Vec::new(),
+        Scenario::Throughput => speed::throughput(started, folder).await?,
+        Scenario::Streams => streams::idle(started, folder, minutes).await?,
+    };
+    if context.json {
+        return output::json(&figures);
+    }
+    let mut table = output::table(&["figure", "measured", "aim", ""]);
+    for figure in &figures {
+        let digits = if figure.value.is_some_and(|value| value.abs() < 10.0) { 2 } else { 0 };
+        let aim = figure.aim.map(|(aim, larger)| {
+            format!("{} {aim} {}", if larger { ">=" } else { "<=" }, figure.unit)
+        });
+        table.add_row([
+            figure.what.clone(),
+            format!("{} {}", output::number(figure.value, digits), figure.unit),
+            aim.unwrap_or_default(),
+            if figure.reached == Some(false) { "not reached".into() } else { String::new() },
+        ]);
+    }
+    output::print("")?;
+    output::rows(&table, "")
+}
+
+/// Two ways of three links from S to T: 60 and 90 ms there and back, as in the measurements of
+/// other overlays.
+fn diamond() -> Plan {
+    let wires = vec![
+        wire("S", "A", 10.0),
+        wire("A", "C", 10.0),
+        wire("C", "T", 10.0),
+        wire("S", "B", 15.0),
+        wire("B", "D", 15.0),
+        wire("D", "T", 15.0),
+    ];
+    Plan::plain(&["S", "A", "B", "C", "D", "T"], wires)
+}
+
+/// S, so many relays in a row, T.
+fn line(relays: usize, delay_ms: f64) -> Plan {
+    let nodes: &[&'static str] = &["S", "A", "B", "C"][..=relays];
+    let nodes: Vec<&'static str> = nodes.iter().copied().chain(["T"]).collect();
+    let wires: Vec<Wire> = nodes.windows(2).map(|pair| wire(pair[0], pair[1], delay_ms)).collect();
+    Plan::plain(&nodes, wires)
+}
+
+/// Starts the nodes and waits until all know each other.
+async fn start(started: Instant, folder: &Path, plan: Plan) -> anyhow::Result<Mesh> {
+    say(started, &format!("starting {} nodes on loopback", plan.nodes.len()));
+    let mesh = Mesh::start(folder, plan).await?;
+    mesh.wait_joined(PATIENCE).await?;
+    Ok(mesh)
+}
+
+/// Publishes what listens at `to` on T and opens a tunnel to it on `from`.
+async fn tunnel(
+    mesh: &Mesh,
+    from: &str,
+    name: &str,
+    to: String,
+    objective: Objective,
+) -> anyhow::Result<Tunnel> {
+    let body = Publish { name: name.into(), to, allow: Vec::new(), ttl_s: 600, objective };
+    let _: Published = mesh.client("T").post("/v1/services", &body).await?;
+    let listen = "127.0.0.1:0".into();
+    let open = OpenTunnel { service: name.into(), listen, via: None, objective: None };
+    Ok(mesh.client(from).post("/v1/tunnels", &open).await?)
+}
+
+/// The route that a node's tunnel to a service uses now.
+async fn route(mesh: &Mesh, from: &str) -> anyhow::Result<Vec<String>> {
+    let tunnels: Vec<Tunnel> = mesh.client(from).get("/v1/tunnels").await?;
+    let route = tunnels.into_iter().next().and_then(|tunnel| tunnel.route);
+    let route = route.context("the tunnel has lost its route")?;
+    Ok(route.iter().map(|id| mesh.name(id)).collect())
+}
+
+fn quantile(values: &[f64], share: f64) -> Option<f64> {
+    crate::engine::measure::window_statistics::quantile(values, share)
+}

@@ -1,0 +1,176 @@
+//! What relays cost: added latency, throughput, CPU; a chain of plain TCP relays beside them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+use super::bulk::{BulkService, download};
+use super::echo::{EchoService, Pinger};
+use super::{Figure, figure, line, quantile, route, start, tunnel};
+use crate::cli::demo::mesh::Mesh;
+use crate::cli::demo::{PATIENCE, say};
+use crate::engine::overlay::Objective;
+
+const RELAYS_MAX: usize = 3;
+/// Pings of one line: 600.
+const PINGING: Duration = Duration::from_secs(30);
+/// Each transfer.
+const TRANSFER: Duration = Duration::from_secs(5);
+/// More than anything sends in that time.
+const BYTES: u64 = 100_000_000_000;
+
+/// Waits until the tunnel of S has a route over the whole line.
+async fn wait_route(mesh: &Mesh, hops: usize) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while route(mesh, "S").await.map_or(0, |route| route.len()) != hops + 1 {
+        if begun.elapsed() > PATIENCE {
+            bail!("the tunnel found no route over {hops} links");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// Round trips of 20 messages a second over 0 to 3 relays, nothing else going on.
+pub(super) async fn latency(started: Instant, folder: &Path) -> anyhow::Result<Vec<Figure>> {
+    let mut measured = Vec::new();
+    for relays in 0..=RELAYS_MAX {
+        let folder = folder.join(format!("line{relays}"));
+        std::fs::create_dir(&folder)?;
+        let mut mesh = start(started, &folder, line(relays, 0.0)).await?;
+        let echo = EchoService::start().await?;
+        let to = format!("tcp://{}", echo.address);
+        let opened = tunnel(&mesh, "S", "echo.local", to, Objective::Balanced).await?;
+        wait_route(&mesh, relays + 1).await?;
+        let mut pinger = Pinger::connect(opened.listen.parse()?).await?;
+        pinger.ping(Duration::from_secs(2)).await?;
+        let rtts_ms = pinger.ping(PINGING).await?.rtts_ms();
+        let at = |share| quantile(&rtts_ms, share).unwrap_or(f64::NAN);
+        say(
+            started,
+            &format!("{relays} relays: round trip {:.2} ms, p99 {:.2} ms", at(0.5), at(0.99)),
+        );
+        measured.push((at(0.5), at(0.99)));
+        mesh.stop().await;
+    }
+    // A relay forwards each way, so that a round trip meets it twice: what is added is counted for
+    // the round trip, the larger number.
+    let added = |of: fn(&(f64, f64)) -> f64| {
+        (of(&measured[RELAYS_MAX]) - of(&measured[0])) / RELAYS_MAX as f64
+    };
+    Ok(vec![
+        figure("round trip without a relay, median", Some(measured[0].0), "ms"),
+        figure("added by a relay to the round trip, median", Some(added(|m| m.0)), "ms")
+            .at_most(0.5),
+        figure("  p99", Some(added(|m| m.1)), "ms").at_most(2.0),
+    ])
+}
+
+/// CPU time of a process so far (s); 0 when it is gone. Ticks are hundredths of a second on Linux.
+fn cpu_s(pid: Option<u32>) -> f64 {
+    let stat = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+    let after = stat.as_deref().and_then(|stat| stat.rsplit_once(") "));
+    let fields: Vec<&str> = after.map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
+    (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / 100.0
+}
+
+/// Bytes a second of so many connections at once.
+async fn rate(address: SocketAddr, streams: usize) -> anyhow::Result<f64> {
+    let mut transfers = JoinSet::new();
+    for _ in 0..streams {
+        transfers.spawn(download(address, TRANSFER));
+    }
+    let mut bytes = 0;
+    while let Some(done) = transfers.join_next().await {
+        bytes += done??.bytes;
+    }
+    Ok(bytes as f64 / TRANSFER.as_secs_f64())
+}
+
+/// Single stream and eight, over 0 to 3 relays, and over plain TCP relays.
+pub(super) async fn throughput(started: Instant, folder: &Path) -> anyhow::Result<Vec<Figure>> {
+    let bulk = BulkService::endless(BYTES).await?;
+    let mbit = |rate: f64| rate * 8e-6;
+    let mut figures = Vec::new();
+    for relays in 0..=RELAYS_MAX {
+        let folder = folder.join(format!("line{relays}"));
+        std::fs::create_dir(&folder)?;
+        let mut mesh = start(started, &folder, line(relays, 0.0)).await?;
+        let to = format!("tcp://{}", bulk.address);
+        let opened = tunnel(&mesh, "S", "bulk.local", to, Objective::Balanced).await?;
+        wait_route(&mesh, relays + 1).await?;
+        let address: SocketAddr = opened.listen.parse()?;
+        let roles: BTreeMap<&str, &str> =
+            [("caller", "S"), ("provider", "T"), ("relay", "A")].into_iter().collect();
+        let roles = roles.into_iter().filter(|(role, _)| relays > 0 || *role != "relay");
+        let pids: Vec<(&str, Option<u32>)> =
+            roles.map(|(role, name)| (role, mesh.pid(name))).collect();
+        let before: Vec<f64> = pids.iter().map(|(_, pid)| cpu_s(*pid)).collect();
+        let one = rate(address, 1).await?;
+        let cpu = pids.iter().zip(&before).map(|((role, pid), before)| {
+            let gigabytes = one * TRANSFER.as_secs_f64() / 1e9;
+            (*role, (cpu_s(*pid) - before) / gigabytes.max(1e-9))
+        });
+        let cpu: Vec<(&str, f64)> = cpu.collect();
+        let eight = rate(address, 8).await?;
+        mesh.stop().await;
+
+        let (chain, first) = Chain::start(relays, bulk.address).await?;
+        let plain = rate(first, 1).await?;
+        drop(chain);
+        let over = format!("{relays} relays");
+        say(started, &format!("{over}: {:.0} Mbit/s, plain TCP {:.0}", mbit(one), mbit(plain)));
+        figures.push(figure(format!("{over}: one stream"), Some(mbit(one)), "Mbit/s"));
+        figures.push(figure("  eight streams", Some(mbit(eight)), "Mbit/s"));
+        figures.push(figure("  one stream over plain TCP relays", Some(mbit(plain)), "Mbit/s"));
+        for (role, seconds) in cpu {
+            figures.push(figure(format!("  CPU of the {role}"), Some(seconds), "s/GB"));
+        }
+    }
+    Ok(figures)
+}
+
+/// Processes that relay TCP and do nothing else.
+struct Chain {
+    _children: Vec<Child>,
+}
+
+impl Chain {
+    /// So many in a row in front of `target`, and where the first one listens.
+    async fn start(relays: usize, target: SocketAddr) -> anyhow::Result<(Self, SocketAddr)> {
+        let (mut children, mut next) = (Vec::new(), target);
+        for _ in 0..relays {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("demo").arg("--tcp-relay").arg(next.to_string());
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+            let mut child = command.spawn()?;
+            let out = child.stdout.take().context("its output is ours")?;
+            let said = BufReader::new(out).lines().next_line().await?;
+            next = said.context("a TCP relay did not start")?.parse()?;
+            children.push(child);
+        }
+        Ok((Self { _children: children }, next))
+    }
+}
+
+/// Prints where it listens, and relays every connection to `target`, for ever.
+pub(in crate::cli::demo) async fn relay_tcp(target: SocketAddr) -> anyhow::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    crate::cli::output::print(&listener.local_addr()?.to_string())?;
+    loop {
+        let (mut from, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            let mut to = TcpStream::connect(target).await?;
+            tokio::io::copy_bidirectional(&mut from, &mut to).await
+        });
+    }
+}
