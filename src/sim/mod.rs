@@ -8,6 +8,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
@@ -15,11 +16,12 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use crate::engine::event::{Answer, Command, CommandError, Input, Output, RequestId, Verdict};
+use crate::engine::forward::{self, DatagramKind, ForwardingSnapshot, Header, HeaderView, decide};
 use crate::engine::measure::Sample;
 use crate::engine::overlay::BootstrapPolicy;
 use crate::engine::overlay::wire::PeerAddresses;
 use crate::engine::route::{Decision, PathPolicy};
-use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp};
+use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, TunnelId};
 use crate::engine::{Engine, EngineConfig, Intervals};
 
 /// How a link behaves, in each direction.
@@ -45,6 +47,17 @@ const CONTROL_DELAY_MS: f64 = 5.0;
 /// Time that a DHT operation takes (ms).
 const DHT_DELAY_MS: f64 = 40.0;
 
+/// What became of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It arrived.
+    Delivered,
+    /// A link lost it.
+    Lost,
+    /// The next node was gone, or no neighbour any more.
+    NoLink,
+}
+
 enum Event {
     Input(usize, Box<Input>),
     Wake(usize),
@@ -60,6 +73,7 @@ struct Node {
     /// What it observed.
     samples: Vec<Sample>,
     decisions: Vec<Decision>,
+    forwarding: Arc<ForwardingSnapshot>,
     answers: BTreeMap<RequestId, Result<Answer, CommandError>>,
 }
 
@@ -127,6 +141,7 @@ impl World {
             wake_at: self.now,
             samples: Vec::new(),
             decisions: Vec::new(),
+            forwarding: Arc::default(),
             answers: BTreeMap::new(),
         });
         self.by_id.insert(public.node_id(), index);
@@ -182,6 +197,47 @@ impl World {
     /// What a node decided so far.
     pub fn decisions(&self, index: usize) -> &[Decision] {
         &self.nodes[index].decisions
+    }
+
+    /// By what a node forwards now.
+    pub fn forwarding(&self, index: usize) -> &ForwardingSnapshot {
+        &self.nodes[index].forwarding
+    }
+
+    /// Sends a datagram of a tunnel as the forwarding parts of the nodes would: the source route
+    /// of its binding, hop by hop, each relay deciding by itself. Returns the nodes that had it, the
+    /// source first, and what became of it at the last one; `None` when the tunnel has no route.
+    ///
+    /// # Panics
+    /// When the engine bound a route that no datagram can carry.
+    pub fn forward(&mut self, source: usize, tunnel: TunnelId) -> Option<(Vec<usize>, Fate)> {
+        let route = self.nodes[source].forwarding.tunnels.get(&tunnel)?.route.clone()?;
+        let mut header = Header::new(DatagramKind::Data, tunnel, 0, 0, route.clone());
+        let mut at = vec![source];
+        loop {
+            let (here, next) = (at[at.len() - 1], route.nodes().get(at.len()).copied()?);
+            let next = *self.by_id.get(&next)?;
+            let link = self.link(here, next);
+            let connected = self.nodes[here].connected.contains(&next);
+            if !connected || !self.nodes[next].alive {
+                return Some((at, Fate::NoLink));
+            }
+            if self.random.random::<f64>() < link.map_or(1.0, |link| link.loss) {
+                return Some((at, Fate::Lost));
+            }
+            let bytes = header.encode(&[]);
+            let view = HeaderView::parse(&bytes).expect("what was encoded parses");
+            let neighbours = &self.nodes[next].connected;
+            let is_neighbour =
+                |id: NodeId| self.by_id.get(&id).is_some_and(|n| neighbours.contains(n));
+            let verdict = decide(&view, self.id(next), self.id(here), is_neighbour);
+            at.push(next);
+            match verdict {
+                forward::Verdict::Deliver => return Some((at, Fate::Delivered)),
+                forward::Verdict::Drop(_) => return Some((at, Fate::NoLink)),
+                forward::Verdict::Forward(_) => header.position += 1,
+            }
+        }
     }
 
     /// The answer to a command.
@@ -310,7 +366,8 @@ impl World {
             Output::Answer { request, answer } => {
                 self.nodes[index].answers.insert(request, answer);
             }
-            Output::Forwarding(_) | Output::Notice(_) => {}
+            Output::Forwarding(snapshot) => self.nodes[index].forwarding = snapshot,
+            Output::Notice(_) => {}
         }
     }
 

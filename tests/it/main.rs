@@ -5,6 +5,7 @@
 
 mod sim;
 mod tidy;
+mod worlds;
 
 #[cfg(feature = "node")]
 mod cli;

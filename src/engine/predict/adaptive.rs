@@ -75,7 +75,7 @@ impl AdaptiveInterval {
 /// How quickly surprise follows: the last two or so errors count.
 const SURPRISE_GAIN: f64 = 0.5;
 /// Largest error that counts, in half widths of the interval.
-const SURPRISE_MAX: f64 = 20.0;
+const SURPRISE_MAX: f64 = 40.0;
 
 /// Widens the intervals of one route after errors that they did not foresee: when a level changed,
 /// forecasts lag for a few values. The stretch of [`AdaptiveInterval`] takes the average back.
