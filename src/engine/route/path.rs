@@ -82,16 +82,20 @@ pub fn k_shortest(
     found.into_iter().filter_map(|path| search.to_route(path)).collect()
 }
 
-/// The cheapest route that shares no relay with `primary`, nor its only link when it has none.
-pub fn disjoint_backup(
+/// The cheapest route from `from` to `to` that shares no relay with any of `avoid`, nor its only
+/// link when one of them has no relay, with its cost (ms).
+pub fn cheapest_apart(
     topology: &Topology,
-    primary: &Route,
+    from: NodeId,
+    to: NodeId,
+    avoid: &[Route],
     max_hops: usize,
 ) -> Option<(Route, f64)> {
-    let search = Search::new(topology, primary.source(), primary.destination(), max_hops)?;
-    let nodes = primary.relays().iter().filter_map(|relay| topology.index(*relay)).collect();
+    let search = Search::new(topology, from, to, max_hops)?;
+    let relays = avoid.iter().flat_map(|route| route.relays());
+    let nodes = relays.filter_map(|relay| topology.index(*relay)).collect();
     let mut edges = BTreeSet::new();
-    if primary.hop_count() == 1 {
+    if avoid.iter().any(|route| route.hop_count() == 1) {
         edges.insert((search.from, search.to));
     }
     search.to_route(search.run(search.from, 0, &Banned { nodes, edges })?)
@@ -284,7 +288,8 @@ mod tests {
         let costs: Vec<f64> = routes.iter().map(|(_, cost)| *cost).collect();
         assert_eq!(costs, [2.0, 3.5, 3.5, 4.0]);
         assert_eq!(shortest(&t, node(0), node(3), 4).unwrap(), routes[0]);
-        let (backup, cost) = disjoint_backup(&t, &routes[0].0, 4).unwrap();
+        let (backup, cost) =
+            cheapest_apart(&t, node(0), node(3), &[routes[0].0.clone()], 4).unwrap();
         assert_eq!((backup.relays(), cost), (&[node(2)][..], 4.0));
     }
 
@@ -293,7 +298,7 @@ mod tests {
         let t = topology(3, &[(0, 1, 1.0), (0, 2, 5.0), (1, 2, 5.0)]);
         let (direct, _) = shortest(&t, node(0), node(1), 4).unwrap();
         assert_eq!(direct.hop_count(), 1);
-        let (backup, _) = disjoint_backup(&t, &direct, 4).unwrap();
+        let (backup, _) = cheapest_apart(&t, node(0), node(1), &[direct], 4).unwrap();
         assert_eq!(backup.relays(), [node(2)]);
     }
 
