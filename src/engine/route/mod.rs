@@ -1,10 +1,11 @@
-//! Score and route: which paths exist ([`graph`], [`path`]), what each is worth ([`score`],
+//! Score and route: which paths exist ([`graph`], [`path`], [`finding`]), what each is worth ([`score`],
 //! [`candidate`]), when to change ([`switching`]), the router that ties them together ([`router`],
 //! [`destination`]), and what would have to be otherwise for another choice ([`counterfactual()`]).
 
 pub mod candidate;
 mod counterfactual;
 pub mod destination;
+pub mod finding;
 pub mod graph;
 pub mod path;
 pub mod router;

@@ -8,13 +8,12 @@
 //! were opened beside it with lower numbers: in this order, so that they do not chase each other.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::candidate::{Decision, Knowledge, Wanted, disjoint, weigh};
 use super::destination::Destination;
-use super::graph::{OverlayGraph, Topology};
-use super::path::{cheapest_apart, k_shortest};
+use super::finding::Finding;
+use super::graph::OverlayGraph;
 use super::score::ScoreWeights;
 use super::switching::{Current, Reason, SwitchingPolicy};
 use crate::engine::overlay::wire::Objective;
@@ -69,10 +68,9 @@ impl PathPolicy {
 
 /// The tunnels of this node and their routes.
 pub struct IntelligentRouter {
-    me: NodeId,
     policy: PathPolicy,
     tunnels: BTreeMap<TunnelId, Destination>,
-    found: BTreeMap<NodeId, (Arc<Topology>, Vec<Route>)>,
+    finding: Finding,
     /// When tunnels moved to what is merely better, within [`MOVES_INTERVAL`].
     moves: VecDeque<Timestamp>,
 }
@@ -80,8 +78,8 @@ pub struct IntelligentRouter {
 impl IntelligentRouter {
     /// A router without tunnels.
     pub fn new(me: NodeId, policy: PathPolicy) -> Self {
-        let (tunnels, found, moves) = (BTreeMap::new(), BTreeMap::new(), VecDeque::new());
-        Self { me, policy, tunnels, found, moves }
+        let finding = Finding::new(me, policy.candidates, policy.max_hops);
+        Self { policy, tunnels: BTreeMap::new(), finding, moves: VecDeque::new() }
     }
 
     /// Binds a tunnel to a destination. Returns false when [`TUNNELS_MAX`] are open.
@@ -105,7 +103,7 @@ impl IntelligentRouter {
     pub fn close(&mut self, tunnel: TunnelId) -> bool {
         let Some(closed) = self.tunnels.remove(&tunnel) else { return false };
         if !self.tunnels.values().any(|other| other.node == closed.node) {
-            self.found.remove(&closed.node);
+            self.finding.forget(closed.node);
         }
         true
     }
@@ -183,11 +181,11 @@ impl IntelligentRouter {
         destination.reachable = reason != Reason::NoRoute;
         destination.candidates = candidates.iter().map(|c| c.route.clone()).collect();
         let (node, is_forced) = (destination.node, destination.forced.is_some());
-        let destination = &self.tunnels[&tunnel];
-        let backup = match &destination.current {
-            Some((route, _)) if !is_forced => destination
+        let in_use = destination.current.as_ref().map(|(route, _)| route.clone());
+        let backup = match in_use {
+            Some(route) if !is_forced => self.tunnels[&tunnel]
                 .choose_backup(&candidates, |route| self.backed_up_over(route, tunnel))
-                .or_else(|| self.apart_from(node, std::slice::from_ref(route), know.graph))
+                .or_else(|| self.finding.apart_from(node, &[route], know.graph))
                 .filter(|backup| know.is_alive(backup)),
             _ => None,
         };
@@ -211,11 +209,12 @@ impl IntelligentRouter {
 
     /// What would be decided for a destination to which no tunnel is open.
     pub fn explain(&mut self, node: NodeId, know: &mut Knowledge<'_>, now: Timestamp) -> Decision {
-        let (policy, wanted) = (&self.policy, Wanted::default());
-        let topology = know.graph.topology();
-        let found = k_shortest(&topology, self.me, node, policy.candidates, policy.max_hops);
-        let routes = found.into_iter().map(|(route, _)| route).collect();
-        let candidates = weigh(policy, &wanted, routes, know, now);
+        let wanted = Wanted::default();
+        let routes = self.finding.routes(node, know.graph);
+        if !self.tunnels.values().any(|tunnel| tunnel.node == node) {
+            self.finding.forget(node);
+        }
+        let candidates = weigh(&self.policy, &wanted, routes, know, now);
         let chosen = candidates.iter().position(|candidate| candidate.alive);
         Decision {
             at: now,
@@ -263,7 +262,7 @@ impl IntelligentRouter {
         let node = destination.node;
         let current = destination.current.as_ref().map(|(route, _)| route.clone());
         let backup = destination.backup.as_ref().map(|backup| backup.route.clone());
-        let mut routes = self.found(node, graph);
+        let mut routes = self.finding.routes(node, graph);
         for route in current.iter().cloned().chain(backup) {
             if !routes.contains(&route) {
                 routes.push(route);
@@ -272,41 +271,12 @@ impl IntelligentRouter {
         if let Some(current) = current
             && !routes.iter().any(|route| disjoint(route, &current))
         {
-            routes.extend(self.apart_from(node, &[current], graph));
+            routes.extend(self.finding.apart_from(node, &[current], graph));
         }
         if !routes.iter().any(|route| wanted.is_apart(route)) {
-            routes.extend(self.apart_from(node, &wanted.avoid, graph));
+            routes.extend(self.finding.apart_from(node, &wanted.avoid, graph));
         }
         Some(routes)
-    }
-
-    /// The k shortest paths and the disjoint backup of the first; searched again only when the
-    /// graph changed.
-    fn found(&mut self, node: NodeId, graph: &mut OverlayGraph) -> Vec<Route> {
-        let topology = graph.topology();
-        if let Some((searched, routes)) = self.found.get(&node)
-            && Arc::ptr_eq(searched, &topology)
-        {
-            return routes.clone();
-        }
-        let PathPolicy { candidates, max_hops, .. } = self.policy;
-        let found = k_shortest(&topology, self.me, node, candidates, max_hops);
-        let mut routes: Vec<Route> = found.into_iter().map(|(route, _)| route).collect();
-        if let Some(first) = routes.first()
-            && !routes.iter().any(|route| disjoint(route, first))
-        {
-            let first = first.clone();
-            routes.extend(self.apart_from(node, &[first], graph));
-        }
-        self.found.insert(node, (topology, routes.clone()));
-        routes
-    }
-
-    /// The cheapest path that shares nothing with these routes.
-    fn apart_from(&self, node: NodeId, avoid: &[Route], graph: &mut OverlayGraph) -> Option<Route> {
-        let topology = graph.topology();
-        let found = cheapest_apart(&topology, self.me, node, avoid, self.policy.max_hops);
-        found.map(|(route, _)| route)
     }
 
     /// How many other tunnels the busiest relay of a route is to take over when their routes die.
