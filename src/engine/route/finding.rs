@@ -55,11 +55,11 @@ impl Finding {
     pub fn routes(&mut self, node: NodeId, graph: &mut OverlayGraph) -> Vec<Route> {
         let topology = graph.topology();
         let version = graph.version();
-        if self.holds(node, &topology, graph) {
-            if let Some(found) = self.found.get_mut(&node) {
-                found.version = version;
-                return found.routes.clone();
-            }
+        if self.holds(node, &topology, graph)
+            && let Some(found) = self.found.get_mut(&node)
+        {
+            found.version = version;
+            return found.routes.clone();
         }
         let found = self.search(node, &topology, version);
         let routes = found.routes.clone();
