@@ -193,7 +193,7 @@ mod tests {
     /// A line of direct links 0-1 and 0-2-1, and a far part 3-4 that hangs on 2.
     fn world() -> (OverlayGraph, Vec<BTreeMap<u8, u32>>) {
         let mut links = vec![BTreeMap::new(); 5];
-        for (a, b, ms) in [(0, 1, 10), (0, 2, 20), (1, 2, 20), (2, 3, 90), (3, 4, 5), (1, 3, 90)] {
+        for (a, b, ms) in [(0, 1, 10), (0, 2, 20), (1, 2, 20), (2, 3, 10), (3, 4, 5), (1, 3, 90)] {
             links[usize::from(a)].insert(b, ms);
             links[usize::from(b)].insert(a, ms);
         }
@@ -217,10 +217,11 @@ mod tests {
             finding.searches()
         };
         assert_eq!(say(3, 4, 500, 2, &mut graph), 1, "dearer, and on no path");
+        assert_eq!(say(2, 3, 12, 2, &mut graph), 1, "dearer, and near");
         assert_eq!(say(3, 1, 70, 3, &mut graph), 1, "cheaper, but far");
         assert_eq!(say(1, 0, 1, 2, &mut graph), 1, "the other direction");
-        assert_eq!(say(2, 1, 30, 2, &mut graph), 2, "on a path");
-        assert_eq!(say(2, 3, 2, 3, &mut graph), 3, "cheaper and near");
+        assert_eq!(say(2, 1, 30, 3, &mut graph), 2, "on a path");
+        assert_eq!(say(2, 3, 2, 4, &mut graph), 3, "cheaper and near");
         accept(&mut graph, 7, 1, &BTreeMap::new());
         finding.routes(node(1), &mut graph);
         assert_eq!(finding.searches(), 4, "a node came");

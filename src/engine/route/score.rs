@@ -266,7 +266,8 @@ mod tests {
             loss,
             ..link(10.0)
         };
-        let links = [wide(4_000_000.0, 0.1), wide(1_000_000.0, 0.0), wide(9_000_000.0, 0.1)];
+        let free = LinkQuality { utilisation: 0.0, ..wide(9_000_000.0, 0.1) };
+        let links = [wide(4_000_000.0, 0.1), wide(1_000_000.0, 0.0), free];
         let of = |objective, links: &[LinkQuality], loss, probes| {
             let quality = RouteQuality { links, loss, probes, forecast_ms: 100.0 };
             route_score(&ScoreWeights::of(objective), &quality)

@@ -399,20 +399,21 @@ fn tunnels_beside_one_another_share_no_relay_where_that_is_possible() {
 }
 
 #[test]
-fn a_way_apart_is_looked_for_beyond_the_shortest() {
-    // All of the 2 cheapest ways go over 1.
-    let links = [(0, 1, 5.0), (1, 9, 5.0), (1, 2, 1.0), (2, 9, 5.0), (0, 3, 200.0), (3, 9, 200.0)];
-    let policy = PathPolicy { candidates: 2, ..PathPolicy::default() };
-    let mut world = World::with(policy, &links);
-    let (first, second, third) = (TunnelId(1), TunnelId(2), TunnelId(3));
-    for (tunnel, beside) in [(first, None), (second, Some(first)), (third, Some(first))] {
-        world.open_as(tunnel, Objective::Throughput, beside);
-        let decision = world.decide_for(tunnel, Timestamp(0));
-        let in_use = world.current_of(tunnel);
-        assert_eq!(decision.wanted.is_apart(&in_use), tunnel != third, "{in_use:?}");
+fn a_way_apart_is_looked_for_beyond_the_candidates() {
+    // One shortest path and its backup: the third way is no candidate of itself.
+    let policy = PathPolicy { candidates: 1, ..PathPolicy::default() };
+    let mut world = parallel(policy, &[20.0, 30.0, 40.0]);
+    let first = TunnelId(1);
+    for (tunnel, beside, relay) in [(1, None, 1), (2, Some(first), 2), (3, Some(first), 3)] {
+        world.open_as(TunnelId(tunnel), Objective::Throughput, beside);
+        let decision = world.decide_for(TunnelId(tunnel), Timestamp(0));
+        assert_eq!(world.current_of(TunnelId(tunnel)), route(&[0, relay, 9]));
+        assert_eq!(decision.wanted.avoid.len(), usize::from(tunnel) - 1);
     }
-    assert_eq!(world.current_of(second), route(&[0, 3, 9]));
-    assert!(disjoint(&world.current_of(first), &world.current_of(second)));
+    // And where all have been taken, the best is shared.
+    world.open_as(TunnelId(4), Objective::Throughput, Some(first));
+    world.decide_for(TunnelId(4), Timestamp(0));
+    assert!(!disjoint(&world.current_of(first), &world.current_of(TunnelId(4))));
 }
 
 /// Four disjoint ways of two links each, one for every objective.
