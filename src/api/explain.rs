@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::types::route_ids;
+use crate::engine::overlay::wire::Objective;
 use crate::engine::predict::schema::{FEATURES, MISSING};
 use crate::engine::predict::{Forecast, Prediction, QualityModel};
 use crate::engine::route::{self, Decision};
@@ -26,6 +27,10 @@ pub struct Explanation {
     pub destination: String,
     /// The tunnel that the decision is about; none when nothing is open.
     pub tunnel: Option<u16>,
+    /// What the score is made of: latency, throughput, reliability or balanced.
+    pub objective: Objective,
+    /// Routes in use of the tunnels beside which this one was opened: their relays are avoided.
+    pub avoided: Vec<Vec<String>>,
     /// What decided.
     pub model_version: String,
     /// Why.
@@ -187,6 +192,8 @@ impl Asked {
             at_us: decision.at.as_micros(),
             destination,
             tunnel: decision.tunnel.map(|tunnel| tunnel.0),
+            objective: decision.wanted.objective,
+            avoided: decision.wanted.avoid.iter().map(route_ids).collect(),
             model_version: decision.model_version.clone(),
             reason: decision.reason.as_str().into(),
             pessimism: decision.ranking.pessimism,
@@ -317,6 +324,10 @@ mod tests {
             at: Timestamp(5),
             tunnel: Some(TunnelId(1)),
             destination: NodeId([2; 8]),
+            wanted: route::Wanted {
+                objective: Objective::Reliability,
+                avoid: vec![Route::new([1, 7, 2].map(|byte| NodeId([byte; 8]))).unwrap()],
+            },
             candidates: vec![candidate(3, forecast), candidate(4, forecast), candidate(5, None)],
             chosen: Some(1),
             reason: Reason::Held,
@@ -340,6 +351,8 @@ mod tests {
         let answer = asked(Arc::new(Explained)).answer(&folder.path().join("none.db"));
         assert_eq!((answer.propensity, answer.reason.as_str()), (0.75, "held"));
         assert_eq!((answer.pessimism, answer.margin), (0.5, 0.2));
+        assert_eq!(answer.objective, Objective::Reliability);
+        assert_eq!(answer.avoided, [[1, 7, 2].map(|byte| NodeId([byte; 8]).to_string())]);
         let chosen: Vec<bool> = answer.candidates.iter().map(|c| c.chosen).collect();
         assert_eq!(chosen, [false, true, false]);
         assert!(answer.candidates[2].attribution.is_none());

@@ -2,6 +2,7 @@
 
 use super::{Context, output};
 use crate::api::types::{Attribution, Counterfactual, Explanation, Outcome, RouteCandidate};
+use crate::engine::overlay::wire::Objective;
 
 /// Features whose contributions are printed one by one.
 const TOP: usize = 6;
@@ -55,6 +56,7 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         "best" => "it is still the best",
         "within-margin" => "another is better, but by less than the margin",
         "held" => "another is better, but the last change is too recent",
+        "capped" => "another is better, but many tunnels of this node have just moved",
         "forced" => "its path was fixed with --via",
         _ => "no candidate is alive",
     };
@@ -62,10 +64,12 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
     let subject = if chosen.is_some() { "* is in use: " } else { "No route is in use: " };
     output::print(&format!(
         "\n{subject}{why}.\nDecided by {} at {} with probability {:.2}; milliseconds, round trip.\n\
-         Rule: {}.",
+         Objective: {}{}.\nRule: {}.",
         answer.model_version,
         output::time(answer.at_us),
         answer.propensity,
+        objective(answer.objective),
+        avoided(&answer.avoided),
         rule(answer.pessimism, answer.margin),
     ))?;
     if let Some(chosen) = chosen {
@@ -82,6 +86,25 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         output::print(&format!("\n{}", result(outcome)))?;
     }
     Ok(())
+}
+
+/// What a route is chosen for, as a sentence without its stop.
+fn objective(objective: Objective) -> &'static str {
+    match objective {
+        Objective::Balanced => "balanced, the mean of latency, room, losses and load of its links",
+        Objective::Latency => "latency, a short round trip above all",
+        Objective::Throughput => "throughput, room on its narrowest link above all",
+        Objective::Reliability => "reliability, few losses from end to end above all",
+    }
+}
+
+/// What to keep off, as the end of a sentence.
+fn avoided(routes: &[Vec<String>]) -> String {
+    if routes.is_empty() {
+        return String::new();
+    }
+    let routes: Vec<String> = routes.iter().map(|route| output::route(route)).collect();
+    format!("; where possible apart from {}, in use beside it", routes.join(" and "))
 }
 
 /// How forecasts are compared, as a sentence without its stop.
@@ -150,8 +173,10 @@ fn turn(found: &Counterfactual, reason: &str) -> String {
     let forecast = output::number(found.forecast_ms, 1);
     let runner_up =
         format!("Runner-up: {}, forecast {forecast} ms.", output::route(&found.runner_up));
-    if reason == "held" {
-        return format!("{runner_up} It wins as soon as the last change is old enough.");
+    match reason {
+        "held" => return format!("{runner_up} It wins as soon as the last change is old enough."),
+        "capped" => return format!("{runner_up} It wins as soon as this tunnel may move."),
+        _ => {}
     }
     let other = |above: f64| format!("the forecast of the route in use rises above {above:.1} ms");
     let when = match (found.falls_below_ms, found.rises_above_ms) {
@@ -162,7 +187,10 @@ fn turn(found: &Counterfactual, reason: &str) -> String {
         (None, Some(above)) => {
             format!("However low its own forecast, it wins only if {}.", other(above))
         }
-        (None, None) => "No forecast of latency would make it win: its links cost too much.".into(),
+        (None, None) => {
+            "No forecast of latency would make it win: its links or its relays speak against it."
+                .into()
+        }
     };
     format!("{runner_up} {when}")
 }
@@ -203,6 +231,14 @@ mod tests {
     }
 
     #[test]
+    fn the_objective_and_what_it_keeps_off_are_said() {
+        assert!(objective(Objective::Throughput).starts_with("throughput, room"));
+        assert_eq!(avoided(&[]), "");
+        let said = avoided(&[vec!["a".into(), "b".into()], vec!["a".into(), "c".into()]]);
+        assert!(said.ends_with("apart from a > b and a > c, in use beside it"), "{said}");
+    }
+
+    #[test]
     fn the_rule_is_a_sentence_with_its_numbers() {
         let said = rule(0.25, 0.2);
         assert!(said.contains("plus 0.25 of its usual error"), "{said}");
@@ -235,6 +271,7 @@ mod tests {
             ),
             (None, None, "best", "No forecast of latency"),
             (Some(60.0), None, "held", "as soon as the last change is old enough"),
+            (Some(60.0), None, "capped", "as soon as this tunnel may move"),
         ] {
             let text = turn(&found(falls, rises), reason);
             assert!(text.starts_with("Runner-up: a > b, forecast 50.3 ms. "), "{text}");

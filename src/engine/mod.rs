@@ -39,7 +39,7 @@ use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistor
 use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
 use predict::{QualityModel, RoutePredictor};
-use route::router::Knowledge;
+use route::candidate::Knowledge;
 use route::{Counterfactual, Decision, Destination, IntelligentRouter, OverlayGraph, PathPolicy};
 use services::Services;
 use types::{NodeId, PublicKey, Timestamp, TunnelId};

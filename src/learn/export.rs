@@ -364,6 +364,7 @@ mod tests {
             at: Timestamp(at_us),
             tunnel: Some(TunnelId(1)),
             destination: route.destination(),
+            wanted: crate::engine::route::Wanted::default(),
             candidates: vec![candidate; candidates],
             chosen: candidates.checked_sub(1),
             reason: Reason::Held,

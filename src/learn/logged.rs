@@ -137,6 +137,7 @@ mod tests {
             at: Timestamp(START_US + at_us),
             tunnel: Some(TunnelId(1)),
             destination: NodeId([2; 8]),
+            wanted: crate::engine::route::Wanted::default(),
             candidates: vec![candidate(7, 20.0), candidate(8, 10.0), candidate(9, 5.0)],
             chosen: Some(chosen),
             reason: Reason::Best,

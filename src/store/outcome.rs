@@ -110,6 +110,7 @@ mod tests {
             at: Timestamp(at_us),
             tunnel: Some(TunnelId(1)),
             destination: NodeId([2; 8]),
+            wanted: crate::engine::route::Wanted::default(),
             candidates: vec![candidate(8), candidate(9)],
             chosen: Some(1),
             reason: Reason::Held,

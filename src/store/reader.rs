@@ -465,6 +465,7 @@ mod tests {
             at: Timestamp(at_us),
             tunnel: Some(TunnelId(4)),
             destination: NodeId([2; 8]),
+            wanted: crate::engine::route::Wanted::default(),
             candidates: vec![candidate(7, model), candidate(8, None)],
             chosen: Some(1),
             reason: Reason::Held,

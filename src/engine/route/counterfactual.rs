@@ -1,6 +1,7 @@
 //! What would have to be forecast for the decision to come out otherwise.
 
-use super::router::{Decision, PathPolicy};
+use super::candidate::{Candidate, Decision};
+use super::router::PathPolicy;
 use super::score::forecast_for_score;
 use super::switching::Reason;
 
@@ -22,7 +23,8 @@ pub struct Counterfactual {
 ///
 /// A tunnel's route is left when another scores better by the policy's margin than it would with a
 /// bound that is lower by the margin of the ranking; where nothing is in use yet, the best score
-/// wins. The time that a choice is held is left aside.
+/// wins. The time that a choice is held and the cap on moves are left aside. Between a route that is
+/// apart from what the tunnel is to avoid and one that is not, no forecast decides.
 pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counterfactual> {
     if decision.reason == Reason::Forced {
         return None;
@@ -35,17 +37,22 @@ pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counte
         Some(_) => (1.0 + policy.switching.margin, decision.ranking.margin),
         None => (1.0, 0.0),
     };
+    let weights = policy.weights_for(decision.wanted.objective);
+    let apart = |candidate: &Candidate| decision.wanted.is_apart(&candidate.route);
+    if apart(in_use) != apart(other) {
+        // One keeps off the relays that are to be avoided and the other does not: no score counts.
+        return Some(Counterfactual { runner_up, falls_below_ms: None, rises_above_ms: None });
+    }
     // The score is made of the pessimistic bound, which is a fixed multiple of the forecast.
-    let needed = |candidate: &super::Candidate, target: f64| {
+    let needed = |candidate: &Candidate, target: f64| {
         let hops = candidate.route.hop_count();
         let best = candidate.forecast.best()?;
-        let bound_ms =
-            forecast_for_score(&policy.weights, hops, candidate.score, best.bound_ms, target)?;
+        let bound_ms = forecast_for_score(&weights, hops, candidate.score, best.bound_ms, target)?;
         Some(bound_ms * best.latency_ms / best.bound_ms)
     };
     Some(Counterfactual {
         runner_up,
-        falls_below_ms: needed(other, in_use.score_to_beat(&policy.weights, margin) * factor),
+        falls_below_ms: needed(other, in_use.score_to_beat(&weights, margin) * factor),
         // What has to rise so far is the bound less the margin; at 1 nothing is left that could.
         rises_above_ms: needed(in_use, other.score / factor)
             .map(|ms| ms / (1.0 - margin))
@@ -57,10 +64,12 @@ pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counte
 mod tests {
     use super::*;
     use crate::engine::measure::LinkQuality;
+    use crate::engine::overlay::wire::Objective;
     use crate::engine::predict::schema::{FEATURES, MISSING};
     use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::Candidate;
-    use crate::engine::route::score::route_score;
+    use crate::engine::route::Wanted;
+    use crate::engine::route::score::{RouteQuality, route_score};
     use crate::engine::route::switching::Current;
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
@@ -75,8 +84,13 @@ mod tests {
         vec![link; usize::from(hops)]
     }
 
+    fn score_for(objective: Objective, hops: u8, forecast_ms: f64) -> f64 {
+        let quality = RouteQuality { links: &links(hops), loss: 0.0, probes: 0, forecast_ms };
+        route_score(&PathPolicy::default().weights_for(objective), &quality)
+    }
+
     fn score(hops: u8, ms: f64) -> f64 {
-        route_score(&PathPolicy::default().weights, &links(hops), ms)
+        score_for(Objective::Balanced, hops, ms)
     }
 
     fn candidate(hops: u8, ms: f64) -> Candidate {
@@ -100,6 +114,7 @@ mod tests {
             at: Timestamp(0),
             tunnel: Some(TunnelId(1)),
             destination: NodeId([9; 8]),
+            wanted: Wanted::default(),
             candidates,
             chosen: Some(chosen),
             reason,
@@ -112,37 +127,59 @@ mod tests {
     }
 
     /// Whether a tunnel on a 2-hop route leaves it for one of 3 hops.
-    fn leaves(margin: f64, in_use_ms: f64, other_ms: f64) -> bool {
+    fn leaves(objective: Objective, margin: f64, in_use_ms: f64, other_ms: f64) -> bool {
         // As the score says it, not as the router turns one score into another.
-        let to_beat = score(2, in_use_ms * (1.0 - margin));
+        let to_beat = score_for(objective, 2, in_use_ms * (1.0 - margin));
         let in_use = Current { score: Some(to_beat), since: Timestamp(0) };
+        let other = Some(score_for(objective, 3, other_ms));
         let now = Timestamp(60_000_000);
-        PathPolicy::default().switching.decide(Some(in_use), Some(score(3, other_ms)), false, now).0
+        PathPolicy::default().switching.decide(Some(in_use), other, false, now).0
     }
 
     #[test]
     fn the_thresholds_are_where_the_router_would_decide_otherwise() {
         let policy = PathPolicy::default();
-        for (margin, in_use_ms, other_ms) in [
-            (0.0, 80.0, 90.0),
-            (0.0, 80.0, 60.0),
-            (0.0, 200.0, 200.0),
-            (0.2, 150.0, 160.0),
-            (0.3, 200.0, 100.0),
+        for (objective, margin, in_use_ms, other_ms) in [
+            (Objective::Balanced, 0.0, 80.0, 90.0),
+            (Objective::Balanced, 0.0, 80.0, 60.0),
+            (Objective::Balanced, 0.0, 200.0, 200.0),
+            (Objective::Balanced, 0.2, 150.0, 160.0),
+            (Objective::Balanced, 0.3, 200.0, 100.0),
+            (Objective::Latency, 0.0, 80.0, 90.0),
+            (Objective::Latency, 0.2, 150.0, 160.0),
+            (Objective::Throughput, 0.0, 80.0, 10.0),
+            (Objective::Throughput, 0.1, 80.0, 10.0),
         ] {
-            let leaves = |in_use_ms, other_ms| leaves(margin, in_use_ms, other_ms);
-            let candidates = vec![candidate(2, in_use_ms), candidate(3, other_ms)];
+            let leaves = |in_use_ms, other_ms| leaves(objective, margin, in_use_ms, other_ms);
+            let mut candidates = vec![candidate(2, in_use_ms), candidate(3, other_ms)];
+            candidates[0].score = score_for(objective, 2, in_use_ms);
+            candidates[1].score = score_for(objective, 3, other_ms);
             let mut made = decision(candidates, 0, Reason::Best);
             made.ranking.margin = margin;
+            made.wanted.objective = objective;
             let found = counterfactual(&policy, &made).unwrap();
             assert_eq!(found.runner_up, 1);
-            let below = found.falls_below_ms.unwrap();
-            assert!(leaves(in_use_ms, below * 0.999_999), "{found:?}");
-            assert!(!leaves(in_use_ms, below * 1.000_001), "{found:?}");
+            if let Some(below) = found.falls_below_ms {
+                assert!(leaves(in_use_ms, below * 0.999_999), "{found:?}");
+                assert!(!leaves(in_use_ms, below * 1.000_001), "{found:?}");
+            } else {
+                assert!(!leaves(in_use_ms, 0.0), "{found:?}");
+            }
             let above = found.rises_above_ms.unwrap();
             assert!(leaves(above * 1.000_001, other_ms), "{found:?}");
             assert!(!leaves(above * 0.999_999, other_ms), "{found:?}");
         }
+    }
+
+    #[test]
+    fn between_what_is_apart_and_what_is_not_no_forecast_decides() {
+        let policy = PathPolicy::default();
+        let mut made = decision(vec![candidate(3, 80.0), candidate(2, 60.0)], 0, Reason::Best);
+        assert!(counterfactual(&policy, &made).unwrap().falls_below_ms.is_some());
+        // Of the relays 1 and 2 of the first, the second has 1 alone.
+        made.wanted.avoid = vec![Route::new([0, 2, 3].map(|byte| NodeId([byte; 8]))).unwrap()];
+        let found = counterfactual(&policy, &made).unwrap();
+        assert_eq!((found.falls_below_ms, found.rises_above_ms), (None, None));
     }
 
     #[test]

@@ -4,8 +4,12 @@
 //! An advertisement replaces the older one of its origin when its sequence number is higher, and
 //! is forgotten [`LIFETIME`] after it was accepted. A link counts when both ends list it, so that
 //! nobody can invent a link to a node that does not agree.
+//!
+//! What path search reads is kept beside the advertisements. An advertisement of a known origin
+//! changes a few of its edges; only when origins come or go is it built anew. The newest changes are
+//! kept, so that whoever searched before can tell whether they concern what it found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +24,8 @@ pub const ORIGINS_MAX: usize = 10_000;
 /// Cost of a hop beside its delay (ms): what forwarding adds, and the reason why of two equal
 /// paths the shorter one wins.
 pub const HOP_COST_MS: f64 = 1.0;
+/// Newest changes of edges that are kept. Who fell further behind has to search anew anyway.
+const CHANGES_MAX: usize = 1_024;
 /// Delivery below which a link's cost does not grow further.
 const DELIVERY_MIN: f64 = 0.05;
 
@@ -42,11 +48,29 @@ pub enum Refused {
 /// A change of what is known about one directed link.
 pub type LinkChange = (NodeId, NodeId, Option<LinkQuality>);
 
+/// What happened to one directed edge. Costs are in ms, infinite where there is no edge.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EdgeChange {
+    /// Index of the end that pays it.
+    pub from: u32,
+    /// Index of the other end.
+    pub to: u32,
+    /// Cost until then.
+    pub before_ms: f64,
+    /// Cost from then on.
+    pub after_ms: f64,
+}
+
 /// All accepted advertisements.
 #[derive(Clone, Debug, Default)]
 pub struct OverlayGraph {
     adverts: BTreeMap<NodeId, Advertised>,
+    /// `None` when it has to be built anew.
     topology: Option<Arc<Topology>>,
+    /// Grows by one with each change of an edge and with each building anew.
+    version: u64,
+    /// The newest changes since it was built.
+    changes: VecDeque<EdgeChange>,
 }
 
 impl OverlayGraph {
@@ -71,14 +95,19 @@ impl OverlayGraph {
         let withdrawn = withdrawn.filter(|neighbour| !links.contains_key(neighbour));
         let mut changes: Vec<LinkChange> = withdrawn.map(|n| (origin, *n, None)).collect();
         changes.extend(links.iter().map(|(n, quality)| (origin, *n, Some(*quality))));
+        let is_known = known.is_some();
         self.adverts.insert(origin, Advertised { sequence, accepted_at: now, links });
-        self.topology = None;
+        match is_known {
+            true => self.patch(origin, changes.iter().map(|(_, neighbour, _)| *neighbour)),
+            false => self.outdate(),
+        }
         Ok(changes)
     }
 
     /// Forgets advertisements older than [`LIFETIME`], except `me`'s, and returns their links.
     pub fn expire(&mut self, me: NodeId, now: Timestamp) -> Vec<LinkChange> {
         let mut changes = Vec::new();
+        let before = self.adverts.len();
         self.adverts.retain(|origin, advert| {
             let keep = *origin == me || now.since(advert.accepted_at) < LIFETIME;
             if !keep {
@@ -86,8 +115,8 @@ impl OverlayGraph {
             }
             keep
         });
-        if !changes.is_empty() {
-            self.topology = None;
+        if self.adverts.len() < before {
+            self.outdate();
         }
         changes
     }
@@ -124,16 +153,66 @@ impl OverlayGraph {
         }
         let nodes: Vec<NodeId> = self.adverts.keys().copied().collect();
         let edges = nodes.iter().map(|from| {
-            let links = &self.adverts[from].links;
-            let both = links.iter().filter(|(to, _)| self.quality(**to, *from).is_some());
-            let edge = both.filter_map(|(to, quality)| {
-                Some((nodes.binary_search(to).ok()? as u32, link_cost_ms(quality)))
-            });
-            edge.collect()
+            let neighbours = self.adverts[from].links.keys();
+            let edge = |to: &NodeId| self.edge(*from, *to, nodes.binary_search(to).ok()? as u32);
+            neighbours.filter_map(edge).collect()
         });
         let topology = Arc::new(Topology { edges: edges.collect(), nodes: nodes.clone() });
         self.topology = Some(topology.clone());
         topology
+    }
+
+    /// A number that changes whenever the answer of [`OverlayGraph::topology`] does.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What happened to edges since a version, oldest first; `None` when that is not known any
+    /// more, or when indices have got another meaning.
+    pub fn changes_since(&self, version: u64) -> Option<impl Iterator<Item = &EdgeChange>> {
+        let behind = usize::try_from(self.version.checked_sub(version)?).ok()?;
+        let skip = self.changes.len().checked_sub(behind)?;
+        Some(self.changes.iter().skip(skip))
+    }
+
+    /// The edge from one node to another, whose index is `to_index`, while both advertise it.
+    fn edge(&self, from: NodeId, to: NodeId, to_index: u32) -> Option<Edge> {
+        let (there, back) = (self.quality(from, to)?, self.quality(to, from)?);
+        let (cost_ms, back_ms) = (link_cost_ms(&there), link_cost_ms(&back));
+        Some(Edge { to: to_index, cost_ms, back_ms })
+    }
+
+    fn outdate(&mut self) {
+        self.topology = None;
+        self.version += 1;
+        self.changes.clear();
+    }
+
+    /// Brings the edges between a known origin and these neighbours up to date.
+    fn patch(&mut self, origin: NodeId, neighbours: impl Iterator<Item = NodeId>) {
+        let Some(mut kept) = self.topology.take() else { return self.outdate() };
+        let topology = Arc::make_mut(&mut kept);
+        let Some(from) = topology.index(origin) else { return self.outdate() };
+        let neighbours: BTreeSet<NodeId> = neighbours.collect();
+        for neighbour in neighbours {
+            let Some(to) = topology.index(neighbour) else { continue };
+            for (from, to, edge) in [
+                (from, to, self.edge(origin, neighbour, to)),
+                (to, from, self.edge(neighbour, origin, from)),
+            ] {
+                let before_ms = topology.cost_ms(from, to);
+                topology.set(from, to, edge);
+                let after_ms = edge.map_or(f64::INFINITY, |edge| edge.cost_ms);
+                if before_ms != after_ms {
+                    self.version += 1;
+                    self.changes.push_back(EdgeChange { from, to, before_ms, after_ms });
+                }
+            }
+        }
+        while self.changes.len() > CHANGES_MAX {
+            self.changes.pop_front();
+        }
+        self.topology = Some(kept);
     }
 }
 
@@ -143,13 +222,24 @@ pub fn link_cost_ms(quality: &LinkQuality) -> f64 {
     quality.rtt_ms / (1.0 - quality.loss).max(DELIVERY_MIN) + HOP_COST_MS
 }
 
-/// The links that count: nodes in order of id, edges as (index of the other end, cost in ms).
-#[derive(Clone, Debug, Default)]
+/// One direction of a link that counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Edge {
+    /// Index of the other end.
+    pub to: u32,
+    /// Cost in this direction (ms), above 0.
+    pub cost_ms: f64,
+    /// Cost in the other direction (ms), above 0.
+    pub back_ms: f64,
+}
+
+/// The links that count: nodes in order of id, and the edges of each.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Topology {
     /// All nodes, ascending.
     pub nodes: Vec<NodeId>,
-    /// For each node its links, ascending by the other end.
-    pub edges: Vec<Vec<(u32, f64)>>,
+    /// For each node its edges, ascending by the other end; each has one in the other direction.
+    pub edges: Vec<Vec<Edge>>,
 }
 
 impl Topology {
@@ -157,10 +247,29 @@ impl Topology {
     pub fn index(&self, node: NodeId) -> Option<u32> {
         self.nodes.binary_search(&node).ok().map(|index| index as u32)
     }
+
+    /// Cost of an edge (ms); infinite when there is none.
+    pub fn cost_ms(&self, from: u32, to: u32) -> f64 {
+        let edges = &self.edges[from as usize];
+        let at = edges.binary_search_by_key(&to, |edge| edge.to);
+        at.map_or(f64::INFINITY, |at| edges[at].cost_ms)
+    }
+
+    fn set(&mut self, from: u32, to: u32, edge: Option<Edge>) {
+        let edges = &mut self.edges[from as usize];
+        match (edges.binary_search_by_key(&to, |edge| edge.to), edge) {
+            (Ok(at), Some(edge)) => edges[at] = edge,
+            (Ok(at), None) => drop(edges.remove(at)),
+            (Err(at), Some(edge)) => edges.insert(at, edge),
+            (Err(_), None) => {}
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn node(byte: u8) -> NodeId {
@@ -184,7 +293,8 @@ mod tests {
         advertise(&mut graph, 2, 1, &[1], 0);
         assert!(graph.is_link(node(1), node(2)) && graph.is_link(node(2), node(1)));
         let topology = graph.topology();
-        assert_eq!(topology.edges, [vec![(1, 11.0)], vec![(0, 11.0)]]);
+        let edge = |to| vec![Edge { to, cost_ms: 11.0, back_ms: 11.0 }];
+        assert_eq!(topology.edges, [edge(1), edge(0)]);
     }
 
     #[test]
@@ -233,5 +343,66 @@ mod tests {
     fn loss_makes_a_link_dearer() {
         let lossy = LinkQuality { loss: 0.5, ..quality(10.0) };
         assert_eq!(link_cost_ms(&lossy), 21.0);
+    }
+
+    #[test]
+    fn changes_are_told_until_nodes_come_or_go() {
+        let mut graph = OverlayGraph::default();
+        for from in 1..=3 {
+            advertise(&mut graph, from, 1, &[1, 2, 3].map(|to| if to == from { 9 } else { to }), 0);
+        }
+        graph.topology();
+        let before = graph.version();
+        advertise(&mut graph, 1, 2, &[2, 3], 0);
+        assert_eq!(graph.version(), before, "nothing new was said of a link that counts");
+        advertise(&mut graph, 1, 3, &[2], 0);
+        let told: Vec<EdgeChange> = graph.changes_since(before).unwrap().copied().collect();
+        let gone = |from, to| EdgeChange { from, to, before_ms: 11.0, after_ms: f64::INFINITY };
+        assert_eq!(told, [gone(0, 2), gone(2, 0)]);
+        assert_eq!(graph.changes_since(graph.version()).unwrap().count(), 0);
+        advertise(&mut graph, 4, 1, &[], 0);
+        assert!(graph.changes_since(before).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_patched_is_what_would_be_built(
+            adverts in proptest::collection::vec(
+                (0u8..6, proptest::collection::btree_map(0u8..6, 1u32..9, 0..5), 0u64..30),
+                1..40,
+            ),
+        ) {
+            let mut graph = OverlayGraph::default();
+            let mut now = 0;
+            for (index, (from, links, seconds)) in adverts.into_iter().enumerate() {
+                now += seconds * 1_000_000;
+                let links = links.into_iter().filter(|(to, _)| *to != from);
+                let links = links.map(|(to, ms)| (node(to), quality(ms.into()))).collect();
+                let version = graph.version();
+                let before = graph.topology();
+                graph.accept(node(from), index as u64 + 1, links, Timestamp(now)).unwrap();
+                graph.expire(node(0), Timestamp(now));
+                let patched = graph.topology();
+                let anew = OverlayGraph { topology: None, ..graph.clone() }.topology();
+                prop_assert_eq!(&patched, &anew);
+                prop_assert!(graph.version() != version || before == patched);
+                // Who knows the old edges and is told the changes knows the new ones.
+                let Some(changes) = graph.changes_since(version) else { continue };
+                let mut costs = BTreeMap::new();
+                for (from, edges) in (0..).zip(&before.edges) {
+                    costs.extend(edges.iter().map(|edge| ((from, edge.to), edge.cost_ms)));
+                }
+                for EdgeChange { from, to, before_ms, after_ms } in changes.copied() {
+                    let known = costs.insert((from, to), after_ms).unwrap_or(f64::INFINITY);
+                    prop_assert_eq!(known, before_ms);
+                }
+                costs.retain(|_, cost| cost.is_finite());
+                let mut expected = BTreeMap::new();
+                for (from, edges) in (0..).zip(&patched.edges) {
+                    expected.extend(edges.iter().map(|edge| ((from, edge.to), edge.cost_ms)));
+                }
+                prop_assert_eq!(costs, expected);
+            }
+        }
     }
 }

@@ -1,16 +1,23 @@
-//! Score and route: which paths exist ([`graph`], [`path`]), what each is worth ([`score`]),
-//! when to change ([`switching`]), the router that ties them together ([`router`]), and what would
-//! have to be otherwise for another choice ([`counterfactual()`]).
+//! Score and route: which paths exist ([`graph`], [`path`], [`finding`]), what each is worth ([`score`],
+//! [`candidate`]), when to change ([`switching`]), the router that ties them together ([`router`],
+//! [`destination`]), and what would have to be otherwise for another choice ([`counterfactual()`]).
 
+pub mod candidate;
 mod counterfactual;
+pub mod destination;
+pub mod finding;
 pub mod graph;
 pub mod path;
 pub mod router;
 pub mod score;
 pub mod switching;
+#[cfg(test)]
+mod tests;
 
+pub use candidate::{Candidate, Decision, Wanted};
 pub use counterfactual::{Counterfactual, counterfactual};
+pub use destination::Destination;
 pub use graph::{OverlayGraph, Topology};
-pub use router::{Candidate, Decision, Destination, IntelligentRouter, PathPolicy};
+pub use router::{IntelligentRouter, PathPolicy};
 pub use score::ScoreWeights;
 pub use switching::{Reason, SwitchingPolicy};

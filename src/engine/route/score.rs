@@ -1,4 +1,6 @@
-//! The score of a route: the mission's formula, on forecast quality.
+//! The score of a route: what an objective wants, on forecast quality.
+//!
+//! Balanced is the mission's formula, taken hop by hop:
 //!
 //! ```text
 //! hop   = 0.4 latency + 0.3 bandwidth + 0.2 reliability + 0.1 (1 - congestion)
@@ -12,14 +14,48 @@
 //!
 //! The forecast is of the route, so every hop carries the same latency term: taken hop by hop, a
 //! detour of two short links would look better than one direct link of the same total.
+//!
+//! The other objectives look at the route as a whole, because who wants room or few losses is not
+//! helped by the mean of a wide and a narrow link:
+//!
+//! ```text
+//! route = (l latency + b bandwidth + r reliability + c (1 - congestion)) x 0.97^(hops - 1)
+//!
+//! bandwidth   of the link with the least left: left / (left + reference); 0.5 when not known
+//! reliability 1 / (1 + loss / 0.01), loss from end to end
+//! congestion  utilisation of the fullest link
+//!                  l     b     r     c
+//! latency         .85   .05   .05   .05
+//! throughput      .10   .75   .05   .10
+//! reliability     .10   .05   .80   .05
+//! ```
+//!
+//! The loss from end to end is what the links claim, corrected by what probes over the whole route
+//! met: the claim counts as much as the probes that a link counts its loss over.
 
 use crate::engine::measure::LinkQuality;
+use crate::engine::measure::link::LOSS_WINDOW;
+use crate::engine::overlay::wire::Objective;
 
 /// Latency at which the latency term is one half (ms).
 const LATENCY_HALF_MS: f64 = 100.0;
 /// Factor for each hop after the first. At 0.97 a relay pays when it saves a fifth of a direct
 /// 100 ms; chosen by hand.
 pub const HOP_PENALTY: f64 = 0.97;
+/// Loss from end to end at which the reliability term of a whole route is one half: at 1 % TCP over
+/// 100 ms is down to about 1.5 Mbit/s (Mathis et al., 1997).
+const LOSS_HALF: f64 = 0.01;
+/// Bandwidth term of a whole route of which it is not known.
+const BANDWIDTH_UNKNOWN: f64 = 0.5;
+
+/// What the terms of a score are taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terms {
+    /// The mean over the hops.
+    Hops,
+    /// The route as a whole: its narrowest link, its loss from end to end.
+    Route,
+}
 
 /// Weights of the four terms, and the reference for bandwidth.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,8 +68,24 @@ pub struct ScoreWeights {
     pub reliability: f64,
     /// Weight of being free.
     pub congestion: f64,
-    /// Bandwidth that scores 1 (bytes/s).
+    /// Bandwidth that scores 1, or one half for a route as a whole (bytes/s).
     pub bandwidth_reference: f64,
+    /// What the terms are taken from.
+    pub terms: Terms,
+}
+
+impl ScoreWeights {
+    /// The weights of an objective.
+    pub fn of(objective: Objective) -> Self {
+        let [latency, bandwidth, reliability, congestion] = match objective {
+            Objective::Balanced => return Self::default(),
+            Objective::Latency => [0.85, 0.05, 0.05, 0.05],
+            Objective::Throughput => [0.10, 0.75, 0.05, 0.10],
+            Objective::Reliability => [0.10, 0.05, 0.80, 0.05],
+        };
+        let terms = Terms::Route;
+        Self { latency, bandwidth, reliability, congestion, terms, ..Self::default() }
+    }
 }
 
 impl Default for ScoreWeights {
@@ -44,26 +96,69 @@ impl Default for ScoreWeights {
             reliability: 0.2,
             congestion: 0.1,
             bandwidth_reference: 1_000_000.0,
+            terms: Terms::Hops,
         }
     }
 }
 
-/// Score of a route, 0 to 1, from the quality of its links and its forecast round trip (ms).
-/// 0 for a route without links.
-pub fn route_score(weights: &ScoreWeights, links: &[LinkQuality], forecast_ms: f64) -> f64 {
-    if links.is_empty() {
+/// What is known of a route when it is scored.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteQuality<'a> {
+    /// What is advertised of its links.
+    pub links: &'a [LinkQuality],
+    /// Share of the newest probes over the whole route that were lost, 0 to 1.
+    pub loss: f64,
+    /// How many probes that is a share of.
+    pub probes: usize,
+    /// Forecast round trip (ms).
+    pub forecast_ms: f64,
+}
+
+impl RouteQuality<'_> {
+    /// Loss from end to end, 0 to 1.
+    fn total_loss(&self) -> f64 {
+        let claimed = 1.0 - self.links.iter().map(|link| 1.0 - link.loss).product::<f64>();
+        let (claims, probes) = (LOSS_WINDOW as f64, self.probes as f64);
+        (claimed * claims + self.loss * probes) / (claims + probes)
+    }
+
+    /// What is left on the link with the least (bytes/s); `None` when it is not known of every one.
+    fn least_left(&self) -> Option<f64> {
+        let left = self.links.iter().map(|link| Some(link.bandwidth? * (1.0 - link.utilisation)));
+        left.reduce(|least, left| Some(least?.min(left?))).flatten()
+    }
+}
+
+/// Score of a route, 0 to 1. 0 for a route without links.
+pub fn route_score(weights: &ScoreWeights, route: &RouteQuality<'_>) -> f64 {
+    if route.links.is_empty() {
         return 0.0;
     }
-    let hops = links.len() as f64;
-    let latency = latency_term(forecast_ms);
-    let hop_score = |link: &LinkQuality| {
-        let bandwidth = link.bandwidth.map_or(1.0, |b| (b / weights.bandwidth_reference).min(1.0));
+    let hops = route.links.len() as f64;
+    let latency = latency_term(route.forecast_ms);
+    let sum = |bandwidth: f64, reliability: f64, utilisation: f64| {
         weights.latency * latency
             + weights.bandwidth * bandwidth
-            + weights.reliability * (1.0 - link.loss)
-            + weights.congestion * (1.0 - link.utilisation)
+            + weights.reliability * reliability
+            + weights.congestion * (1.0 - utilisation)
     };
-    links.iter().map(hop_score).sum::<f64>() / hops * HOP_PENALTY.powf(hops - 1.0)
+    let reference = weights.bandwidth_reference;
+    let terms = match weights.terms {
+        Terms::Hops => {
+            let hop_score = |link: &LinkQuality| {
+                let bandwidth = link.bandwidth.map_or(1.0, |b| (b / reference).min(1.0));
+                sum(bandwidth, 1.0 - link.loss, link.utilisation)
+            };
+            route.links.iter().map(hop_score).sum::<f64>() / hops
+        }
+        Terms::Route => {
+            let bandwidth = route.least_left().map_or(BANDWIDTH_UNKNOWN, |b| b / (b + reference));
+            let reliability = 1.0 / (1.0 + route.total_loss() / LOSS_HALF);
+            let fullest = route.links.iter().map(|link| link.utilisation).fold(0.0, f64::max);
+            sum(bandwidth, reliability, fullest)
+        }
+    };
+    terms * HOP_PENALTY.powf(hops - 1.0)
 }
 
 /// What a route of `hops` links that scores `score` with `forecast_ms` would score with `other_ms`
@@ -110,8 +205,15 @@ mod tests {
         LinkQuality { rtt_ms, jitter_ms: 0.0, loss: 0.0, bandwidth: None, utilisation: 0.0 }
     }
 
+    const OBJECTIVES: [Objective; 4] =
+        [Objective::Balanced, Objective::Latency, Objective::Throughput, Objective::Reliability];
+
+    fn score_for(weights: &ScoreWeights, links: &[LinkQuality], forecast_ms: f64) -> f64 {
+        route_score(weights, &RouteQuality { links, loss: 0.0, probes: 0, forecast_ms })
+    }
+
     fn score(links: &[LinkQuality], forecast_ms: f64) -> f64 {
-        route_score(&ScoreWeights::default(), links, forecast_ms)
+        score_for(&ScoreWeights::default(), links, forecast_ms)
     }
 
     #[test]
@@ -135,23 +237,66 @@ mod tests {
     }
 
     #[test]
-    fn the_forecast_for_a_score_gives_that_score() {
-        let weights = ScoreWeights::default();
-        let links = [LinkQuality { loss: 0.1, ..link(20.0) }, link(30.0), link(1.0)];
-        let now = score(&links, 80.0);
-        for wanted_ms in [0.0, 1.0, 79.0, 200.0, 5_000.0] {
-            let target = score(&links, wanted_ms);
-            let found = forecast_for_score(&weights, 3, now, 80.0, target).unwrap();
-            assert!((found - wanted_ms).abs() < 1e-6, "{found} {wanted_ms}");
-            let score = score_for_forecast(&weights, 3, now, 80.0, wanted_ms);
-            assert!((score - target).abs() < 1e-12, "{score} {target}");
+    fn the_forecast_for_a_score_gives_that_score_for_every_objective() {
+        for weights in OBJECTIVES.map(ScoreWeights::of) {
+            let links = [LinkQuality { loss: 0.1, ..link(20.0) }, link(30.0), link(1.0)];
+            let score = |ms| score_for(&weights, &links, ms);
+            let now = score(80.0);
+            for wanted_ms in [0.0, 1.0, 79.0, 200.0, 5_000.0] {
+                let target = score(wanted_ms);
+                let found = forecast_for_score(&weights, 3, now, 80.0, target).unwrap();
+                assert!((found - wanted_ms).abs() < 1e-6, "{found} {wanted_ms}");
+                let other = score_for_forecast(&weights, 3, now, 80.0, wanted_ms);
+                assert!((other - target).abs() < 1e-12, "{other} {target}");
+            }
+            for target in [score(0.0) + 1e-9, score(f64::INFINITY) - 1e-9] {
+                assert_eq!(forecast_for_score(&weights, 3, now, 80.0, target), None);
+            }
+            let deaf = ScoreWeights { latency: 0.0, ..weights };
+            assert_eq!(forecast_for_score(&deaf, 1, 0.5, 80.0, 0.6), None);
+            assert_eq!(forecast_for_score(&deaf, 1, 0.5, 80.0, 0.5), None);
         }
-        for target in [score(&links, 0.0) + 1e-9, score(&links, f64::INFINITY) - 1e-9] {
-            assert_eq!(forecast_for_score(&weights, 3, now, 80.0, target), None);
+    }
+
+    #[test]
+    fn a_whole_route_is_as_wide_as_its_narrowest_link_and_loses_what_all_lose() {
+        let wide = |left: f64, loss| LinkQuality {
+            bandwidth: Some(left * 2.0),
+            utilisation: 0.5,
+            loss,
+            ..link(10.0)
+        };
+        let free = LinkQuality { utilisation: 0.0, ..wide(9_000_000.0, 0.1) };
+        let links = [wide(4_000_000.0, 0.1), wide(1_000_000.0, 0.0), free];
+        let of = |objective, links: &[LinkQuality], loss, probes| {
+            let quality = RouteQuality { links, loss, probes, forecast_ms: 100.0 };
+            route_score(&ScoreWeights::of(objective), &quality)
+        };
+        let penalty = HOP_PENALTY * HOP_PENALTY;
+        let reliability = 1.0 / (1.0 + 0.19 / 0.01);
+        let expected = 0.1 * 0.5 + 0.75 * 0.5 + 0.05 * reliability + 0.1 * 0.5;
+        let found = of(Objective::Throughput, &links, 0.0, 0);
+        assert!((found - expected * penalty).abs() < 1e-12, "{found}");
+        let unknown = [links[0], LinkQuality { bandwidth: None, ..links[1] }, links[2]];
+        let found = of(Objective::Throughput, &unknown, 0.0, 0);
+        assert!((found - expected * penalty).abs() < 1e-12, "0.5 as well: {found}");
+        // 20 probes of which 8 were lost, and links that claim to lose nothing: 8 in 80.
+        let clean = [wide(1_000_000.0, 0.0)];
+        let found = of(Objective::Reliability, &clean, 0.4, 20);
+        let expected = 0.1 * 0.5 + 0.05 * 0.5 + 0.8 / (1.0 + 0.1 / 0.01) + 0.05 * 0.5;
+        assert!((found - expected).abs() < 1e-12, "{found}");
+        let balanced = |loss, probes| of(Objective::Balanced, &clean, loss, probes);
+        assert_eq!(balanced(0.4, 20), balanced(0.0, 0));
+    }
+
+    #[test]
+    fn the_weights_of_every_objective_add_up_to_one() {
+        for weights in OBJECTIVES.map(ScoreWeights::of) {
+            let sum =
+                weights.latency + weights.bandwidth + weights.reliability + weights.congestion;
+            assert!((sum - 1.0).abs() < 1e-12);
         }
-        let deaf = ScoreWeights { latency: 0.0, ..weights };
-        assert_eq!(forecast_for_score(&deaf, 1, 0.5, 80.0, 0.6), None);
-        assert_eq!(forecast_for_score(&deaf, 1, 0.5, 80.0, 0.5), None);
+        assert_eq!(ScoreWeights::of(Objective::Balanced), ScoreWeights::default());
     }
 
     #[test]

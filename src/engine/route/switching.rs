@@ -35,6 +35,8 @@ pub enum Reason {
     WithinMargin,
     /// Another is better by the margin, but the last change is too recent.
     Held,
+    /// Another is better by the margin, but many of the node's tunnels have just moved.
+    Capped,
     /// The operator fixed the path.
     Forced,
     /// No candidate is alive.
@@ -51,6 +53,7 @@ impl Reason {
             Self::Best => "best",
             Self::WithinMargin => "within-margin",
             Self::Held => "held",
+            Self::Capped => "capped",
             Self::Forced => "forced",
             Self::NoRoute => "no-route",
         }

@@ -1,0 +1,149 @@
+//! What a tunnel wants of a route, the routes that were weighed for it, and the choice among them.
+
+use super::graph::OverlayGraph;
+use super::router::PathPolicy;
+use super::score::{RouteQuality, ScoreWeights, route_score, score_for_forecast};
+use super::switching::Reason;
+use crate::engine::measure::{
+    HISTORY_WINDOW, LinkHistories, LinkQuality, RouteHistories, RouteHistory,
+};
+use crate::engine::overlay::wire::Objective;
+use crate::engine::predict::{Forecast, Prediction, Ranking, RoutePredictor, route_features};
+use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+
+/// What a tunnel wants of its route.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// What its score is made of.
+    pub objective: Objective,
+    /// Routes in use of the tunnels beside which this one was opened: it shares no relay with them
+    /// where that is possible.
+    pub avoid: Vec<Route>,
+}
+
+impl Wanted {
+    /// Whether a route shares nothing with those to avoid.
+    pub fn is_apart(&self, route: &Route) -> bool {
+        self.avoid.iter().all(|other| disjoint(route, other))
+    }
+}
+
+/// Whether two routes between the same ends share no relay and are not the same.
+pub fn disjoint(a: &Route, b: &Route) -> bool {
+    a != b && !a.relays().iter().any(|relay| b.relays().contains(relay))
+}
+
+/// One route that was weighed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The route.
+    pub route: Route,
+    /// Whether it can carry traffic now.
+    pub alive: bool,
+    /// What is forecast for it.
+    pub forecast: Forecast,
+    /// Score on the forecast in use, 0 to 1; 0 when dead.
+    pub score: f64,
+    /// Score on the moving average, 0 to 1; 0 when dead.
+    pub baseline_score: f64,
+}
+
+impl Candidate {
+    /// The score that another route has to beat while this one is in use: what this one would score
+    /// if its bound were lower by the margin (a share, 0 to 1).
+    pub fn score_to_beat(&self, weights: &ScoreWeights, margin: f64) -> f64 {
+        let Some(bound_ms) = self.forecast.best().map(|best| best.bound_ms) else {
+            return self.score;
+        };
+        let lower_ms = bound_ms * (1.0 - margin);
+        score_for_forecast(weights, self.route.hop_count(), self.score, bound_ms, lower_ms)
+    }
+}
+
+/// A choice among candidates, with everything that is needed to judge it later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// When.
+    pub at: Timestamp,
+    /// For which tunnel; `None` when somebody only asked.
+    pub tunnel: Option<TunnelId>,
+    /// Where to.
+    pub destination: NodeId,
+    /// What was wanted.
+    pub wanted: Wanted,
+    /// All candidates: those that live, then those apart from what is to be avoided, then by score.
+    pub candidates: Vec<Candidate>,
+    /// Index of the route in use after the decision.
+    pub chosen: Option<usize>,
+    /// Why.
+    pub reason: Reason,
+    /// Whether the route in use changed.
+    pub changed: bool,
+    /// Version of the model whose forecasts decided.
+    pub model_version: String,
+    /// How its forecasts were compared; the margin protects the route in use of a tunnel.
+    pub ranking: Ranking,
+    /// Version of the model that was asked in shadow.
+    pub challenger_version: Option<String>,
+    /// Probability with which the policy makes this choice: 1, it does not explore by chance.
+    pub propensity: f64,
+}
+
+/// What a decision is made from.
+pub struct Knowledge<'a> {
+    /// The links that exist.
+    pub graph: &'a mut OverlayGraph,
+    /// What was advertised of links over time.
+    pub links: &'a LinkHistories,
+    /// What routes delivered.
+    pub histories: &'a RouteHistories,
+    /// Who forecasts.
+    pub predictor: &'a mut RoutePredictor,
+}
+
+impl Knowledge<'_> {
+    /// Whether a route can carry traffic: both ends of each of its links advertise it, and it
+    /// answers.
+    pub fn is_alive(&self, route: &Route) -> bool {
+        route.links().all(|(a, b)| self.graph.is_link(a, b)) && !self.histories.is_dead(route)
+    }
+}
+
+/// Forecasts and scores, in the order of [`Decision::candidates`].
+pub(super) fn weigh(
+    policy: &PathPolicy,
+    wanted: &Wanted,
+    routes: Vec<Route>,
+    know: &mut Knowledge<'_>,
+    now: Timestamp,
+) -> Vec<Candidate> {
+    let weights = policy.weights_for(wanted.objective);
+    let candidate = |route: Route| {
+        let history = know.histories.of(&route);
+        let forecast = know.predictor.forecast(route_features(&route, know.links, history, now));
+        let links: Option<Vec<LinkQuality>> =
+            route.links().map(|(a, b)| know.graph.quality(a, b)).collect();
+        let alive = know.is_alive(&route);
+        let loss = history.map_or(0.0, RouteHistory::loss);
+        let probes = history.map_or(0, |h| h.completed().min(HISTORY_WINDOW as u64) as usize);
+        let score = |prediction: Option<Prediction>| match (&links, prediction) {
+            (Some(links), Some(prediction)) if alive => {
+                let forecast_ms = prediction.bound_ms;
+                route_score(&weights, &RouteQuality { links, loss, probes, forecast_ms })
+            }
+            _ => 0.0,
+        };
+        let (best, average) = (score(forecast.best()), score(forecast.moving_average));
+        Candidate { route, alive, forecast, score: best, baseline_score: average }
+    };
+    let mut candidates: Vec<(bool, Candidate)> = routes
+        .into_iter()
+        .map(candidate)
+        .map(|candidate| (wanted.is_apart(&candidate.route), candidate))
+        .collect();
+    candidates.sort_by(|(a_apart, a), (b_apart, b)| {
+        let by_kind = b.alive.cmp(&a.alive).then(b_apart.cmp(a_apart));
+        by_kind.then(b.score.total_cmp(&a.score)).then_with(|| a.route.cmp(&b.route))
+    });
+    candidates.into_iter().map(|(_, candidate)| candidate).collect()
+}

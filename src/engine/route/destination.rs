@@ -1,0 +1,107 @@
+//! A tunnel as the router sees it: where to, the route in use, and the one to move to when that is
+//! lost.
+
+use super::candidate::{Candidate, disjoint};
+use crate::engine::forward::Backup;
+use crate::engine::overlay::wire::Objective;
+use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+
+/// Share of the best backup's score that another one must have to be worth as much: about 18 ms on
+/// a two-hop route of 60 ms, balanced.
+const BACKUP_SHARE: f64 = 0.97;
+
+/// A tunnel's destination and the route in use.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// The far end.
+    pub node: NodeId,
+    /// The path that the operator fixed.
+    pub forced: Option<Route>,
+    /// What the tunnel wants from its routes.
+    pub objective: Objective,
+    /// Another tunnel to the same node, whose relays this one is to avoid.
+    pub beside: Option<TunnelId>,
+    /// The route in use, and since when.
+    pub current: Option<(Route, Timestamp)>,
+    /// Whether any candidate was alive in the last decision.
+    pub reachable: bool,
+    /// How often the route in use changed, the first choice included.
+    pub changes: u32,
+    /// Number of the route in use, which travels in datagrams; grows with each change.
+    pub route_id: u32,
+    /// The route to move to when the one in use is lost: alive, sharing no relay with it, and of
+    /// such ones the best scored or nearly; none for a path that is fixed.
+    pub backup: Option<Backup>,
+    /// Every route that was weighed in the last decision.
+    pub candidates: Vec<Route>,
+    /// The highest route number that was given away.
+    numbered: u32,
+}
+
+impl Destination {
+    pub(super) fn new(
+        node: NodeId,
+        forced: Option<Route>,
+        objective: Objective,
+        beside: Option<TunnelId>,
+    ) -> Self {
+        Self {
+            node,
+            forced,
+            objective,
+            beside,
+            current: None,
+            reachable: false,
+            changes: 0,
+            route_id: 0,
+            backup: None,
+            candidates: Vec::new(),
+            numbered: 0,
+        }
+    }
+
+    /// Takes a route into use. The backup already has its number.
+    pub(super) fn move_to(&mut self, route: Route, now: Timestamp) {
+        let prepared = self.backup.take().filter(|backup| backup.route == route);
+        self.route_id = prepared.map_or_else(|| self.next_number(), |backup| backup.route_id);
+        self.changes = self.changes.wrapping_add(1);
+        self.current = Some((route, now));
+    }
+
+    /// Keeps the backup in line with the route in use; a new one gets the next number.
+    pub(super) fn set_backup(&mut self, route: Option<Route>) {
+        let same = |backup: &Backup| Some(&backup.route) == route.as_ref();
+        if self.backup.as_ref().is_some_and(same) {
+            return;
+        }
+        self.backup = route.map(|route| Backup { route, route_id: self.next_number() });
+    }
+
+    fn next_number(&mut self) -> u32 {
+        self.numbered = self.numbered.wrapping_add(1);
+        self.numbered
+    }
+
+    /// Which candidate should be the backup: of those that live and share no relay with the route
+    /// in use, the best or one within [`BACKUP_SHARE`] of it. Among these the one that is the
+    /// backup already, else the one whose busiest relay backs up the fewest other tunnels, by
+    /// `load`: what kills many routes at once must not send all their traffic to one relay.
+    pub(super) fn choose_backup(
+        &self,
+        candidates: &[Candidate],
+        load: impl Fn(&Route) -> usize,
+    ) -> Option<Route> {
+        let (current, _) = self.current.as_ref()?;
+        let able = || candidates.iter().filter(|c| c.alive && disjoint(&c.route, current));
+        let best = able().map(|candidate| candidate.score).reduce(f64::max)?;
+        let good = || able().filter(|candidate| candidate.score >= best * BACKUP_SHARE);
+        let kept = self.backup.as_ref().map(|backup| &backup.route);
+        let chosen = good().find(|candidate| Some(&candidate.route) == kept);
+        let chosen = chosen.or_else(|| {
+            good().min_by(|a, b| {
+                load(&a.route).cmp(&load(&b.route)).then(b.score.total_cmp(&a.score))
+            })
+        });
+        chosen.map(|candidate| candidate.route.clone())
+    }
+}
