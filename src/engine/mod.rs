@@ -22,6 +22,7 @@ pub mod predict;
 mod probing;
 pub mod route;
 mod services;
+pub mod traffic;
 pub mod types;
 
 use std::collections::{BTreeMap, VecDeque};
