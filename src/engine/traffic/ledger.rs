@@ -160,7 +160,8 @@ mod tests {
     #[test]
     fn a_promise_is_renewed_released_and_forgotten() {
         let mut ledger = Ledger::default();
-        let mut ask = |tunnel, rate, s| ledger.ask(LINK, &claim(1, tunnel, 1, rate), 1_000.0, at(s));
+        let mut ask =
+            |tunnel, rate, s| ledger.ask(LINK, &claim(1, tunnel, 1, rate), 1_000.0, at(s));
         assert!(ask(1, 400, 0).is_ok());
         assert!(ask(1, 400, 20).is_ok(), "its own promise is not in its way");
         assert!(ask(2, 400, 44).is_err());
@@ -174,7 +175,8 @@ mod tests {
     #[test]
     fn the_newer_route_wins() {
         let mut ledger = Ledger::default();
-        let mut ask = |route_id, rate| ledger.ask(LINK, &claim(1, 1, route_id, rate), 1_000.0, at(0));
+        let mut ask =
+            |route_id, rate| ledger.ask(LINK, &claim(1, 1, route_id, rate), 1_000.0, at(0));
         assert!(ask(1, 100).is_ok());
         assert!(ask(2, 200).is_ok());
         assert!(ask(1, 0).is_ok());

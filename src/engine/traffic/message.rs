@@ -93,9 +93,7 @@ impl Answer {
         let (status, position, available) = match self {
             Self::Granted { position } => (0, position, 0),
             Self::Refused { position, side: Side::Next, available } => (1, position, available),
-            Self::Refused { position, side: Side::Previous, available } => {
-                (2, position, available)
-            }
+            Self::Refused { position, side: Side::Previous, available } => (2, position, available),
         };
         let mut bytes = [0; ANSWER_BYTES];
         bytes[0] = status;
@@ -182,9 +180,8 @@ mod tests {
         let node = |byte| NodeId([byte; 8]);
         let route = Route::new([node(0), node(1), node(2)]).unwrap();
         let refused = |position, side| Answer::Refused { position, side, available: 7 };
-        let link = |from, to| {
-            Some(Err(Bottleneck { from: node(from), to: node(to), available: 7 }))
-        };
+        let link =
+            |from, to| Some(Err(Bottleneck { from: node(from), to: node(to), available: 7 }));
         assert_eq!(refused(1, Side::Next).resolve(&route, node(1)), link(1, 2));
         assert_eq!(refused(1, Side::Previous).resolve(&route, node(1)), link(1, 0));
         assert_eq!(refused(1, Side::Next).resolve(&route, node(2)), None, "another node");

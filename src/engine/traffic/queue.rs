@@ -272,9 +272,8 @@ impl<T> FairQueue<T> {
     }
 
     fn pop_fair(&mut self, now: Timestamp, open: impl Fn(usize) -> bool) -> Option<Popped<T>> {
-        let has_open = |ingress: &Ingress| {
-            (0..LANES).any(|lane| ingress.waiting[lane] > 0 && open(lane))
-        };
+        let has_open =
+            |ingress: &Ingress| (0..LANES).any(|lane| ingress.waiting[lane] > 0 && open(lane));
         let ready = self.ingresses.iter_mut().filter(|(_, ingress)| has_open(ingress));
         let (name, ingress) = ready.min_by_key(|(_, ingress)| ingress.served)?;
         let name = *name;
@@ -283,9 +282,8 @@ impl<T> FairQueue<T> {
         loop {
             let ingress = self.ingresses.get_mut(&name)?;
             let table = &mut self.table;
-            let next = |flows: &VecDeque<usize>| {
-                flows.iter().position(|place| open(table[*place].lane))
-            };
+            let next =
+                |flows: &VecDeque<usize>| flows.iter().position(|place| open(table[*place].lane));
             let (flows, index, was_fresh) = match next(&ingress.fresh) {
                 Some(index) => (&mut ingress.fresh, index, true),
                 None => {
