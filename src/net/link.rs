@@ -347,7 +347,8 @@ mod tests {
         assert_eq!(link.take_report().dropped_datagrams, 0, "counters start anew");
         assert_eq!(link.counters().dropped, report.dropped_datagrams);
         // The oldest are dropped, the rest is in order.
-        assert_eq!(sent.last().unwrap(), &data(599));
+        let numbers = sent.iter().map(|bytes| Header::decode(bytes).unwrap().0.sequence);
+        assert!(numbers.eq(600 - report.sent_datagrams..600));
     }
 
     #[test]
@@ -374,17 +375,16 @@ mod tests {
         link.enqueue(datagram(DatagramKind::Data, 1, 0, 1_000));
         assert_eq!(take_all(&link).len(), 1, "at once");
         emulator.set(PEER, conditions(100_000.0));
+        let begun = Instant::now();
         link.enqueue_batch((0..12).map(|n| datagram(DatagramKind::Data, 1, n, 957)));
-        assert_eq!(take_all(&link).len(), 0, "a datagram takes 10 ms");
         let dropped = || link.counters().dropped as usize;
         let mut received = 0;
-        let begun = Instant::now();
         while received + dropped() < 12 && begun.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(1));
             received += take_all(&link).len();
         }
         assert_eq!(received + dropped(), 12);
-        assert!(begun.elapsed() > Duration::from_millis(50), "10 ms each");
+        assert!(begun.elapsed() >= Duration::from_millis(10) * received as u32, "10 ms each");
         assert!(link.counters().marked > 0);
     }
 }
