@@ -25,6 +25,9 @@ const WAITING_MAX: usize = 65_536;
 /// How far ahead of its rate a link takes from its queue, so that a late timer costs no throughput.
 const AHEAD: Duration = Duration::from_millis(2);
 
+/// How much of its time a link makes up for when its timer was later than that.
+const CATCH_UP: Duration = Duration::from_millis(50);
+
 struct Waiting {
     release_at: Instant,
     order: u64,
@@ -138,6 +141,9 @@ impl Emulator {
     /// let go more.
     pub(super) fn take_from(&self, link: &Arc<Link>, queues: &mut Queues) {
         let (now, queue_now, epoch) = (Instant::now(), link.now(), since_epoch());
+        // Something waited for the timer: the link was busy all the time, however late it is.
+        let busy_since =
+            if queues.will_wake { now.checked_sub(CATCH_UP).unwrap_or(now) } else { now };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let gate = state.gate(link.neighbour(), now);
@@ -153,7 +159,7 @@ impl Emulator {
                 Gate::Open => {}
             }
             let Some((lane, bytes)) = queues.pop_emulated(queue_now) else { return };
-            let fate = state.fate(link.neighbour(), bytes.len(), now, epoch);
+            let fate = state.fate(link.neighbour(), bytes.len(), now, busy_since, epoch);
             link.note_busy(fate.busy);
             if let Some(delay) = fate.delay {
                 self.schedule(&mut state, now + delay, link, Some((lane, bytes)));
@@ -194,6 +200,7 @@ impl State {
         neighbour: NodeId,
         bytes: usize,
         now: Instant,
+        busy_since: Instant,
         since_epoch: Duration,
     ) -> Fate {
         let Some(link) = self.links.get(&neighbour) else {
@@ -203,7 +210,7 @@ impl State {
         if link.rate > 0.0 {
             busy = Duration::from_secs_f64(bytes as f64 / link.rate);
             let free_at = self.free_at.entry(neighbour).or_insert(now);
-            *free_at = (*free_at).max(now) + busy;
+            *free_at = (*free_at).max(busy_since) + busy;
             until_sent = free_at.saturating_duration_since(now);
         }
         if self.random.random::<f64>() < link.loss {
@@ -282,7 +289,7 @@ mod tests {
         let mut state = state(link);
         let now = Instant::now();
         for (second, low, high) in [(0, 8.0, 12.0), (4, 28.0, 32.0), (8, 8.0, 12.0)] {
-            let fate = state.fate(PEER, 100, now, Duration::from_secs(second));
+            let fate = state.fate(PEER, 100, now, now, Duration::from_secs(second));
             let ms = fate.delay.unwrap().as_secs_f64() * 1e3;
             assert!((low..=high).contains(&ms), "{ms}");
         }
@@ -294,14 +301,17 @@ mod tests {
         let now = Instant::now();
         let ms = Duration::from_millis;
         assert_eq!(state.gate(PEER, now), Gate::Open);
-        let fate = state.fate(PEER, 1_000, now, Duration::ZERO);
+        let fate = state.fate(PEER, 1_000, now, now, Duration::ZERO);
         assert_eq!(fate, Fate { delay: Some(ms(10)), busy: ms(10) });
         assert_eq!(state.gate(PEER, now), Gate::Closed(now + ms(9)));
         assert_eq!(state.gate(PEER, now + ms(9)), Gate::Open);
-        let fate = state.fate(PEER, 1_000, now + ms(9), Duration::ZERO);
+        let fate = state.fate(PEER, 1_000, now + ms(9), now + ms(9), Duration::ZERO);
         assert_eq!(fate.delay, Some(ms(11)), "no time of the link is lost");
-        let fate = state.fate(PEER, 1_000, now + ms(50), Duration::ZERO);
+        let fate = state.fate(PEER, 1_000, now + ms(50), now + ms(50), Duration::ZERO);
         assert_eq!(fate.delay, Some(ms(10)), "an idle link saves nothing up");
+        let late = now + ms(70);
+        let fate = state.fate(PEER, 1_000, late, late - CATCH_UP, Duration::ZERO);
+        assert_eq!(fate.delay, Some(ms(0)), "a late timer costs a busy link nothing");
     }
 
     #[test]
@@ -318,7 +328,7 @@ mod tests {
         let mut state = state(EmulatedLink { loss: 0.25, ..EmulatedLink::default() });
         let now = Instant::now();
         let lost = (0..10_000)
-            .filter(|_| state.fate(PEER, 1, now, Duration::ZERO).delay.is_none())
+            .filter(|_| state.fate(PEER, 1, now, now, Duration::ZERO).delay.is_none())
             .count();
         assert!((2_300..2_700).contains(&lost), "{lost}");
     }

@@ -203,7 +203,9 @@ impl Link {
     /// The emulator's timer: the link may take more.
     pub(super) fn wake(self: &Arc<Self>) {
         let mut queues = self.queues();
+        self.emulate(&mut queues);
         queues.will_wake = false;
+        // In case it still waits for the link to be free.
         self.emulate(&mut queues);
     }
 
