@@ -57,6 +57,8 @@ pub struct Status {
     pub last_training_error: Option<String>,
     /// How long route calculations took (µs).
     pub route_calculation_us: Quantiles,
+    /// The links, in order of neighbour.
+    pub links: Vec<Link>,
     /// What the data plane did.
     pub forwarded: Forwarded,
     /// Dropped messages and datagrams, by reason.
@@ -72,6 +74,33 @@ pub struct Status {
 pub struct Quantiles {
     /// Median.
     pub p50: Option<f64>,
+    /// 99th percentile.
+    pub p99: Option<f64>,
+}
+
+/// The sending side of one link.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// Node id of the neighbour.
+    pub neighbour: String,
+    /// How long datagrams waited for their turn in the last 10 to 20 s.
+    pub queue_ms: QueueWait,
+    /// Datagrams marked because they waited, since the link is up.
+    pub marked: u64,
+    /// Datagrams dropped because too much waited, since the link is up.
+    pub dropped: u64,
+    /// What it is expected to carry (bytes/s), pessimistically; the configured reference while
+    /// nothing is known.
+    pub capacity: Option<f64>,
+}
+
+/// Quantiles of the wait in a link's queue (ms); none when nothing was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct QueueWait {
+    /// Median.
+    pub p50: Option<f64>,
+    /// 95th percentile.
+    pub p95: Option<f64>,
     /// 99th percentile.
     pub p99: Option<f64>,
 }
@@ -264,11 +293,35 @@ impl Status {
                 p50: view.calculations.quantile_us(0.5),
                 p99: view.calculations.quantile_us(0.99),
             },
+            links: Link::list(view),
             forwarded: Forwarded { datagrams, bytes },
             dropped: dropped.map(|(why, count)| (why.to_owned(), count)).collect(),
             samples_dropped: view.writer.dropped(),
             store_error: view.writer.last_error(),
         }
+    }
+}
+
+impl Link {
+    fn list(view: &View<'_>) -> Vec<Self> {
+        let capacities: BTreeMap<_, _> = view.engine.capacities().collect();
+        let links = view.net.plane().links().into_iter();
+        let link = links.map(|(neighbour, counters)| {
+            let ms = |wait: std::time::Duration| wait.as_secs_f64() * 1e3;
+            let waits = counters.waits;
+            Self {
+                neighbour: neighbour.to_string(),
+                queue_ms: QueueWait {
+                    p50: waits.map(|waits| ms(waits.p50)),
+                    p95: waits.map(|waits| ms(waits.p95)),
+                    p99: waits.map(|waits| ms(waits.p99)),
+                },
+                marked: counters.marked,
+                dropped: counters.dropped,
+                capacity: capacities.get(&neighbour).copied(),
+            }
+        });
+        link.collect()
     }
 }
 

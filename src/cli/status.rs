@@ -1,7 +1,7 @@
 //! `meshwise status`
 
 use super::{Context, output};
-use crate::api::types::{Learning, Status};
+use crate::api::types::{Learning, Link, Status};
 use crate::engine::predict::watch::LiveLoss;
 use crate::learn::Action;
 
@@ -21,6 +21,9 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
         row("listening", address.clone());
     }
     row("peers", format!("{}, {} links up", status.peers, status.links_up));
+    for link in &status.links {
+        row("link", link_line(link));
+    }
     row("nodes known", status.nodes_known.to_string());
     row("tunnels", status.tunnels.to_string());
     row("decides", status.model.clone());
@@ -55,6 +58,20 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
         row("database", error.clone());
     }
     output::rows(&table, "")
+}
+
+/// A link's queue and what it can carry.
+fn link_line(link: &Link) -> String {
+    let Link { neighbour, queue_ms, marked, dropped, capacity } = link;
+    let capacity = capacity.map_or_else(
+        || "capacity unknown".to_owned(),
+        |rate| format!("{}/s expected", output::bytes(rate as u64)),
+    );
+    format!(
+        "{neighbour}: {capacity}, queue {} ms median, {} ms p99, {marked} marked, {dropped} dropped",
+        output::number(queue_ms.p50, 1),
+        output::number(queue_ms.p99, 1),
+    )
 }
 
 /// How the models do, and what became of them.

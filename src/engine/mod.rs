@@ -22,6 +22,7 @@ pub mod predict;
 mod probing;
 pub mod route;
 mod services;
+pub mod traffic;
 pub mod types;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -270,6 +271,11 @@ impl Engine {
         &self.peers
     }
 
+    /// What each link is expected to carry (bytes/s), pessimistically, in order of neighbour.
+    pub fn capacities(&self) -> impl Iterator<Item = (NodeId, f64)> + '_ {
+        self.links.capacities(self.config.paths.weights.bandwidth_reference)
+    }
+
     /// This node's links.
     pub fn links(&self) -> impl Iterator<Item = (NodeId, LinkState, Option<LinkQuality>)> + '_ {
         self.links.all()
@@ -412,12 +418,10 @@ impl Engine {
         };
         let tunnels = self.router.tunnels().map(|(id, destination)| (id, binding(destination)));
         let down = self.links.all().filter(|(_, state, _)| *state == LinkState::Down);
-        let capacity =
-            self.links.all().filter_map(|(node, _, quality)| Some((node, quality?.bandwidth?)));
         ForwardingSnapshot {
             tunnels: tunnels.collect(),
             down: down.map(|(node, ..)| node).collect(),
-            capacity: capacity.collect(),
+            capacity: self.capacities().collect(),
         }
     }
 

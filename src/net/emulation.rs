@@ -1,34 +1,39 @@
 //! Link conditions for demonstrations: delay, jitter, loss, rate, and a slow swing of the delay,
-//! applied to datagrams before they enter a lane.
+//! applied to datagrams between a link's queue and its lanes.
+//!
+//! The emulator takes from the queue at the link's rate, so that what is too much waits there, as
+//! in front of a real link; it has no queue of its own. A link without conditions bypasses it.
 //!
 //! Off unless `[emulation] enabled = true`. Released by a thread of its own, because timers of the
 //! runtime tick in milliseconds and would add up to one for every hop.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use super::link::Link;
+use super::link::{Link, Queues};
 use crate::config::{EmulatedLink, EmulationConfig};
 use crate::engine::types::{NodeId, ParseError};
 
 /// Datagrams under way in the emulator of one node; beyond, they are lost.
 const WAITING_MAX: usize = 65_536;
-/// Backlog of a rate-limited link beyond which datagrams are dropped.
-const BACKLOG_MAX: Duration = Duration::from_millis(200);
-/// Backlog beyond which datagrams are marked.
-const BACKLOG_MARK: Duration = Duration::from_millis(20);
+/// How far ahead of its rate a link takes from its queue, so that a late timer costs no throughput.
+const AHEAD: Duration = Duration::from_millis(2);
+
+/// How much of its time a link makes up for when its timer was later than that.
+const CATCH_UP: Duration = Duration::from_millis(50);
 
 struct Waiting {
     release_at: Instant,
     order: u64,
     link: Arc<Link>,
-    bytes: Vec<u8>,
+    /// A datagram that arrives on a lane; without one, the link may take more.
+    datagram: Option<(usize, Vec<u8>)>,
 }
 
 impl PartialEq for Waiting {
@@ -60,13 +65,21 @@ struct State {
 
 /// What becomes of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Fate {
-    /// How long it is held back.
-    pub delay: Duration,
-    /// Time in which it occupied the rate-limited link.
-    pub busy: Duration,
-    /// Whether it met a backlog.
-    pub marked: bool,
+struct Fate {
+    /// How long until it is at the other end; `None` when it is lost.
+    delay: Option<Duration>,
+    /// Time in which it occupies the rate-limited link.
+    busy: Duration,
+}
+
+/// Whether a link takes a datagram now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Gate {
+    /// It has no conditions.
+    Bypassed,
+    Open,
+    /// It will at this time.
+    Closed(Instant),
 }
 
 /// The emulator of one node.
@@ -124,51 +137,84 @@ impl Emulator {
         state.links.insert(neighbour, link);
     }
 
-    /// Takes a datagram for a link. Returns false when it is lost.
-    pub(super) fn submit(&self, link: &Arc<Link>, mut bytes: Vec<u8>) -> bool {
-        let now = Instant::now();
+    /// Takes from a link's queue what its conditions let go now, and comes back when they will
+    /// let go more.
+    pub(super) fn take_from(&self, link: &Arc<Link>, queues: &mut Queues) {
+        let (now, queue_now, epoch) = (Instant::now(), link.now(), since_epoch());
+        // Something waited for the timer: the link was busy all the time, however late it is.
+        let busy_since =
+            if queues.will_wake { now.checked_sub(CATCH_UP).unwrap_or(now) } else { now };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(fate) = state.fate(link.neighbour(), bytes.len(), now, since_epoch()) else {
-            return false;
-        };
+        loop {
+            let gate = state.gate(link.neighbour(), now);
+            queues.is_emulated = gate != Gate::Bypassed;
+            match gate {
+                Gate::Bypassed => return,
+                Gate::Closed(until) => {
+                    if queues.is_waiting() && !queues.will_wake {
+                        queues.will_wake = self.schedule(&mut state, until, link, None);
+                    }
+                    return;
+                }
+                Gate::Open => {}
+            }
+            let Some((lane, bytes)) = queues.pop_emulated(queue_now) else { return };
+            let fate = state.fate(link.neighbour(), bytes.len(), now, busy_since, epoch);
+            link.note_busy(fate.busy);
+            if let Some(delay) = fate.delay {
+                self.schedule(&mut state, now + delay, link, Some((lane, bytes)));
+            }
+        }
+    }
+
+    /// Returns false when as much as possible is under way.
+    fn schedule(
+        &self,
+        state: &mut State,
+        release_at: Instant,
+        link: &Arc<Link>,
+        datagram: Option<(usize, Vec<u8>)>,
+    ) -> bool {
         state.order += 1;
-        let order = state.order;
-        drop(state);
-        link.note_busy(fate.busy);
-        if fate.marked {
-            crate::engine::forward::Header::mark_congestion(&mut bytes);
-        }
-        let waiting = Waiting { release_at: now + fate.delay, order, link: link.clone(), bytes };
-        match self.waiting.try_send(waiting) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
-        }
+        let waiting = Waiting { release_at, order: state.order, link: link.clone(), datagram };
+        self.waiting.try_send(waiting).is_ok()
     }
 }
 
 impl State {
+    fn gate(&self, neighbour: NodeId, now: Instant) -> Gate {
+        let Some(link) = self.links.get(&neighbour) else { return Gate::Bypassed };
+        let conditions = [link.delay_ms, link.jitter_ms, link.loss, link.rate, link.wave_ms];
+        if conditions.iter().all(|value| *value == 0.0) {
+            return Gate::Bypassed;
+        }
+        let free_at = self.free_at.get(&neighbour).filter(|_| link.rate > 0.0);
+        match free_at {
+            Some(free_at) if *free_at > now + AHEAD => Gate::Closed(*free_at - AHEAD / 2),
+            _ => Gate::Open,
+        }
+    }
+
     fn fate(
         &mut self,
         neighbour: NodeId,
         bytes: usize,
         now: Instant,
+        busy_since: Instant,
         since_epoch: Duration,
-    ) -> Option<Fate> {
+    ) -> Fate {
         let Some(link) = self.links.get(&neighbour) else {
-            return Some(Fate { delay: Duration::ZERO, busy: Duration::ZERO, marked: false });
+            return Fate { delay: Some(Duration::ZERO), busy: Duration::ZERO };
         };
-        if self.random.random::<f64>() < link.loss {
-            return None;
-        }
-        let (mut backlog, mut busy) = (Duration::ZERO, Duration::ZERO);
+        let (mut until_sent, mut busy) = (Duration::ZERO, Duration::ZERO);
         if link.rate > 0.0 {
-            let free_at = self.free_at.entry(neighbour).or_insert(now);
-            backlog = free_at.saturating_duration_since(now);
-            if backlog > BACKLOG_MAX {
-                return None;
-            }
             busy = Duration::from_secs_f64(bytes as f64 / link.rate);
-            *free_at = now + backlog + busy;
+            let free_at = self.free_at.entry(neighbour).or_insert(now);
+            *free_at = (*free_at).max(busy_since) + busy;
+            until_sent = free_at.saturating_duration_since(now);
+        }
+        if self.random.random::<f64>() < link.loss {
+            return Fate { delay: None, busy };
         }
         let jitter = (2.0 * self.random.random::<f64>() - 1.0) * link.jitter_ms;
         let wave = if link.wave_period_s > 0.0 {
@@ -178,8 +224,7 @@ impl State {
             0.0
         };
         let delay_ms = (link.delay_ms + jitter + wave).max(0.0);
-        let delay = backlog + busy + Duration::from_secs_f64(delay_ms / 1e3);
-        Some(Fate { delay, busy, marked: backlog > BACKLOG_MARK })
+        Fate { delay: Some(until_sent + Duration::from_secs_f64(delay_ms / 1e3)), busy }
     }
 }
 
@@ -187,7 +232,7 @@ fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Releases datagrams in order of their time, until the emulator is gone.
+/// Hands on datagrams in order of their time, until the emulator is gone.
 fn release(receiver: &Receiver<Waiting>) {
     let mut heap: BinaryHeap<Reverse<Waiting>> = BinaryHeap::new();
     loop {
@@ -196,7 +241,10 @@ fn release(receiver: &Receiver<Waiting>) {
         });
         if wait.is_zero() {
             if let Some(Reverse(first)) = heap.pop() {
-                first.link.enqueue(first.bytes);
+                match first.datagram {
+                    Some((lane, bytes)) => first.link.arrived(lane, bytes),
+                    None => first.link.wake(),
+                }
             }
             continue;
         }
@@ -241,29 +289,47 @@ mod tests {
         let mut state = state(link);
         let now = Instant::now();
         for (second, low, high) in [(0, 8.0, 12.0), (4, 28.0, 32.0), (8, 8.0, 12.0)] {
-            let fate = state.fate(PEER, 100, now, Duration::from_secs(second)).unwrap();
-            let ms = fate.delay.as_secs_f64() * 1e3;
+            let fate = state.fate(PEER, 100, now, now, Duration::from_secs(second));
+            let ms = fate.delay.unwrap().as_secs_f64() * 1e3;
             assert!((low..=high).contains(&ms), "{ms}");
         }
     }
 
     #[test]
-    fn a_rate_makes_a_queue_that_marks_and_then_drops() {
+    fn a_rate_closes_the_gate_until_the_link_is_nearly_free() {
         let mut state = state(EmulatedLink { rate: 100_000.0, ..EmulatedLink::default() });
         let now = Instant::now();
-        let fates: Vec<Option<Fate>> =
-            (0..40).map(|_| state.fate(PEER, 1_000, now, Duration::ZERO)).collect();
-        assert_eq!(fates[0].unwrap().delay, Duration::from_millis(10));
-        assert!(!fates[2].unwrap().marked && fates[3].unwrap().marked);
-        assert_eq!(fates.iter().filter(|fate| fate.is_none()).count(), 19);
+        let ms = Duration::from_millis;
+        assert_eq!(state.gate(PEER, now), Gate::Open);
+        let fate = state.fate(PEER, 1_000, now, now, Duration::ZERO);
+        assert_eq!(fate, Fate { delay: Some(ms(10)), busy: ms(10) });
+        assert_eq!(state.gate(PEER, now), Gate::Closed(now + ms(9)));
+        assert_eq!(state.gate(PEER, now + ms(9)), Gate::Open);
+        let fate = state.fate(PEER, 1_000, now + ms(9), now + ms(9), Duration::ZERO);
+        assert_eq!(fate.delay, Some(ms(11)), "no time of the link is lost");
+        let fate = state.fate(PEER, 1_000, now + ms(50), now + ms(50), Duration::ZERO);
+        assert_eq!(fate.delay, Some(ms(10)), "an idle link saves nothing up");
+        let late = now + ms(70);
+        let fate = state.fate(PEER, 1_000, late, late - CATCH_UP, Duration::ZERO);
+        assert_eq!(fate.delay, Some(ms(0)), "a late timer costs a busy link nothing");
+    }
+
+    #[test]
+    fn a_link_without_conditions_bypasses_the_emulator() {
+        let now = Instant::now();
+        assert_eq!(state(EmulatedLink::default()).gate(PEER, now), Gate::Bypassed);
+        assert_eq!(state(EmulatedLink::default()).gate(NodeId([2; 8]), now), Gate::Bypassed);
+        let lossy = EmulatedLink { loss: 0.1, ..EmulatedLink::default() };
+        assert_eq!(state(lossy).gate(PEER, now), Gate::Open);
     }
 
     #[test]
     fn loss_has_its_share() {
         let mut state = state(EmulatedLink { loss: 0.25, ..EmulatedLink::default() });
         let now = Instant::now();
-        let lost =
-            (0..10_000).filter(|_| state.fate(PEER, 1, now, Duration::ZERO).is_none()).count();
+        let lost = (0..10_000)
+            .filter(|_| state.fate(PEER, 1, now, now, Duration::ZERO).delay.is_none())
+            .count();
         assert!((2_300..2_700).contains(&lost), "{lost}");
     }
 }

@@ -15,7 +15,7 @@ use libp2p_stream::{Control, IncomingStreams};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::link::{LANES, Link};
+use super::link::{LANES, Link, WRITE_BYTES};
 use super::plane::DataPlane;
 use crate::engine::event::Input;
 use crate::engine::forward::PAYLOAD_BYTES_MAX;
@@ -58,8 +58,7 @@ pub async fn maintain(
             continue;
         };
         retry = Duration::from_millis(250);
-        let (link, receivers) = Link::new(neighbour);
-        let link = Arc::new(link);
+        let link = Arc::new(Link::new(neighbour, plane.emulator()));
         if !plane.add_link(link.clone()) {
             // As many neighbours as there may be; perhaps one of them leaves.
             tokio::select! {
@@ -70,9 +69,9 @@ pub async fn maintain(
         if events.send(Input::LinkUp(neighbour)).await.is_err() {
             return;
         }
-        let writers = streams.into_iter().zip(receivers);
+        let writers = streams.into_iter().enumerate();
         let writers =
-            writers.map(|(stream, queue)| Box::pin(write_lane(stream, queue, link.clone())));
+            writers.map(|(lane, stream)| Box::pin(write_lane(stream, lane, link.clone())));
         tokio::select! {
             () = stop.cancelled() => {}
             _ = futures::future::select_all(writers) => {}
@@ -101,16 +100,15 @@ async fn open_lanes(
     Some(streams)
 }
 
-/// Writes frames until the stream fails or the link is gone; flushes when nothing waits.
-async fn write_lane(mut stream: Stream, mut queue: mpsc::Receiver<Vec<u8>>, link: Arc<Link>) {
-    let mut buffer = Vec::with_capacity(64 * 1024);
-    while let Some(first) = queue.recv().await {
+/// Writes frames, as many at once as wait, until the stream fails.
+async fn write_lane(mut stream: Stream, lane: usize, link: Arc<Link>) {
+    let mut buffer = Vec::with_capacity(WRITE_BYTES + FRAME_BYTES_MAX);
+    loop {
         buffer.clear();
-        let mut next = Some(first);
-        while let Some(bytes) = next {
-            buffer.extend((bytes.len() as u16).to_be_bytes());
-            buffer.extend(&bytes);
-            next = if buffer.len() < 48 * 1024 { queue.try_recv().ok() } else { None };
+        link.take(lane, &mut buffer);
+        if buffer.is_empty() {
+            link.ready(lane).await;
+            continue;
         }
         let begun = Instant::now();
         let written = async {

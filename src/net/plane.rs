@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::emulation::Emulator;
 use super::flows::WaysBack;
-use super::link::Link;
+use super::link::{Link, LinkCounters};
 use crate::config::EmulatedLink;
 use crate::engine::event::Input;
 use crate::engine::forward::{
@@ -178,6 +178,11 @@ impl DataPlane {
         self.only.store(only.map(Arc::new));
     }
 
+    /// What stands between the queues and the lanes of this node's links.
+    pub(super) fn emulator(&self) -> Option<Arc<Emulator>> {
+        self.emulator.load_full()
+    }
+
     /// Whether there may be a link to this peer.
     pub(super) fn may_link(&self, peer: NodeId) -> bool {
         self.only.load().as_ref().is_none_or(|only| only.contains(&peer))
@@ -225,6 +230,11 @@ impl DataPlane {
 
     pub(super) fn take_slice(&self) -> Vec<(NodeId, LinkReport)> {
         self.links.load().iter().map(|(node, link)| (*node, link.take_report())).collect()
+    }
+
+    /// The counters of all links.
+    pub fn links(&self) -> BTreeMap<NodeId, LinkCounters> {
+        self.links.load().iter().map(|(node, link)| (*node, link.counters())).collect()
     }
 
     pub(super) fn take_inbound(&self) -> Option<mpsc::Receiver<Inbound>> {
@@ -309,14 +319,7 @@ impl DataPlane {
     fn send(&self, next: NodeId, bytes: Vec<u8>) {
         let links = self.links.load();
         let Some(link) = links.get(&next) else { return self.counters.count("no-link") };
-        match self.emulator.load().as_ref() {
-            Some(emulator) => {
-                if !emulator.submit(link, bytes) {
-                    link.note_dropped();
-                }
-            }
-            None => link.enqueue(bytes),
-        }
+        link.enqueue(bytes);
     }
 
     fn deliver(&self, header: &Header, bytes: Vec<u8>) {

@@ -10,6 +10,8 @@ mod worlds;
 #[cfg(feature = "node")]
 mod cli;
 #[cfg(feature = "node")]
+mod links;
+#[cfg(feature = "node")]
 mod mesh;
 #[cfg(feature = "node")]
 mod processes;

@@ -39,6 +39,6 @@ pub struct ForwardingSnapshot {
     pub tunnels: BTreeMap<TunnelId, Binding>,
     /// Neighbours that are connected and silent.
     pub down: BTreeSet<NodeId>,
-    /// What the link to a neighbour can carry (bytes/s), where that is known.
+    /// What the link to a neighbour is expected to carry (bytes/s), pessimistically.
     pub capacity: BTreeMap<NodeId, f64>,
 }

@@ -73,6 +73,16 @@ impl<'a> HeaderView<'a> {
         self.node(0)
     }
 
+    /// The last node of the route.
+    pub fn target(&self) -> NodeId {
+        self.node(self.node_count() - 1)
+    }
+
+    /// The node from which the sending one has it; that itself at the source.
+    pub fn ingress(&self) -> NodeId {
+        self.node(self.position().saturating_sub(2))
+    }
+
     /// The node before the receiving one.
     pub fn from(&self) -> NodeId {
         self.node(self.position() - 1)
@@ -186,6 +196,8 @@ mod tests {
                     let position = usize::from(header.position);
                     prop_assert_eq!(view.position(), position);
                     prop_assert_eq!(view.source(), nodes[0]);
+                    prop_assert_eq!(view.target(), *nodes.last().unwrap());
+                    prop_assert_eq!(view.ingress(), nodes[position.max(2) - 2]);
                     prop_assert_eq!(view.from(), nodes[position - 1]);
                     prop_assert_eq!(view.at(), nodes[position]);
                     prop_assert_eq!(view.next(), nodes.get(position + 1).copied());

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::window::Window;
+use crate::engine::traffic::Capacity;
 use crate::engine::types::NodeId;
 
 /// Probes over which loss is counted: at one probe a second, the last minute.
@@ -110,7 +111,7 @@ struct Link {
     jitter_ms: f64,
     lost: Window<bool>,
     failure_streak: u32,
-    bandwidth: Option<f64>,
+    capacity: Capacity,
     utilisation: f64,
 }
 
@@ -121,7 +122,7 @@ impl Link {
             rtt_ms: self.rtt_ms?,
             jitter_ms: self.jitter_ms,
             loss: lost as f64 / self.lost.len().max(1) as f64,
-            bandwidth: self.bandwidth,
+            bandwidth: self.capacity.newest(),
             utilisation: self.utilisation,
         })
     }
@@ -146,7 +147,7 @@ impl QualityMonitor {
             jitter_ms: 0.0,
             lost: Window::new(LOSS_WINDOW),
             failure_streak: 0,
-            bandwidth: None,
+            capacity: Capacity::default(),
             utilisation: 0.0,
         });
         true
@@ -195,7 +196,7 @@ impl QualityMonitor {
             link.utilisation = (report.busy_us as f64 / report.duration_us as f64).min(1.0);
         }
         if report.sent_bytes >= BANDWIDTH_BYTES_MIN && link.utilisation >= BUSY_SHARE_MIN {
-            link.bandwidth = Some(report.sent_bytes as f64 * 1e6 / report.busy_us as f64);
+            link.capacity.estimated(report.sent_bytes as f64 * 1e6 / report.busy_us as f64);
         }
     }
 
@@ -210,6 +211,13 @@ impl QualityMonitor {
     /// Every neighbour, with state and quality.
     pub fn all(&self) -> impl Iterator<Item = (NodeId, LinkState, Option<LinkQuality>)> + '_ {
         self.links.iter().map(|(neighbour, link)| (*neighbour, link.state, link.quality()))
+    }
+
+    /// What each link is expected to carry (bytes/s), pessimistically; `reference` for those that
+    /// were never busy.
+    pub fn capacities(&self, reference: f64) -> impl Iterator<Item = (NodeId, f64)> + '_ {
+        let capacity = move |link: &Link| link.capacity.predicted().unwrap_or(reference);
+        self.links.iter().map(move |(neighbour, link)| (*neighbour, capacity(link)))
     }
 
     /// How long to wait for the answer to a probe (ms): three smoothed RTTs, within
@@ -262,10 +270,18 @@ mod tests {
         let idle = LinkReport { sent_bytes: 100, duration_us: 10_000_000, ..Default::default() };
         monitor.report(PEER, &idle);
         assert_eq!(monitor.up().next().unwrap().1.bandwidth, None);
+        assert_eq!(monitor.capacities(7.0).next(), Some((PEER, 7.0)));
         let busy = LinkReport { sent_bytes: 500_000, busy_us: 1_000_000, ..idle };
         monitor.report(PEER, &busy);
         let quality = monitor.up().next().unwrap().1;
         assert_eq!(quality.bandwidth, Some(500_000.0));
+        let slower = LinkReport { busy_us: 2_000_000, ..busy };
+        monitor.report(PEER, &slower);
+        monitor.report(PEER, &busy);
+        let quality = monitor.up().next().unwrap().1;
+        assert_eq!(quality.bandwidth, Some(500_000.0), "the newest estimate");
+        let capacity = monitor.capacities(1.0).next().unwrap();
+        assert_eq!(capacity, (PEER, 300_000.0), "the 10th percentile of three");
         assert!((quality.utilisation - 0.1).abs() < 1e-12);
     }
 
