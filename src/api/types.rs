@@ -209,9 +209,9 @@ pub struct Tunnel {
     pub route_changes: u32,
     /// Whether any route to the provider is alive.
     pub reachable: bool,
-    /// Connections accepted since the tunnel was opened.
+    /// Connections, or UDP flows, that it has carried since it was opened.
     pub connections: u64,
-    /// Connections that are open now.
+    /// Those that are open now.
     pub open_connections: u64,
     /// Bytes sent through it.
     pub sent_bytes: u64,

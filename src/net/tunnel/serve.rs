@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::stream::{Live, Status, StreamError};
-use super::{Export, Tunnels, pump, udp};
+use super::{Export, STREAMS_MAX, Tunnels, pump, udp};
 use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, ServiceName};
 use crate::net::identity;
@@ -26,7 +26,10 @@ const INCOMING_MAX: usize = 4_096;
 /// Those of one caller: a tunnel each to some services, of a few strands.
 const CALLER_MAX: usize = 32;
 
-/// How many tunnels each caller has open to this node.
+/// Streams of one caller, over all its tunnels: each takes a file descriptor here.
+const CALLER_STREAMS_MAX: usize = STREAMS_MAX as usize;
+
+/// How many tunnels, or streams, each caller has open to this node.
 #[derive(Default)]
 struct Callers(Mutex<BTreeMap<NodeId, usize>>);
 
@@ -37,10 +40,10 @@ struct Place {
 }
 
 impl Callers {
-    fn enter(self: &Arc<Self>, caller: NodeId) -> Option<Place> {
+    fn enter(self: &Arc<Self>, caller: NodeId, max: usize) -> Option<Place> {
         let mut callers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let open = callers.entry(caller).or_default();
-        if *open >= CALLER_MAX {
+        if *open >= max {
             return None;
         }
         *open += 1;
@@ -61,7 +64,7 @@ impl Drop for Place {
 }
 
 pub(super) async fn accept_tunnels(tunnels: Arc<Tunnels>) {
-    let callers = Arc::new(Callers::default());
+    let (callers, streams) = (Arc::new(Callers::default()), Arc::new(Callers::default()));
     loop {
         let incoming = tokio::select! {
             () = tunnels.stop.cancelled() => return,
@@ -73,18 +76,24 @@ pub(super) async fn accept_tunnels(tunnels: Arc<Tunnels>) {
             incoming.refuse();
             continue;
         }
-        tunnels.tasks.spawn(serve_tunnel(tunnels.clone(), callers.clone(), incoming));
+        let serving = serve_tunnel(tunnels.clone(), callers.clone(), streams.clone(), incoming);
+        tunnels.tasks.spawn(serving);
     }
 }
 
-async fn serve_tunnel(tunnels: Arc<Tunnels>, callers: Arc<Callers>, incoming: Incoming) {
+async fn serve_tunnel(
+    tunnels: Arc<Tunnels>,
+    callers: Arc<Callers>,
+    streams: Arc<Callers>,
+    incoming: Incoming,
+) {
     let Ok(connection) = incoming.await else { return };
     let Some(caller) = caller(&connection) else {
         tunnels.plane.counters().count("tunnel-from-nobody");
         connection.close(VarInt::from_u32(2), b"identity does not fit the address");
         return;
     };
-    let Some(_place) = callers.enter(caller) else {
+    let Some(_place) = callers.enter(caller, CALLER_MAX) else {
         tunnels.plane.counters().count("too-many-tunnels");
         connection.close(VarInt::from_u32(3), b"too many tunnels of one node");
         return;
@@ -93,17 +102,18 @@ async fn serve_tunnel(tunnels: Arc<Tunnels>, callers: Arc<Callers>, incoming: In
     loop {
         tokio::select! {
             stream = live.connection.accept_bi() => {
-                let Ok((send, recv)) = stream else { return };
+                let Ok((send, recv)) = stream else { break };
+                let place = streams.enter(caller, CALLER_STREAMS_MAX);
                 let (tunnels, live) = (tunnels.clone(), live.clone());
                 tokio::spawn(async move {
-                    let serving = serve(send, recv, caller, &tunnels, &live);
+                    let serving = serve(send, recv, (caller, place), &tunnels, &live);
                     if let Err(why) = live.while_open(serving).await {
                         tunnels.failed(&caller, why.as_str());
                     }
                 });
             }
             datagram = live.connection.read_datagram() => {
-                let Ok(datagram) = datagram else { return };
+                let Ok(datagram) = datagram else { break };
                 if let Err(why) = live.flows.deliver(&datagram) {
                     tunnels.plane.counters().count(why);
                 }
@@ -125,13 +135,15 @@ fn caller(connection: &Connection) -> Option<NodeId> {
 async fn serve(
     mut send: SendStream,
     mut recv: RecvStream,
-    caller: NodeId,
+    (caller, place): (NodeId, Option<Place>),
     tunnels: &Tunnels,
     live: &Live,
 ) -> Result<(), StreamError> {
     let hello = tokio::time::timeout(HELLO_TIMEOUT, read_name(&mut recv)).await.ok().flatten();
     let name = hello.ok_or(StreamError::Broken)?;
-    let result = match find(&name, caller, tunnels) {
+    let found = find(&name, caller, tunnels);
+    let found = found.and_then(|export| place.is_some().then_some(export).ok_or(StreamError::Busy));
+    let result = match found {
         Ok(export) if export.kind == ServiceKind::Udp => {
             udp::serve(tunnels, live, &mut send, &mut recv, export.target).await
         }
@@ -196,12 +208,13 @@ mod tests {
     #[test]
     fn one_caller_leaves_room_for_others() {
         let callers = Arc::new(Callers::default());
-        let mut places: Vec<_> = (0..CALLER_MAX).map(|_| callers.enter(NodeId([1; 8]))).collect();
+        let mut places: Vec<_> =
+            (0..CALLER_MAX).map(|_| callers.enter(NodeId([1; 8]), CALLER_MAX)).collect();
         assert!(places.iter().all(Option::is_some));
-        assert!(callers.enter(NodeId([1; 8])).is_none());
-        assert!(callers.enter(NodeId([2; 8])).is_some());
+        assert!(callers.enter(NodeId([1; 8]), CALLER_MAX).is_none());
+        assert!(callers.enter(NodeId([2; 8]), CALLER_MAX).is_some());
         places.pop();
-        assert!(callers.enter(NodeId([1; 8])).is_some(), "a place that became free");
+        assert!(callers.enter(NodeId([1; 8]), CALLER_MAX).is_some(), "a place that became free");
         places.clear();
         assert!(callers.0.lock().unwrap().is_empty(), "nothing is kept of who is gone");
     }

@@ -261,3 +261,38 @@ pub(super) async fn serve(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quinn::{Dir, Side};
+
+    #[tokio::test]
+    async fn payloads_find_their_flow_for_as_long_as_it_lasts() {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let to = client.local_addr().unwrap();
+        let stream = |index| StreamId::new(Side::Client, Dir::Bi, index);
+        let flows = Flows::default();
+        socket.writable().await.unwrap();
+        let mut entry = flows.enter(stream(3), socket.clone(), Some(to)).unwrap();
+        let datagram = |number: u64| [&number.to_be_bytes()[..], b"payload"].concat();
+        assert!(!entry.was_active());
+        assert_eq!(flows.deliver(&datagram(entry.number)), Ok(7));
+        assert!(entry.was_active() && !entry.was_active());
+        let mut buffer = [0; 100];
+        let (length, from) = client.recv_from(&mut buffer).await.unwrap();
+        assert_eq!((&buffer[..length], from), (&b"payload"[..], socket.local_addr().unwrap()));
+
+        assert_eq!(flows.deliver(&datagram(entry.number + 1)), Err("udp-without-flow"));
+        assert_eq!(flows.deliver(&[0; NUMBER_BYTES - 1]), Err("udp-malformed"));
+        let number = entry.number;
+        drop(entry);
+        assert_eq!(flows.deliver(&datagram(number)), Err("udp-without-flow"));
+
+        let enter = |index| flows.enter(stream(index), socket.clone(), None);
+        let full: Vec<_> = (0..FLOWS_MAX as u64).map(enter).collect();
+        assert!(full.iter().all(Option::is_some));
+        assert!(enter(FLOWS_MAX as u64).is_none(), "no more than it bears");
+    }
+}
