@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Intervals;
-use crate::engine::overlay::BootstrapPolicy;
+use crate::engine::overlay::{BootstrapPolicy, ServiceKind};
 use crate::engine::route::{PathPolicy, ScoreWeights, SwitchingPolicy};
 use crate::engine::types::MAX_ROUTE_HOPS;
 
@@ -427,21 +427,21 @@ impl Config {
     }
 }
 
-/// Parses the target of a service: `tcp://HOST:PORT` or `http://HOST:PORT`.
+/// Parses the target of a service: `tcp://HOST:PORT`, `http://HOST:PORT` or `udp://HOST:PORT`.
 ///
 /// # Errors
 /// One line that says what is expected.
-pub fn parse_target(text: &str) -> Result<(&'static str, SocketAddr), String> {
+pub fn parse_target(text: &str) -> Result<(ServiceKind, SocketAddr), String> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-    let scheme = match scheme {
-        "tcp" => "tcp",
-        "http" => "http",
-        _ => return Err(format!("'{text}' is not a target; write tcp://127.0.0.1:8080")),
-    };
+    let kinds = [ServiceKind::Tcp, ServiceKind::Http, ServiceKind::Udp];
+    let kind = kinds.into_iter().find(|kind| kind.as_str() == scheme);
+    let kind = kind.ok_or_else(|| {
+        format!("'{text}' is not a target; write tcp://127.0.0.1:8080 or udp://127.0.0.1:8080")
+    })?;
     let address = rest.trim_end_matches('/').parse().map_err(|_| {
         format!("'{text}' does not end in an address and a port; write {scheme}://127.0.0.1:8080")
     })?;
-    Ok((scheme, address))
+    Ok((kind, address))
 }
 
 #[cfg(test)]
@@ -476,8 +476,9 @@ mod tests {
     #[test]
     fn targets_are_addresses_with_a_scheme() {
         assert!(parse_target("tcp://127.0.0.1:80").is_ok());
-        assert_eq!(parse_target("http://127.0.0.1:80/").unwrap().0, "http");
-        for wrong in ["127.0.0.1:80", "udp://127.0.0.1:80", "tcp://localhost", "tcp://:1"] {
+        assert_eq!(parse_target("http://127.0.0.1:80/").unwrap().0, ServiceKind::Http);
+        assert_eq!(parse_target("udp://[::1]:53").unwrap().0, ServiceKind::Udp);
+        for wrong in ["127.0.0.1:80", "ftp://127.0.0.1:80", "tcp://localhost", "tcp://:1"] {
             assert!(parse_target(wrong).is_err(), "{wrong}");
         }
     }

@@ -20,7 +20,6 @@ use super::types::{
 };
 use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::{CommandError, ServiceSpec};
-use crate::engine::overlay::wire::ServiceKind;
 use crate::engine::types::{NodeId, ServiceName, TunnelId};
 use crate::node::{DATABASE, NodeHandle, RequestError, TunnelOptions, parse_peer_id};
 
@@ -114,7 +113,10 @@ impl From<RequestError> for Failure {
             RequestError::Command(_) | RequestError::NoRoute(_) => StatusCode::BAD_GATEWAY,
             RequestError::Tunnel(_) => StatusCode::BAD_GATEWAY,
             RequestError::UnknownNode(_) => StatusCode::NOT_FOUND,
-            RequestError::Path(_) | RequestError::OwnService(_) => StatusCode::BAD_REQUEST,
+            RequestError::Path(_)
+            | RequestError::Paths(_)
+            | RequestError::FixedPaths
+            | RequestError::OwnService(_) => StatusCode::BAD_REQUEST,
             RequestError::TooManyTunnels => StatusCode::TOO_MANY_REQUESTS,
         };
         Self(code, error.to_string())
@@ -150,12 +152,12 @@ async fn services(State(node): State<NodeHandle>) -> Answer<Vec<Service>> {
 }
 
 async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> Answer<Published> {
-    let (scheme, target) = parse_target(&body.to).map_err(wrong)?;
+    let (kind, target) = parse_target(&body.to).map_err(wrong)?;
     let name: ServiceName = body.name.parse().map_err(wrong)?;
     let allowed = body.allow.iter().map(|text| parse_node(text)).collect::<Result<_, _>>()?;
     let service = ServiceSpec {
         name: name.clone(),
-        kind: if scheme == "http" { ServiceKind::Http } else { ServiceKind::Tcp },
+        kind,
         metadata: std::collections::BTreeMap::new(),
         allowed,
         ttl_s: body.ttl_s,
@@ -216,7 +218,8 @@ async fn open_tunnel(
     let via = body
         .via
         .map(|relays| relays.iter().map(|text| parse_node(text)).collect::<Result<Vec<_>, _>>());
-    let options = TunnelOptions { via: via.transpose()?, objective: body.objective };
+    let (objective, paths) = (body.objective, body.paths);
+    let options = TunnelOptions { via: via.transpose()?, objective, paths };
     let (tunnel, _) = node.open_tunnel(service, listen, options).await?;
     let info = node.tunnels().into_iter().find(|info| info.tunnel == tunnel);
     let info = info.ok_or(RequestError::Stopped)?;

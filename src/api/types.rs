@@ -169,7 +169,7 @@ pub struct Resolved {
 pub struct Publish {
     /// The name.
     pub name: String,
-    /// `tcp://HOST:PORT` or `http://HOST:PORT`.
+    /// `tcp://HOST:PORT`, `http://HOST:PORT` or `udp://HOST:PORT`.
     pub to: String,
     /// Node ids that may connect; everybody when empty.
     #[serde(default)]
@@ -206,6 +206,9 @@ pub struct OpenTunnel {
     /// What the tunnel wants from its routes, instead of what the service says.
     #[serde(default)]
     pub objective: Option<Objective>,
+    /// How many routes it uses at one time, 1 to 4.
+    #[serde(default)]
+    pub paths: Option<usize>,
 }
 
 /// One entry of `GET /v1/tunnels`
@@ -221,11 +224,11 @@ pub struct Tunnel {
     pub objective: Objective,
     /// Short id of the provider.
     pub provider: String,
-    /// Where it accepts connections.
+    /// Where it accepts connections; `socks` when the node's proxy opened it.
     pub listen: String,
     /// The route in use.
     pub route: Option<Vec<String>>,
-    /// All routes that carry its connections now.
+    /// All routes that carry its connections now, that one included; two may be the same.
     pub paths: Vec<Vec<String>>,
     /// How long the route in use has been in use (ms).
     pub moved_ms: Option<f64>,
@@ -235,13 +238,13 @@ pub struct Tunnel {
     pub route_changes: u32,
     /// Whether any route to the provider is alive.
     pub reachable: bool,
-    /// Connections accepted since the tunnel was opened.
+    /// Connections, or UDP flows, that it has carried since it was opened.
     pub connections: u64,
-    /// Connections that are open now.
+    /// Those that are open now.
     pub open_connections: u64,
-    /// Bytes of closed connections sent through it.
+    /// Bytes sent through it.
     pub sent_bytes: u64,
-    /// Bytes of closed connections received through it.
+    /// Bytes received through it.
     pub received_bytes: u64,
 }
 
@@ -281,7 +284,7 @@ impl Status {
             peers: view.engine.peers().len(),
             links_up: view.engine.links().filter(|(_, state, _)| *state == LinkState::Up).count(),
             nodes_known: view.engine.graph().origins().count(),
-            tunnels: view.engine.tunnels().count(),
+            tunnels: view.net.tunnels().list().len(),
             model: view.engine.predictor().version(),
             model_card: view.model.map(|(_, card)| card.clone()),
             model_error: view.model_error.cloned(),
@@ -371,8 +374,10 @@ impl Service {
 impl Tunnel {
     /// From an open tunnel and the engine's view of it.
     pub fn of(info: &crate::node::TunnelInfo, view: &View<'_>) -> Self {
-        let found = view.engine.tunnels().find(|(tunnel, _)| *tunnel == info.tunnel);
-        let destination = found.map(|(_, destination)| destination);
+        let bound: BTreeMap<_, _> = view.engine.tunnels().collect();
+        let destination = bound.get(&info.tunnel).copied();
+        let strands = info.strands.iter().filter_map(|strand| bound.get(strand));
+        let paths = strands.clone().filter_map(|strand| strand.current.as_ref());
         let current = destination.and_then(|d| d.current.as_ref());
         Self {
             tunnel: info.tunnel.0,
@@ -380,13 +385,13 @@ impl Tunnel {
             kind: info.kind.as_str().into(),
             objective: destination.map(|d| d.objective).unwrap_or_default(),
             provider: info.provider.node_id().to_string(),
-            listen: info.listen.to_string(),
+            listen: info.listen.map_or_else(|| "socks".into(), |listen| listen.to_string()),
             route: current.map(|(route, _)| route_ids(route)),
-            paths: current.iter().map(|(route, _)| route_ids(route)).collect(),
+            paths: paths.map(|(route, _)| route_ids(route)).collect(),
             moved_ms: current.map(|(_, since)| view.now.since(*since).as_secs_f64() * 1e3),
             backup: destination.and_then(|d| d.backup.as_ref()).map(|b| route_ids(&b.route)),
             route_changes: destination.map_or(0, |d| d.changes),
-            reachable: destination.is_some_and(|d| d.reachable),
+            reachable: strands.clone().any(|strand| strand.reachable),
             connections: info.connections,
             open_connections: info.open,
             sent_bytes: info.bytes.0,

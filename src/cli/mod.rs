@@ -21,9 +21,11 @@ mod tunnel;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::api::Client;
+use crate::engine::overlay::Objective;
 
 /// A peer-to-peer routing node that forecasts route quality and routes real traffic on the
 /// forecast.
@@ -126,6 +128,12 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Group::Data(_) | Group::Replay(_) | Group::Completions { .. } => Ok(()),
         }
     })
+}
+
+/// Reads an objective, and lets shells complete it.
+fn objective() -> impl TypedValueParser<Value = Objective> {
+    let words = PossibleValuesParser::new(Objective::ALL.map(Objective::as_str));
+    words.try_map(|word| word.parse::<Objective>())
 }
 
 fn default_data_dir() -> anyhow::Result<PathBuf> {

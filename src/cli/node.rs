@@ -75,11 +75,16 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let status = node.handle().inspect(|view| view.net.listening()).await?;
     if context.json {
         let node_id = node.handle().key().node_id().to_string();
-        output::json(&serde_json::json!({ "node": node_id, "listening": status }))?;
+        let socks = node.handle().socks().map(|address| address.to_string());
+        let about = serde_json::json!({ "node": node_id, "listening": status, "socks": socks });
+        output::json(&about)?;
     } else {
         output::print(&format!("node       {}", node.handle().key().node_id()))?;
         for address in &status {
             output::print(&format!("listening  {address}"))?;
+        }
+        if let Some(address) = node.handle().socks() {
+            output::print(&format!("proxy      socks5h://{address}"))?;
         }
     }
     tokio::select! {

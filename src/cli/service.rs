@@ -7,11 +7,12 @@ use crate::engine::overlay::Objective;
 /// Publish, find and withdraw services.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
-    /// Offer a local TCP service to the mesh under a name.
+    /// Offer a local TCP or UDP service to the mesh under a name.
     Publish {
         /// The name, for example byronwade.local.
         name: String,
-        /// Where its connections go, for example tcp://127.0.0.1:8080.
+        /// Where its connections go: tcp://, http:// or udp:// and an address, for example
+        /// tcp://127.0.0.1:8080.
         #[arg(long, value_name = "TARGET")]
         to: String,
         /// Let only this node connect (node id or peer id); may be given several times.
@@ -20,6 +21,9 @@ pub enum Verb {
         /// Time to live of each record (s); it is renewed after a third of it.
         #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(3..=86_400))]
         ttl: u32,
+        /// What it wants from its routes. Whoever opens a tunnel may want something else.
+        #[arg(long, default_value_t, value_parser = super::objective())]
+        objective: Objective,
     },
     /// Stop offering a service.
     Withdraw {
@@ -41,8 +45,8 @@ pub enum Verb {
 pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     let client = context.client();
     match verb {
-        Verb::Publish { name, to, allow, ttl } => {
-            let body = Publish { name, to, allow, ttl_s: ttl, objective: Objective::Balanced };
+        Verb::Publish { name, to, allow, ttl, objective } => {
+            let body = Publish { name, to, allow, ttl_s: ttl, objective };
             let published: Published = client.post("/v1/services", &body).await?;
             if context.json {
                 return output::json(&published);
@@ -76,11 +80,13 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
 }
 
 fn print(services: &[Service]) -> anyhow::Result<()> {
-    let mut table = output::table(&["name", "kind", "provider", "target", "allowed"]);
+    let columns = ["name", "kind", "objective", "provider", "target", "allowed"];
+    let mut table = output::table(&columns);
     for service in services {
         table.add_row([
             service.name.clone(),
             service.kind.clone(),
+            service.objective.to_string(),
             service.provider.clone(),
             service.target.clone().unwrap_or_else(|| "-".into()),
             if service.allowed.is_empty() { "all".into() } else { service.allowed.join(" ") },

@@ -197,6 +197,11 @@ impl DataPlane {
         self.snapshot.load().tunnels.get(&tunnel).is_some_and(|binding| binding.reachable)
     }
 
+    /// What the route of a tunnel of this node can carry (bytes/s), where that is known.
+    pub(super) fn capacity(&self, tunnel: TunnelId) -> Option<f64> {
+        self.snapshot.load().tunnels.get(&tunnel).and_then(|binding| binding.capacity)
+    }
+
     /// Adds a link, or replaces the one to the same neighbour. Returns false when there are
     /// [`NEIGHBOURS_MAX`] others.
     pub(super) fn add_link(&self, link: Arc<Link>) -> bool {

@@ -9,21 +9,19 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::View;
 use super::published::Published;
-use crate::config::EmulatedLink;
+use crate::config::{EmulatedLink, PATHS_MAX};
 use crate::engine::event::{Answer, Command, CommandError, RequestId, ServiceSpec};
 use crate::engine::overlay::{Objective, ServiceRecord};
 use crate::engine::route::router::TUNNELS_MAX;
 use crate::engine::types::{NodeId, ParseError, PublicKey, Route, ServiceName, TunnelId};
 use crate::learn::ModelRegistry;
-use crate::net::tunnel::{Export, GOODBYE, TunnelError, TunnelInfo, Tunnels};
+use crate::net::tunnel::{Export, TunnelError, Tunnels};
 
 /// How often, and after how long each, a node that starts looks whether it has joined before it
 /// publishes again: 3 s in all.
 const PUBLISH_AGAIN_TRIES: u32 = 30;
 /// See [`PUBLISH_AGAIN_TRIES`].
 const PUBLISH_AGAIN_WAIT: Duration = Duration::from_millis(100);
-/// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
-const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the DHT may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -54,6 +52,12 @@ pub enum RequestError {
     /// The service is on this node.
     #[error("{0} is provided by this node itself; connect to its target directly")]
     OwnService(ServiceName),
+    /// A number of paths that no tunnel has.
+    #[error("a tunnel uses 1 to {PATHS_MAX} paths, not {0}")]
+    Paths(usize),
+    /// Several paths, one of which is fixed.
+    #[error("a tunnel over a fixed path has one path; leave out --paths or --via")]
+    FixedPaths,
     /// Every tunnel id is taken.
     #[error("{TUNNELS_MAX} tunnels are open; close one with 'meshwise tunnel close'")]
     TooManyTunnels,
@@ -69,38 +73,12 @@ pub(super) enum Request {
         destination: NodeId,
         forced: Option<Route>,
         objective: Objective,
+        beside: Option<TunnelId>,
         reply: oneshot::Sender<Option<TunnelId>>,
     },
     Unbind(TunnelId),
     ReloadModel(oneshot::Sender<Result<Option<String>, String>>),
     Stop,
-}
-
-/// How a tunnel is to travel; by default as its service wants.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TunnelOptions {
-    /// The relays of a fixed path; otherwise routes are chosen.
-    pub via: Option<Vec<NodeId>>,
-    /// What it wants from its routes, instead of what the service's record says.
-    pub objective: Option<Objective>,
-}
-
-/// A tunnel that is bound but not open yet. Unbinds it when opening fails, or when whoever asked
-/// goes away.
-struct Bound {
-    tunnel: Option<TunnelId>,
-    requests: mpsc::Sender<Request>,
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        if let Some(tunnel) = self.tunnel {
-            let requests = self.requests.clone();
-            tokio::spawn(async move {
-                let _ = requests.send(Request::Unbind(tunnel)).await;
-            });
-        }
-    }
 }
 
 /// Talks to a running node. Cheap to clone.
@@ -112,6 +90,10 @@ pub struct NodeHandle {
     pub(super) models: Arc<ModelRegistry>,
     pub(super) published: Arc<Published>,
     pub(super) data_dir: PathBuf,
+    /// Paths of a tunnel that does not say how many.
+    pub(super) paths: usize,
+    /// Where the proxy listens.
+    pub(super) socks: Option<SocketAddr>,
 }
 
 impl NodeHandle {
@@ -123,6 +105,11 @@ impl NodeHandle {
     /// Where it keeps its things.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// Where its SOCKS5 proxy listens, if it does.
+    pub fn socks(&self) -> Option<SocketAddr> {
+        self.socks
     }
 
     /// Looks at the node's state from within the driver, and returns what `look` makes of it.
@@ -153,7 +140,7 @@ impl NodeHandle {
     ) -> Result<u64, RequestError> {
         let kept = service.clone();
         let name = service.name.clone();
-        let export = Export { target, allowed: service.allowed.clone() };
+        let export = Export { kind: service.kind, target, allowed: service.allowed.clone() };
         let before = self.tunnels.exported(&name);
         self.tunnels.export(name.clone(), export);
         let answer = self.ask(move |request| Command::Publish { request, service }).await;
@@ -238,85 +225,6 @@ impl NodeHandle {
         }
     }
 
-    /// Opens a tunnel to a service and accepts TCP connections for it on `listen`.
-    ///
-    /// # Errors
-    /// [`RequestError`]; nothing stays open.
-    pub async fn open_tunnel(
-        &self,
-        name: ServiceName,
-        listen: SocketAddr,
-        options: TunnelOptions,
-    ) -> Result<(TunnelId, SocketAddr), RequestError> {
-        let (providers, _) = self.resolve(name.clone(), false).await?;
-        let first = providers.into_iter().next();
-        let (provider, record) = first.ok_or_else(|| CommandError::UnknownName(name.clone()))?;
-        let destination = provider.node_id();
-        if provider == self.me {
-            return Err(RequestError::OwnService(name));
-        }
-        let objective = options.objective.unwrap_or(record.objective);
-        let forced = match options.via {
-            Some(relays) => {
-                for relay in &relays {
-                    let relay = *relay;
-                    if !self.inspect(move |view| view.knows(relay)).await? {
-                        return Err(RequestError::UnknownNode(relay));
-                    }
-                }
-                let ends = (self.me.node_id(), destination);
-                let nodes = std::iter::once(ends.0).chain(relays).chain([ends.1]);
-                Some(Route::new(nodes.collect::<Vec<_>>())?)
-            }
-            None => None,
-        };
-        let (reply, answer) = oneshot::channel();
-        self.send(Request::Bind { destination, forced, objective, reply }).await?;
-        let tunnel = answer.await.map_err(|_| RequestError::Stopped)?;
-        let tunnel = tunnel.ok_or(RequestError::TooManyTunnels)?;
-        let mut bound = Bound { tunnel: Some(tunnel), requests: self.requests.clone() };
-        self.wait_for_route(tunnel, destination).await?;
-        let listen = self.tunnels.open(tunnel, provider, name, record.kind, listen).await?;
-        bound.tunnel = None;
-        Ok((tunnel, listen))
-    }
-
-    async fn wait_for_route(&self, tunnel: TunnelId, to: NodeId) -> Result<(), RequestError> {
-        let deadline = tokio::time::Instant::now() + ROUTE_TIMEOUT;
-        loop {
-            let routed = move |view: &mut View<'_>| {
-                let mut tunnels = view.engine.tunnels();
-                tunnels.any(|(id, destination)| id == tunnel && destination.current.is_some())
-            };
-            if self.inspect(routed).await? {
-                return Ok(());
-            }
-            if tokio::time::Instant::now() >= deadline {
-                return Err(RequestError::NoRoute(to));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Closes a tunnel. Returns whether it was open.
-    ///
-    /// # Errors
-    /// [`RequestError::Stopped`].
-    pub async fn close_tunnel(&self, tunnel: TunnelId) -> Result<bool, RequestError> {
-        if !self.tunnels.close_one(tunnel) {
-            return Ok(false);
-        }
-        // The good-bye still needs the route.
-        tokio::time::sleep(GOODBYE).await;
-        self.send(Request::Unbind(tunnel)).await?;
-        Ok(true)
-    }
-
-    /// The tunnels of this node.
-    pub fn tunnels(&self) -> Vec<TunnelInfo> {
-        self.tunnels.list()
-    }
-
     /// Where the connections of a service of this node go.
     pub fn target(&self, name: &ServiceName) -> Option<SocketAddr> {
         self.tunnels.exported(name).map(|export| export.target)
@@ -357,7 +265,7 @@ impl NodeHandle {
         }
     }
 
-    async fn send(&self, request: Request) -> Result<(), RequestError> {
+    pub(super) async fn send(&self, request: Request) -> Result<(), RequestError> {
         self.requests.send(request).await.map_err(|_| RequestError::Stopped)
     }
 }

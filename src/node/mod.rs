@@ -1,7 +1,7 @@
 //! The process: one driver loop over the engine, the network, the store and the trainer.
 //!
 //! [`Node::start`] brings everything up; [`NodeHandle`] is how the control API and tests talk to
-//! the driver. Everything that changes state goes through the driver's one `select!`
+//! the driver, and `socks` how local programs reach services by name. Everything that changes state goes through the driver's one `select!`
 //! (`driver`); `retrain` runs training in a child process and hands the new model over.
 
 mod clock;
@@ -10,12 +10,15 @@ mod handle;
 mod hot_swap;
 mod published;
 mod retrain;
+mod socks;
+mod tunnels;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
 use crate::engine::{Engine, EngineConfig};
@@ -29,7 +32,8 @@ pub use crate::net::tunnel::TunnelInfo;
 pub use clock::Clock;
 pub use driver::{CalculationTimes, View};
 use handle::Request;
-pub use handle::{NodeHandle, RequestError, TunnelOptions};
+pub use handle::{NodeHandle, RequestError};
+pub use tunnels::TunnelOptions;
 
 /// Name of the database within the data directory.
 pub const DATABASE: &str = "meshwise.db";
@@ -85,6 +89,8 @@ pub struct NodeOptions {
 pub struct Node {
     handle: NodeHandle,
     driver: tokio::task::JoinHandle<()>,
+    /// Ends the proxy with the node.
+    _proxy: Option<DropGuard>,
     _lock: std::fs::File,
 }
 
@@ -112,6 +118,7 @@ impl Node {
         let models = ModelRegistry::new(data_dir.join(MODELS));
         let clock = Clock::default();
         let config = &options.config;
+        raise_descriptor_limit();
         let engine = Engine::new(
             EngineConfig {
                 key: identity.signing_key(),
@@ -124,6 +131,7 @@ impl Node {
             clock.now(),
         );
         let (net, events) = Net::start(config, &identity).await?;
+        let proxy = socks::listen(&config.entry.socks).await;
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let handle = NodeHandle {
             me: identity.public_key(),
@@ -132,12 +140,19 @@ impl Node {
             models: Arc::new(models),
             published: Arc::new(published),
             data_dir: data_dir.clone(),
+            paths: config.routing.paths,
+            socks: proxy.as_ref().and_then(|proxy| proxy.local_addr().ok()),
         };
         let driver =
             driver::Driver::new(engine, net, writer, clock, &options, handle.models.clone());
         let driver = tokio::spawn(driver.run(events, receiver));
         handle.publish_again();
-        Ok(Self { handle, driver, _lock: lock })
+        let _proxy = proxy.map(|proxy| {
+            let stop = CancellationToken::new();
+            tokio::spawn(socks::run(proxy, handle.clone(), stop.clone()));
+            stop.drop_guard()
+        });
+        Ok(Self { handle, driver, _proxy, _lock: lock })
     }
 
     /// How to talk to it.
@@ -147,6 +162,7 @@ impl Node {
 
     /// Stops it: says good-bye, commits what was measured.
     pub async fn stop(self) {
+        drop(self._proxy);
         let _ = self.handle.requests.send(Request::Stop).await;
         let _ = self.driver.await;
     }
@@ -156,6 +172,18 @@ impl Node {
 fn create_private(data_dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir)
+}
+
+/// Every connection that is carried takes a file descriptor, of which processes may by default have
+/// 1,024; most systems let them have more when they ask.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
+            tracing::debug!("the limit of open files stays as it is: {error}");
+        }
+    }
 }
 
 /// Takes the data directory for this process; `None` when another one has it.

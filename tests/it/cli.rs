@@ -47,7 +47,14 @@ fn without_a_node_commands_say_how_to_start_one() {
 #[test]
 fn wrong_usage_is_exit_code_two() {
     let dir = tempfile::tempdir().unwrap();
-    for arguments in [&["tunnel", "open"][..], &["fly"], &["service", "publish", "a.local"]] {
+    for arguments in [
+        &["tunnel", "open"][..],
+        &["fly"],
+        &["service", "publish", "a.local"],
+        &["service", "publish", "a.local", "--to", "udp://127.0.0.1:1", "--objective", "fast"],
+        &["tunnel", "open", "a.local", "--paths", "5"],
+        &["tunnel", "open", "a.local", "--objective", "Latency"],
+    ] {
         assert_eq!(run(dir.path(), arguments).status.code(), Some(2), "{arguments:?}");
     }
 }

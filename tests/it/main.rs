@@ -11,6 +11,7 @@ mod worlds;
 mod cli;
 #[cfg(feature = "node")]
 mod links;
+mod entry;
 #[cfg(feature = "node")]
 mod mesh;
 #[cfg(feature = "node")]

@@ -187,6 +187,39 @@ pub enum Objective {
     Reliability,
 }
 
+impl Objective {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Balanced, Self::Latency, Self::Throughput, Self::Reliability];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Balanced => "balanced",
+            Self::Latency => "latency",
+            Self::Throughput => "throughput",
+            Self::Reliability => "reliability",
+        }
+    }
+}
+
+impl std::fmt::Display for Objective {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Objective {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|objective| objective.as_str() == text);
+        found.ok_or_else(|| {
+            let all = Self::ALL.map(Self::as_str).join(", ");
+            format!("'{text}' is no objective; write one of {all}")
+        })
+    }
+}
+
 /// Who provides a service, signed by the provider.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceRecord {
@@ -351,6 +384,13 @@ mod tests {
             Objective::Reliability,
         ];
         assert_eq!(objectives.map(|objective| encode(&objective)), [[0], [1], [2], [3]]);
+        assert_eq!(objectives, Objective::ALL);
+        for objective in objectives {
+            let word = objective.to_string();
+            assert_eq!(word.parse(), Ok(objective));
+            assert_eq!(serde_json::to_string(&objective).unwrap(), format!("\"{word}\""));
+        }
+        assert!("fast".parse::<Objective>().unwrap_err().contains("reliability"));
     }
 
     #[test]

@@ -1,58 +1,238 @@
-//! The end that opened a tunnel: TCP connections on its local address become streams.
+//! The end that opened a tunnel: connections on its local address become streams.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, VarInt};
-use tokio::io::AsyncReadExt;
+use quinn::VarInt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{STREAMS_MAX, Status, Traffic, Tunnels, copy, while_open};
+use super::strands::{self, Strand};
+use super::stream::{Live, StreamError, TunnelStream};
+use super::{STREAMS_MAX, Traffic, TunnelError, Tunnels, udp};
+use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{PublicKey, ServiceName, TunnelId};
 
-/// How long a new connection waits for a route when none is alive, and how often it looks.
+/// How long a new stream waits for a route when none is alive, and how often it looks.
 const NO_ROUTE_WAIT: Duration = Duration::from_secs(3);
 /// See [`NO_ROUTE_WAIT`].
 const NO_ROUTE_POLL: Duration = Duration::from_millis(50);
 /// How long a failed connection speaks for the next ones.
-const FAILURE_SPEAKS: Duration = Duration::from_secs(1);
+pub(super) const FAILURE_SPEAKS: Duration = Duration::from_secs(1);
+/// How long a tunnel that opens waits for its other strands once the first is connected.
+const OTHERS_WAIT: Duration = Duration::from_secs(1);
 
+/// A tunnel of this node.
 pub(super) struct LocalEnd {
-    pub(super) tunnels: Arc<Tunnels>,
-    pub(super) tunnel: TunnelId,
-    pub(super) provider: PublicKey,
     pub(super) service: ServiceName,
-    /// The connection, and when making it anew failed last.
-    pub(super) connection: tokio::sync::Mutex<(Connection, Option<Instant>)>,
-    pub(super) traffic: Arc<Traffic>,
+    pub(super) kind: ServiceKind,
+    pub(super) provider: PublicKey,
+    pub(super) strands: Vec<LocalStrand>,
+    pub(super) traffic: Traffic,
     pub(super) stop: CancellationToken,
+    /// Held while a strand is chosen, so that streams that begin together spread.
+    choosing: Mutex<()>,
 }
 
-impl LocalEnd {
-    /// The connection, made anew when it was lost.
-    async fn connection(&self) -> Option<Connection> {
-        let mut locked = self.connection.lock().await;
-        let (connection, failed_at) = &mut *locked;
-        if connection.close_reason().is_some() {
-            // Those who waited for the same failure do not each try again.
-            if failed_at.is_some_and(|at| at.elapsed() < FAILURE_SPEAKS) {
-                return None;
-            }
-            match self.tunnels.connect(self.tunnel, &self.provider).await {
-                Ok(new) => *connection = new,
-                Err(_) => {
-                    *failed_at = Some(Instant::now());
-                    return None;
-                }
-            }
-        }
-        Some(connection.clone())
+/// One of its connections.
+pub(super) struct LocalStrand {
+    pub(super) tunnel: TunnelId,
+    live: Mutex<Option<Arc<Live>>>,
+    /// Held while it is made anew; when that failed last.
+    connecting: tokio::sync::Mutex<Option<Instant>>,
+    open: AtomicU64,
+}
+
+impl LocalStrand {
+    /// The connection, unless it was lost.
+    fn live(&self) -> Option<Arc<Live>> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.as_ref().filter(|live| live.is_open()).cloned()
     }
 }
 
-pub(super) async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
+/// Counts a stream for as long as it is open.
+pub(super) struct OpenStream {
+    local: Arc<LocalEnd>,
+    strand: usize,
+}
+
+impl OpenStream {
+    fn new(local: &Arc<LocalEnd>, strand: usize) -> Self {
+        local.strands[strand].open.fetch_add(1, Ordering::Relaxed);
+        local.traffic.open.fetch_add(1, Ordering::Relaxed);
+        Self { local: local.clone(), strand }
+    }
+
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.local.traffic
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.local.strands[self.strand].open.fetch_sub(1, Ordering::Relaxed);
+        self.local.traffic.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl LocalEnd {
+    pub(super) fn new(
+        strands: &[TunnelId],
+        provider: PublicKey,
+        service: ServiceName,
+        kind: ServiceKind,
+        stop: CancellationToken,
+    ) -> Self {
+        let strand = |tunnel: &TunnelId| LocalStrand {
+            tunnel: *tunnel,
+            live: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            open: AtomicU64::new(0),
+        };
+        Self {
+            service,
+            kind,
+            provider,
+            strands: strands.iter().map(strand).collect(),
+            traffic: Traffic::default(),
+            stop,
+            choosing: Mutex::default(),
+        }
+    }
+
+    /// Ends its connections.
+    pub(super) fn close(&self) {
+        self.stop.cancel();
+        for live in self.strands.iter().filter_map(LocalStrand::live) {
+            live.connection.close(VarInt::from_u32(0), b"tunnel closed");
+        }
+    }
+}
+
+impl Tunnels {
+    /// Connects the strands of a new tunnel. Only the first has to succeed.
+    pub(super) async fn connect_all(
+        self: &Arc<Self>,
+        local: &Arc<LocalEnd>,
+    ) -> Result<(), TunnelError> {
+        let others: Vec<_> =
+            (1..local.strands.len()).map(|index| self.connect_soon(local, index)).collect();
+        self.connect_strand(local, 0).await?;
+        let all = futures::future::join_all(others.into_iter().flatten());
+        let _ = tokio::time::timeout(OTHERS_WAIT, all).await;
+        Ok(())
+    }
+
+    async fn connect_strand(
+        self: &Arc<Self>,
+        local: &Arc<LocalEnd>,
+        index: usize,
+    ) -> Result<Arc<Live>, TunnelError> {
+        let strand = &local.strands[index];
+        let live = Live::new(self.connect(strand.tunnel, &local.provider).await?);
+        if local.kind == ServiceKind::Udp {
+            self.tasks.spawn(udp::deliver(self.clone(), live.clone()));
+        }
+        *strand.live.lock().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
+        if local.stop.is_cancelled() {
+            local.close();
+        }
+        Ok(live)
+    }
+
+    /// A lost strand's connection, made anew.
+    async fn reconnect(self: &Arc<Self>, local: &Arc<LocalEnd>, index: usize) -> Option<Arc<Live>> {
+        let strand = &local.strands[index];
+        let mut failed_at = strand.connecting.lock().await;
+        if let Some(live) = strand.live() {
+            return Some(live);
+        }
+        // Those who waited for the same failure do not each try again.
+        if failed_at.is_some_and(|at| at.elapsed() < FAILURE_SPEAKS) {
+            return None;
+        }
+        let live = self.connect_strand(local, index).await.ok();
+        *failed_at = if live.is_some() { None } else { Some(Instant::now()) };
+        live
+    }
+
+    /// Makes a lost strand anew in the background, unless that is under way.
+    fn connect_soon(
+        self: &Arc<Self>,
+        local: &Arc<LocalEnd>,
+        index: usize,
+    ) -> Option<tokio::task::JoinHandle<()>> {
+        if local.strands[index].connecting.try_lock().is_err() {
+            return None;
+        }
+        let (tunnels, local) = (self.clone(), local.clone());
+        Some(self.tasks.spawn(async move {
+            let stop = local.stop.clone();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                _ = tunnels.reconnect(&local, index) => {}
+            }
+        }))
+    }
+
+    /// Opens a stream through a tunnel and names the service.
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        local: &Arc<LocalEnd>,
+    ) -> Result<TunnelStream, StreamError> {
+        // A moment for the route to come back; then better an error than a connection that hangs.
+        let deadline = Instant::now() + NO_ROUTE_WAIT;
+        let reachable = |strand: &LocalStrand| self.plane.is_reachable(strand.tunnel);
+        let first = loop {
+            if let Some(first) = local.strands.iter().position(reachable) {
+                break first;
+            }
+            if Instant::now() >= deadline {
+                return Err(StreamError::NoRoute);
+            }
+            tokio::time::sleep(NO_ROUTE_POLL).await;
+        };
+        let (live, open) = match self.choose(local) {
+            Some(chosen) => chosen,
+            None => {
+                let live = self.reconnect(local, first).await.ok_or(StreamError::Unreachable)?;
+                (live, OpenStream::new(local, first))
+            }
+        };
+        let (mut send, recv) = live.connection.open_bi().await.map_err(|_| StreamError::Lost)?;
+        let name = local.service.as_str().as_bytes();
+        let mut hello = (name.len() as u16).to_be_bytes().to_vec();
+        hello.extend(name);
+        send.write_all(&hello).await.map_err(|_| StreamError::Lost)?;
+        local.traffic.connections.fetch_add(1, Ordering::Relaxed);
+        Ok(TunnelStream { live, send, recv, accepted: false, open })
+    }
+
+    /// The best strand that is connected; those that are not are made anew meanwhile.
+    fn choose(self: &Arc<Self>, local: &Arc<LocalEnd>) -> Option<(Arc<Live>, OpenStream)> {
+        let _choosing = local.choosing.lock().unwrap_or_else(PoisonError::into_inner);
+        let lives: Vec<_> = local.strands.iter().map(LocalStrand::live).collect();
+        let mut known = Vec::with_capacity(lives.len());
+        for (index, (strand, live)) in local.strands.iter().zip(&lives).enumerate() {
+            let reachable = self.plane.is_reachable(strand.tunnel);
+            if live.is_none() && reachable && local.strands.len() > 1 {
+                self.connect_soon(local, index);
+            }
+            known.push(Strand {
+                usable: live.is_some() && reachable,
+                capacity: self.plane.capacity(strand.tunnel),
+                open: strand.open.load(Ordering::Relaxed),
+            });
+        }
+        let chosen = strands::choose(&known)?;
+        let live = lives.into_iter().nth(chosen).flatten()?;
+        Some((live, OpenStream::new(local, chosen)))
+    }
+}
+
+pub(super) async fn accept_tcp(tunnels: Arc<Tunnels>, listener: TcpListener, local: Arc<LocalEnd>) {
     // As many as the tunnel carries; further ones wait in the system's queue.
     let places = Arc::new(tokio::sync::Semaphore::new(STREAMS_MAX as usize));
     loop {
@@ -61,7 +241,7 @@ pub(super) async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
             listener.accept().await.map(|(tcp, _)| (tcp, place))
         };
         let accepted = tokio::select! {
-            () = local.stop.cancelled() => break,
+            () = local.stop.cancelled() => return,
             accepted = accepting => accepted,
         };
         let Ok((tcp, place)) = accepted else {
@@ -69,56 +249,25 @@ pub(super) async fn accept_tcp(listener: TcpListener, local: Arc<LocalEnd>) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        local.traffic.connections.fetch_add(1, Ordering::Relaxed);
-        let local = local.clone();
-        local.traffic.open.fetch_add(1, Ordering::Relaxed);
-        local.tunnels.tasks.clone().spawn(async move {
+        let (tunnels, local) = (tunnels.clone(), local.clone());
+        tunnels.tasks.clone().spawn(async move {
             let _place = place;
-            let stop = local.stop.clone();
             tokio::select! {
-                () = stop.cancelled() => {}
-                result = carry(tcp, &local) => {
+                () = local.stop.cancelled() => {}
+                result = carry(&tunnels, &local, tcp) => {
                     if let Err(why) = result {
-                        local.tunnels.failed(&local.service, why);
+                        tunnels.failed(&local.service, why.as_str());
                     }
                 }
             }
-            local.traffic.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
-    local.connection.lock().await.0.close(VarInt::from_u32(0), b"tunnel closed");
 }
 
-/// Carries one TCP connection through the tunnel.
-async fn carry(tcp: TcpStream, local: &LocalEnd) -> Result<(), &'static str> {
-    let _ = tcp.set_nodelay(true);
-    // A moment for the route to come back; then better an error than a connection that hangs.
-    let deadline = Instant::now() + NO_ROUTE_WAIT;
-    while !local.tunnels.plane.is_reachable(local.tunnel) {
-        if Instant::now() >= deadline {
-            return Err("tunnel-no-route");
-        }
-        tokio::time::sleep(NO_ROUTE_POLL).await;
-    }
-    let connection = local.connection().await.ok_or("tunnel-unreachable")?;
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|_| "tunnel-lost")?;
-    let name = local.service.as_str().as_bytes();
-    let mut hello = (name.len() as u16).to_be_bytes().to_vec();
-    hello.extend(name);
-    send.write_all(&hello).await.map_err(|_| "tunnel-lost")?;
-    let (tcp_read, tcp_write) = tcp.into_split();
-    let up = copy(tcp_read, &mut send, &local.traffic.sent);
-    let down = async {
-        let status = recv.read_u8().await.map_err(|_| "tunnel-lost")?;
-        if status != Status::Accepted as u8 {
-            return Err(Status::refused(status));
-        }
-        copy(&mut recv, tcp_write, &local.traffic.received).await
-    };
-    let result = while_open(&connection, async { tokio::try_join!(up, down).map(|_| ()) }).await;
-    if result.is_err() {
-        let _ = send.reset(VarInt::from_u32(1));
-        let _ = recv.stop(VarInt::from_u32(1));
-    }
-    result
+async fn carry(
+    tunnels: &Arc<Tunnels>,
+    local: &Arc<LocalEnd>,
+    tcp: TcpStream,
+) -> Result<(), StreamError> {
+    tunnels.begin(local).await?.carry(tcp).await
 }

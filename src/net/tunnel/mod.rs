@@ -1,14 +1,19 @@
 //! Tunnels: end-to-end QUIC over the overlay, authenticated with the nodes' own identities, and
-//! TCP connections as its streams.
+//! TCP connections and UDP flows as its streams.
 //!
 //! A stream begins with the name of the service (two bytes of length, big endian, then the text).
 //! The answer begins with one status byte. Data may follow the name at once. The provider checks
 //! its allow list against the identity that TLS proved.
 //!
-//! `local` is the end that opened the tunnel, `serve` the one that provides the service.
+//! `local` is the end that opened the tunnel, over one QUIC connection or several (`strands`), and
+//! `serve` the one that provides the service; `stream` and `pump` carry TCP, `udp` carries UDP.
 
 mod local;
+mod pump;
 mod serve;
+mod strands;
+mod stream;
+mod udp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,13 +24,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, VarInt};
-use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use local::{LocalEnd, accept_tcp};
 use serve::accept_tunnels;
+pub use stream::{StreamError, TunnelStream};
 
 use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
@@ -37,16 +42,39 @@ use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a good-bye may take to leave.
 pub const GOODBYE: Duration = Duration::from_millis(300);
-/// Streams of one tunnel at one time.
-const STREAMS_MAX: u32 = 1_024;
+/// Streams of one QUIC connection at one time.
+pub const STREAMS_MAX: u32 = 16_384;
+/// Handshakes of others that wait; quinn answers further ones with a refusal.
+const HANDSHAKES_MAX: usize = 1_024;
 /// QUIC packet size (bytes). The overlay rides on streams and fragments nothing; larger packets
 /// cost less each, smaller ones mix better on slow links.
 const PACKET_BYTES: u16 = 4_096;
 /// Silence after which a tunnel is given up.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Silence after which a tunnel sends something to stay open.
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
-const COPY_BYTES: usize = 64 * 1024;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Silence after which the end that opened a tunnel sends something to keep it open.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// What one stream may have under way or unread (bytes).
+const STREAM_WINDOW: u32 = 2 << 20;
+/// The same for all streams of a connection.
+const RECEIVE_WINDOW: u32 = 64 << 20;
+/// What a connection may have sent and not acknowledged (bytes).
+const SEND_WINDOW: u64 = 16 << 20;
+/// Round-trip time before the first is measured: a route of a few hops.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Congestion window at the start (packets).
+const INITIAL_WINDOW_PACKETS: u64 = 32;
+/// Packets (and below, round trips) by which a packet may be overtaken before it counts as lost. A
+/// change of route reorders, and is no congestion; QUIC knows duplicates of the newest 128 packets.
+const PACKET_THRESHOLD: u32 = 64;
+/// See [`PACKET_THRESHOLD`]; RFC 9002 recommends 9/8.
+const TIME_THRESHOLD: f32 = 1.25;
+/// Probe time-outs without an answer after which the congestion window starts anew (RFC 9002
+/// recommends 3): an outage is as a rule a route that is being replaced.
+const PERSISTENT_CONGESTION: u32 = 10;
+/// Datagrams received and not yet handed on (bytes).
+const DATAGRAMS_RECEIVED: usize = 1 << 20;
+/// Datagrams that wait to be sent (bytes); the oldest make room.
+const DATAGRAMS_WAITING: usize = 256 << 10;
 const PROTOCOL: &[u8] = b"meshwise-tunnel/1";
 
 /// Why a tunnel could not be opened. One line: what, why, what to do.
@@ -73,30 +101,12 @@ pub enum TunnelError {
     Crypto(String),
 }
 
-/// The answer to a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    Accepted = 0,
-    UnknownService = 1,
-    NotAllowed = 2,
-    TargetUnreachable = 3,
-}
-
-impl Status {
-    fn refused(byte: u8) -> &'static str {
-        match byte {
-            1 => "stream-refused-unknown-service",
-            2 => "stream-refused-not-allowed",
-            3 => "stream-refused-target-unreachable",
-            _ => "stream-refused",
-        }
-    }
-}
-
 /// A service of this node.
 #[derive(Clone, Debug)]
 pub struct Export {
-    /// Where its TCP connections go.
+    /// How it speaks.
+    pub kind: ServiceKind,
+    /// Where its connections go.
     pub target: SocketAddr,
     /// Who may connect; everybody when empty.
     pub allowed: Vec<NodeId>,
@@ -107,17 +117,19 @@ pub struct Export {
 pub struct TunnelInfo {
     /// Which.
     pub tunnel: TunnelId,
+    /// The numbers of all its strands; the first is that of the tunnel.
+    pub strands: Vec<TunnelId>,
     /// To what.
     pub service: ServiceName,
     /// How the service speaks.
     pub kind: ServiceKind,
     /// The node behind it.
     pub provider: PublicKey,
-    /// Where it accepts TCP connections.
-    pub listen: SocketAddr,
+    /// Where it accepts connections; nowhere when the node's proxy uses it.
+    pub listen: Option<SocketAddr>,
     /// Bytes sent and received through it.
     pub bytes: (u64, u64),
-    /// TCP connections accepted so far.
+    /// Connections or flows that were carried so far.
     pub connections: u64,
     /// Those that are open now.
     pub open: u64,
@@ -131,13 +143,42 @@ struct Traffic {
     open: AtomicU64,
 }
 
+/// A tunnel to be opened.
+#[derive(Clone, Debug)]
+pub struct NewTunnel {
+    /// The numbers of its strands, at least one; the first is that of the tunnel.
+    pub strands: Vec<TunnelId>,
+    /// The node that provides the service.
+    pub provider: PublicKey,
+    /// To what.
+    pub service: ServiceName,
+    /// How that speaks.
+    pub kind: ServiceKind,
+    /// Where to accept connections, port 0 for any; nowhere for the node's proxy.
+    pub listen: Option<SocketAddr>,
+}
+
 struct OpenTunnel {
-    service: ServiceName,
-    kind: ServiceKind,
-    provider: PublicKey,
-    listen: SocketAddr,
-    traffic: Arc<Traffic>,
-    stop: CancellationToken,
+    local: Arc<LocalEnd>,
+    listen: Option<SocketAddr>,
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+impl Listener {
+    async fn bind(kind: ServiceKind, address: SocketAddr) -> std::io::Result<(Self, SocketAddr)> {
+        if kind == ServiceKind::Udp {
+            let socket = UdpSocket::bind(address).await?;
+            let address = socket.local_addr()?;
+            return Ok((Self::Udp(socket), address));
+        }
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok((Self::Tcp(listener), address))
+    }
 }
 
 /// All tunnels of a node, in both directions.
@@ -169,8 +210,8 @@ impl Tunnels {
         tls.key_log = Arc::new(quinn::rustls::NoKeyLog {});
         let quic = QuicServerConfig::try_from(tls).map_err(|error| crypto(&error))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(quic));
-        server.transport_config(transport());
-        server.migration(false);
+        server.transport_config(transport(None));
+        server.migration(false).max_incoming(HANDSHAKES_MAX);
         let socket = OverlaySocket::new(plane.clone())
             .ok_or_else(|| TunnelError::Crypto("the overlay socket is taken".into()))?;
         let config = endpoint_config(identity, PACKET_BYTES).map_err(|error| crypto(&error))?;
@@ -214,53 +255,76 @@ impl Tunnels {
         self.exports.load().get(name).cloned()
     }
 
-    /// Opens a tunnel to a provider that the engine has a route to, and accepts TCP connections
-    /// for it on `listen`. Returns the address, with the port that was chosen when it was 0.
+    /// Opens a tunnel to a provider that the engine has routes to. Returns where it accepts
+    /// connections, with the port that was chosen when it was 0.
     ///
     /// # Errors
     /// [`TunnelError`]; nothing stays open.
     pub async fn open(
         self: &Arc<Self>,
-        tunnel: TunnelId,
-        provider: PublicKey,
-        service: ServiceName,
-        kind: ServiceKind,
-        listen: SocketAddr,
-    ) -> Result<SocketAddr, TunnelError> {
-        let listen_error = |error| TunnelError::Listen { address: listen, error };
-        let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
-        let listen = listener.local_addr().map_err(listen_error)?;
-        let connection = self.connect(tunnel, &provider).await?;
-        let traffic = Arc::new(Traffic::default());
-        let stop = self.stop.child_token();
-        let local = LocalEnd {
-            tunnels: self.clone(),
-            tunnel,
-            provider,
-            service: service.clone(),
-            connection: tokio::sync::Mutex::new((connection, None)),
-            traffic: traffic.clone(),
-            stop: stop.clone(),
+        tunnel: NewTunnel,
+    ) -> Result<Option<SocketAddr>, TunnelError> {
+        let NewTunnel { strands, provider, service, kind, listen } = tunnel;
+        let Some(first) = strands.first().copied() else { return Ok(None) };
+        let listener = match listen {
+            Some(address) => {
+                let bound = Listener::bind(kind, address).await;
+                Some(bound.map_err(|error| TunnelError::Listen { address, error })?)
+            }
+            None => None,
         };
-        self.tasks.spawn(accept_tcp(listener, Arc::new(local)));
-        let open = OpenTunnel { service, kind, provider, listen, traffic, stop };
-        self.lock_open().insert(tunnel, open);
+        let stop = self.stop.child_token();
+        // Also when whoever asked goes away meanwhile.
+        let guard = stop.clone().drop_guard();
+        let local = Arc::new(LocalEnd::new(&strands, provider, service, kind, stop));
+        if let Err(error) = self.connect_all(&local).await {
+            local.close();
+            return Err(error);
+        }
+        let mut listen = None;
+        if let Some((listener, address)) = listener {
+            listen = Some(address);
+            match listener {
+                Listener::Tcp(tcp) => {
+                    self.tasks.spawn(accept_tcp(self.clone(), tcp, local.clone()))
+                }
+                Listener::Udp(socket) => {
+                    self.tasks.spawn(udp::accept_udp(self.clone(), socket, local.clone()))
+                }
+            };
+        }
+        self.lock_open().insert(first, OpenTunnel { local, listen });
+        guard.disarm();
         Ok(listen)
+    }
+
+    /// Opens a stream through a tunnel of this node.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn stream(self: &Arc<Self>, tunnel: TunnelId) -> Result<TunnelStream, StreamError> {
+        let local = self.lock_open().get(&tunnel).map(|open| open.local.clone());
+        let local = local.ok_or(StreamError::Closed)?;
+        tokio::select! {
+            () = local.stop.cancelled() => Err(StreamError::Closed),
+            stream = self.begin(&local) => stream,
+        }
     }
 
     /// Counts a connection that failed, and says so in the log: the first one of a kind, and then
     /// ever more seldom.
-    fn failed(&self, service: &dyn std::fmt::Display, why: &'static str) {
+    pub fn failed(&self, service: &dyn std::fmt::Display, why: &'static str) {
         let times = self.plane.counters().count_nth(why);
         if times.is_power_of_two() {
             tracing::warn!(%service, times, "a connection failed: {why}");
         }
     }
 
-    /// Closes a tunnel. Returns whether it was open.
-    pub fn close_one(&self, tunnel: TunnelId) -> bool {
-        let closed = self.lock_open().remove(&tunnel);
-        closed.inspect(|tunnel| tunnel.stop.cancel()).is_some()
+    /// Closes a tunnel. Returns the numbers of its strands, `None` when it was not open.
+    pub fn close_one(&self, tunnel: TunnelId) -> Option<Vec<TunnelId>> {
+        let closed = self.lock_open().remove(&tunnel)?;
+        closed.local.close();
+        Some(closed.local.strands.iter().map(|strand| strand.tunnel).collect())
     }
 
     /// Closes everything, also what others opened, and gives the good-byes a moment to leave.
@@ -272,15 +336,16 @@ impl Tunnels {
     /// The tunnels of this node.
     pub fn list(&self) -> Vec<TunnelInfo> {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let info = |(tunnel, open): (&TunnelId, &OpenTunnel)| TunnelInfo {
+        let info = |(tunnel, OpenTunnel { local, listen }): (&TunnelId, &OpenTunnel)| TunnelInfo {
             tunnel: *tunnel,
-            service: open.service.clone(),
-            kind: open.kind,
-            provider: open.provider,
-            listen: open.listen,
-            bytes: (load(&open.traffic.sent), load(&open.traffic.received)),
-            connections: load(&open.traffic.connections),
-            open: load(&open.traffic.open),
+            strands: local.strands.iter().map(|strand| strand.tunnel).collect(),
+            service: local.service.clone(),
+            kind: local.kind,
+            provider: local.provider,
+            listen: *listen,
+            bytes: (load(&local.traffic.sent), load(&local.traffic.received)),
+            connections: load(&local.traffic.connections),
+            open: load(&local.traffic.open),
         };
         self.lock_open().iter().map(info).collect()
     }
@@ -308,7 +373,7 @@ impl Tunnels {
         tls.resumption = quinn::rustls::client::Resumption::disabled();
         let quic = QuicClientConfig::try_from(tls).map_err(|error| crypto(&error))?;
         let mut client = quinn::ClientConfig::new(Arc::new(quic));
-        client.transport_config(transport());
+        client.transport_config(transport(Some(KEEP_ALIVE)));
         let address = FarEnd { node: provider.node_id(), tunnel, ours: true }.to_addr();
         // The verifier checks the peer id; QUIC only wants some server name.
         let connecting = self.endpoint.connect_with(client, address, "l");
@@ -320,48 +385,27 @@ impl Tunnels {
     }
 }
 
-fn transport() -> Arc<quinn::TransportConfig> {
+fn transport(keep_alive: Option<Duration>) -> Arc<quinn::TransportConfig> {
     let mut transport = quinn::TransportConfig::default();
     let mut congestion = quinn::congestion::CubicConfig::default();
-    congestion.initial_window(16 * u64::from(PACKET_BYTES));
+    congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
     transport
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
         .max_concurrent_uni_streams(0u32.into())
         .max_idle_timeout(IDLE_TIMEOUT.try_into().ok())
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .stream_receive_window(VarInt::from_u32(4 << 20))
-        .receive_window(VarInt::from_u32(16 << 20))
-        .send_window(16 << 20)
-        .initial_rtt(Duration::from_millis(150))
+        .keep_alive_interval(keep_alive)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .send_window(SEND_WINDOW)
+        .initial_rtt(INITIAL_RTT)
         .initial_mtu(PACKET_BYTES)
         .min_mtu(PACKET_BYTES)
         .mtu_discovery_config(None)
+        .packet_threshold(PACKET_THRESHOLD)
+        .time_threshold(TIME_THRESHOLD)
+        .persistent_congestion_threshold(PERSISTENT_CONGESTION)
         .congestion_controller_factory(Arc::new(congestion))
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(Some(DATAGRAMS_RECEIVED))
+        .datagram_send_buffer_size(DATAGRAMS_WAITING);
     Arc::new(transport)
-}
-
-/// Does the work until the tunnel is lost: one half of a connection may be over already and would
-/// not notice.
-async fn while_open(
-    connection: &Connection,
-    work: impl Future<Output = Result<(), &'static str>>,
-) -> Result<(), &'static str> {
-    tokio::select! {
-        biased;
-        result = work => result,
-        _ = connection.closed() => Err("tunnel-lost"),
-    }
-}
-
-/// Copies until the end and passes the end on, so that half-closed connections work.
-async fn copy(
-    from: impl tokio::io::AsyncRead + Unpin,
-    mut to: impl tokio::io::AsyncWrite + Unpin,
-    count: &AtomicU64,
-) -> Result<(), &'static str> {
-    let mut from = BufReader::with_capacity(COPY_BYTES, from);
-    let copied = tokio::io::copy_buf(&mut from, &mut to).await.map_err(|_| "stream-broken")?;
-    count.fetch_add(copied, Ordering::Relaxed);
-    to.shutdown().await.map_err(|_| "stream-broken")
 }

@@ -1,15 +1,18 @@
-//! The end that provides services: streams of others become TCP connections to targets.
+//! The end that provides services: streams of others become connections to targets.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::rustls::pki_types::CertificateDer;
-use quinn::{Connection, RecvStream, SendStream, VarInt};
+use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::{Status, Tunnels, copy, while_open};
+use super::stream::{Live, Status, StreamError};
+use super::{Export, STREAMS_MAX, Tunnels, pump, udp};
+use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, ServiceName};
 use crate::net::identity;
 use crate::net::plane::FarEnd;
@@ -20,8 +23,48 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const TARGET_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tunnels that others may have open to this node.
 const INCOMING_MAX: usize = 4_096;
+/// Those of one caller: a tunnel each to some services, of a few strands.
+const CALLER_MAX: usize = 32;
+
+/// Streams of one caller, over all its tunnels: each takes a file descriptor here.
+const CALLER_STREAMS_MAX: usize = STREAMS_MAX as usize;
+
+/// How many tunnels, or streams, each caller has open to this node.
+#[derive(Default)]
+struct Callers(Mutex<BTreeMap<NodeId, usize>>);
+
+/// One of them, until it is dropped.
+struct Place {
+    callers: Arc<Callers>,
+    caller: NodeId,
+}
+
+impl Callers {
+    fn enter(self: &Arc<Self>, caller: NodeId, max: usize) -> Option<Place> {
+        let mut callers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = callers.entry(caller).or_default();
+        if *open >= max {
+            return None;
+        }
+        *open += 1;
+        Some(Place { callers: self.clone(), caller })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut callers = self.callers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = callers.get_mut(&self.caller) {
+            *open -= 1;
+            if *open == 0 {
+                callers.remove(&self.caller);
+            }
+        }
+    }
+}
 
 pub(super) async fn accept_tunnels(tunnels: Arc<Tunnels>) {
+    let (callers, streams) = (Arc::new(Callers::default()), Arc::new(Callers::default()));
     loop {
         let incoming = tokio::select! {
             () = tunnels.stop.cancelled() => return,
@@ -33,25 +76,49 @@ pub(super) async fn accept_tunnels(tunnels: Arc<Tunnels>) {
             incoming.refuse();
             continue;
         }
-        let tunnels = tunnels.clone();
-        tunnels.tasks.clone().spawn(async move {
-            let Ok(connection) = incoming.await else { return };
-            let Some(caller) = caller(&connection) else {
-                tunnels.plane.counters().count("tunnel-from-nobody");
-                connection.close(VarInt::from_u32(2), b"identity does not fit the address");
-                return;
-            };
-            while let Ok((send, recv)) = connection.accept_bi().await {
-                let tunnels = tunnels.clone();
-                let connection = connection.clone();
+        let serving = serve_tunnel(tunnels.clone(), callers.clone(), streams.clone(), incoming);
+        tunnels.tasks.spawn(serving);
+    }
+}
+
+async fn serve_tunnel(
+    tunnels: Arc<Tunnels>,
+    callers: Arc<Callers>,
+    streams: Arc<Callers>,
+    incoming: Incoming,
+) {
+    let Ok(connection) = incoming.await else { return };
+    let Some(caller) = caller(&connection) else {
+        tunnels.plane.counters().count("tunnel-from-nobody");
+        connection.close(VarInt::from_u32(2), b"identity does not fit the address");
+        return;
+    };
+    let Some(_place) = callers.enter(caller, CALLER_MAX) else {
+        tunnels.plane.counters().count("too-many-tunnels");
+        connection.close(VarInt::from_u32(3), b"too many tunnels of one node");
+        return;
+    };
+    let live = Live::new(connection);
+    loop {
+        tokio::select! {
+            stream = live.connection.accept_bi() => {
+                let Ok((send, recv)) = stream else { break };
+                let place = streams.enter(caller, CALLER_STREAMS_MAX);
+                let (tunnels, live) = (tunnels.clone(), live.clone());
                 tokio::spawn(async move {
-                    let serving = serve(send, recv, caller, &tunnels);
-                    if let Err(why) = while_open(&connection, serving).await {
-                        tunnels.failed(&caller, why);
+                    let serving = serve(send, recv, (caller, place), &tunnels, &live);
+                    if let Err(why) = live.while_open(serving).await {
+                        tunnels.failed(&caller, why.as_str());
                     }
                 });
             }
-        });
+            datagram = live.connection.read_datagram() => {
+                let Ok(datagram) = datagram else { break };
+                if let Err(why) = live.flows.deliver(&datagram) {
+                    tunnels.plane.counters().count(why);
+                }
+            }
+        }
     }
 }
 
@@ -68,50 +135,87 @@ fn caller(connection: &Connection) -> Option<NodeId> {
 async fn serve(
     mut send: SendStream,
     mut recv: RecvStream,
-    caller: NodeId,
+    (caller, place): (NodeId, Option<Place>),
     tunnels: &Tunnels,
-) -> Result<(), &'static str> {
-    let connected = async {
-        let hello = async {
-            let length = recv.read_u16().await.ok()?;
-            let mut name = vec![0; usize::from(length).min(254)];
-            recv.read_exact(&mut name).await.ok()?;
-            Some(name)
-        };
-        let name = tokio::time::timeout(HELLO_TIMEOUT, hello).await.ok().flatten().ok_or(None)?;
-        let name = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
-        let exports = tunnels.exports.load();
-        let export = name.and_then(|name: ServiceName| exports.get(&name));
-        let export = export.ok_or(Some(Status::UnknownService))?;
-        if !export.allowed.is_empty() && !export.allowed.contains(&caller) {
-            return Err(Some(Status::NotAllowed));
+    live: &Live,
+) -> Result<(), StreamError> {
+    let hello = tokio::time::timeout(HELLO_TIMEOUT, read_name(&mut recv)).await.ok().flatten();
+    let name = hello.ok_or(StreamError::Broken)?;
+    let found = find(&name, caller, tunnels);
+    let found = found.and_then(|export| place.is_some().then_some(export).ok_or(StreamError::Busy));
+    let result = match found {
+        Ok(export) if export.kind == ServiceKind::Udp => {
+            udp::serve(tunnels, live, &mut send, &mut recv, export.target).await
         }
-        let connecting = tokio::time::timeout(TARGET_TIMEOUT, TcpStream::connect(export.target));
-        match connecting.await {
-            Ok(Ok(tcp)) => Ok(tcp),
-            _ => Err(Some(Status::TargetUnreachable)),
-        }
+        Ok(export) => serve_tcp(live, &mut send, &mut recv, &export).await,
+        Err(error) => Err(error),
     };
-    let tcp = match connected.await {
-        Ok(tcp) => tcp,
-        Err(None) => return Err("stream-broken"),
-        Err(Some(status)) => {
-            let _ = send.write_all(&[status as u8]).await;
-            let _ = send.finish();
+    let status = match &result {
+        Ok(()) => return Ok(()),
+        Err(StreamError::UnknownService) => Status::UnknownService,
+        Err(StreamError::NotAllowed) => Status::NotAllowed,
+        Err(StreamError::TargetUnreachable) => Status::TargetUnreachable,
+        Err(StreamError::Busy) => Status::Busy,
+        Err(_) => {
+            let _ = send.reset(VarInt::from_u32(1));
             let _ = recv.stop(VarInt::from_u32(1));
-            return Err(Status::refused(status as u8));
+            return result;
         }
     };
-    let _ = tcp.set_nodelay(true);
-    send.write_all(&[Status::Accepted as u8]).await.map_err(|_| "stream-broken")?;
-    let (tcp_read, tcp_write) = tcp.into_split();
-    let uncounted = AtomicU64::new(0);
-    let down = copy(tcp_read, &mut send, &uncounted);
-    let up = copy(&mut recv, tcp_write, &uncounted);
-    let result = tokio::try_join!(up, down).map(|_| ());
-    if result.is_err() {
-        let _ = send.reset(VarInt::from_u32(1));
-        let _ = recv.stop(VarInt::from_u32(1));
-    }
+    let _ = send.write_all(&[status as u8]).await;
+    let _ = send.finish();
+    let _ = recv.stop(VarInt::from_u32(1));
     result
+}
+
+async fn read_name(recv: &mut RecvStream) -> Option<Vec<u8>> {
+    let length = recv.read_u16().await.ok()?;
+    let mut name = vec![0; usize::from(length).min(254)];
+    recv.read_exact(&mut name).await.ok()?;
+    Some(name)
+}
+
+fn find(name: &[u8], caller: NodeId, tunnels: &Tunnels) -> Result<Export, StreamError> {
+    let name: Option<ServiceName> = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
+    let export = name.and_then(|name| tunnels.exported(&name));
+    let export = export.ok_or(StreamError::UnknownService)?;
+    let may = export.allowed.is_empty() || export.allowed.contains(&caller);
+    may.then_some(export).ok_or(StreamError::NotAllowed)
+}
+
+async fn serve_tcp(
+    live: &Live,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+    export: &Export,
+) -> Result<(), StreamError> {
+    let connecting = tokio::time::timeout(TARGET_TIMEOUT, TcpStream::connect(export.target));
+    let Ok(Ok(mut tcp)) = connecting.await else { return Err(StreamError::TargetUnreachable) };
+    let _ = tcp.set_nodelay(true);
+    let accepted = send.write_all(&[Status::Accepted as u8]).await;
+    accepted.map_err(|_| StreamError::Broken)?;
+    let (tcp_read, mut tcp_write) = tcp.split();
+    let uncounted = AtomicU64::new(0);
+    let down = pump::from_tcp(&tcp_read, send, &uncounted);
+    let up = pump::to_tcp(recv, &mut tcp_write, &uncounted, &live.stalls);
+    tokio::try_join!(up, down).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_caller_leaves_room_for_others() {
+        let callers = Arc::new(Callers::default());
+        let mut places: Vec<_> =
+            (0..CALLER_MAX).map(|_| callers.enter(NodeId([1; 8]), CALLER_MAX)).collect();
+        assert!(places.iter().all(Option::is_some));
+        assert!(callers.enter(NodeId([1; 8]), CALLER_MAX).is_none());
+        assert!(callers.enter(NodeId([2; 8]), CALLER_MAX).is_some());
+        places.pop();
+        assert!(callers.enter(NodeId([1; 8]), CALLER_MAX).is_some(), "a place that became free");
+        places.clear();
+        assert!(callers.0.lock().unwrap().is_empty(), "nothing is kept of who is gone");
+    }
 }

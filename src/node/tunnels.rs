@@ -1,0 +1,202 @@
+//! How tunnels are opened and closed: resolve the name, bind a route for each strand, connect.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::handle::{NodeHandle, Request, RequestError};
+use super::{TunnelInfo, View};
+use crate::config::PATHS_MAX;
+use crate::engine::event::CommandError;
+use crate::engine::overlay::Objective;
+use crate::engine::types::{NodeId, Route, ServiceName, TunnelId};
+use crate::net::tunnel::{GOODBYE, NewTunnel, StreamError, TunnelStream};
+
+/// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Paths of a tunnel for much data that does not say how many.
+const THROUGHPUT_PATHS: usize = 2;
+
+/// How a tunnel is to travel; by default as its service wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelOptions {
+    /// The relays of a fixed path; otherwise routes are chosen.
+    pub via: Option<Vec<NodeId>>,
+    /// What it wants from its routes, instead of what the service's record says.
+    pub objective: Option<Objective>,
+    /// How many routes it uses at one time, 1 to [`PATHS_MAX`]; by default 1 over a fixed path,
+    /// [`THROUGHPUT_PATHS`] or more for throughput, else what the settings say.
+    pub paths: Option<usize>,
+}
+
+impl TunnelOptions {
+    fn paths(&self, objective: Objective, default: usize) -> Result<usize, RequestError> {
+        match (self.paths, &self.via) {
+            (Some(paths), _) if !(1..=PATHS_MAX).contains(&paths) => {
+                Err(RequestError::Paths(paths))
+            }
+            (Some(2..), Some(_)) => Err(RequestError::FixedPaths),
+            (Some(paths), _) => Ok(paths),
+            (None, Some(_)) => Ok(1),
+            (None, None) if objective == Objective::Throughput => Ok(default.max(THROUGHPUT_PATHS)),
+            (None, None) => Ok(default),
+        }
+    }
+}
+
+/// Strands that are bound but not open yet. Unbinds them when opening fails, or when whoever asked
+/// goes away.
+struct Bound {
+    strands: Vec<TunnelId>,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let strands = std::mem::take(&mut self.strands);
+        if !strands.is_empty() {
+            let requests = self.requests.clone();
+            tokio::spawn(async move {
+                for strand in strands {
+                    let _ = requests.send(Request::Unbind(strand)).await;
+                }
+            });
+        }
+    }
+}
+
+impl NodeHandle {
+    /// Opens a tunnel to a service and accepts its connections on `listen`.
+    ///
+    /// # Errors
+    /// [`RequestError`]; nothing stays open.
+    pub async fn open_tunnel(
+        &self,
+        name: ServiceName,
+        listen: SocketAddr,
+        options: TunnelOptions,
+    ) -> Result<(TunnelId, SocketAddr), RequestError> {
+        let (tunnel, address) = self.open(name, Some(listen), options).await?;
+        Ok((tunnel, address.unwrap_or(listen)))
+    }
+
+    /// The same; without an address, for streams that the node itself opens.
+    pub(super) async fn open(
+        &self,
+        name: ServiceName,
+        listen: Option<SocketAddr>,
+        options: TunnelOptions,
+    ) -> Result<(TunnelId, Option<SocketAddr>), RequestError> {
+        let (providers, _) = self.resolve(name.clone(), false).await?;
+        let first = providers.into_iter().next();
+        let (provider, record) = first.ok_or_else(|| CommandError::UnknownName(name.clone()))?;
+        let destination = provider.node_id();
+        if provider == self.me {
+            return Err(RequestError::OwnService(name));
+        }
+        let objective = options.objective.unwrap_or(record.objective);
+        let paths = options.paths(objective, self.paths)?;
+        let forced = match options.via {
+            Some(relays) => Some(self.fixed_path(relays, destination).await?),
+            None => None,
+        };
+        let mut bound = Bound { strands: Vec::new(), requests: self.requests.clone() };
+        for _ in 0..paths {
+            let (reply, answer) = oneshot::channel();
+            let beside = bound.strands.first().copied();
+            let forced = forced.clone();
+            self.send(Request::Bind { destination, forced, objective, beside, reply }).await?;
+            let strand = answer.await.map_err(|_| RequestError::Stopped)?;
+            bound.strands.push(strand.ok_or(RequestError::TooManyTunnels)?);
+        }
+        let tunnel = bound.strands[0];
+        self.wait_for_route(tunnel, destination).await?;
+        let strands = bound.strands.clone();
+        let new = NewTunnel { strands, provider, service: name, kind: record.kind, listen };
+        let listen = self.tunnels.open(new).await?;
+        bound.strands.clear();
+        Ok((tunnel, listen))
+    }
+
+    async fn fixed_path(&self, relays: Vec<NodeId>, to: NodeId) -> Result<Route, RequestError> {
+        for relay in &relays {
+            let relay = *relay;
+            if !self.inspect(move |view| view.knows(relay)).await? {
+                return Err(RequestError::UnknownNode(relay));
+            }
+        }
+        let nodes = std::iter::once(self.me.node_id()).chain(relays).chain([to]);
+        Ok(Route::new(nodes.collect::<Vec<_>>())?)
+    }
+
+    async fn wait_for_route(&self, tunnel: TunnelId, to: NodeId) -> Result<(), RequestError> {
+        let deadline = tokio::time::Instant::now() + ROUTE_TIMEOUT;
+        loop {
+            let routed = move |view: &mut View<'_>| {
+                let mut tunnels = view.engine.tunnels();
+                tunnels.any(|(id, destination)| id == tunnel && destination.current.is_some())
+            };
+            if self.inspect(routed).await? {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(RequestError::NoRoute(to));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Closes a tunnel. Returns whether it was open.
+    ///
+    /// # Errors
+    /// [`RequestError::Stopped`].
+    pub async fn close_tunnel(&self, tunnel: TunnelId) -> Result<bool, RequestError> {
+        let Some(strands) = self.tunnels.close_one(tunnel) else { return Ok(false) };
+        // The good-bye still needs the route.
+        tokio::time::sleep(GOODBYE).await;
+        for strand in strands {
+            self.send(Request::Unbind(strand)).await?;
+        }
+        Ok(true)
+    }
+
+    /// The tunnels of this node.
+    pub fn tunnels(&self) -> Vec<TunnelInfo> {
+        self.tunnels.list()
+    }
+
+    /// Opens a stream through a tunnel.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub(super) async fn stream(&self, tunnel: TunnelId) -> Result<TunnelStream, StreamError> {
+        self.tunnels.stream(tunnel).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_many_paths_a_tunnel_has() {
+        let paths = |via: bool, paths, objective, default| {
+            let options = TunnelOptions { via: via.then(Vec::new), objective: None, paths };
+            options.paths(objective, default).map_err(|error| error.to_string())
+        };
+        let (balanced, throughput) = (Objective::Balanced, Objective::Throughput);
+        assert_eq!(paths(false, None, balanced, 1), Ok(1));
+        assert_eq!(paths(false, None, balanced, 3), Ok(3), "the settings");
+        assert_eq!(paths(false, None, throughput, 1), Ok(2));
+        assert_eq!(paths(false, None, throughput, 4), Ok(4));
+        assert_eq!(paths(false, Some(1), throughput, 4), Ok(1), "what was asked for");
+        assert_eq!(paths(true, None, throughput, 4), Ok(1), "a fixed path is one");
+        assert_eq!(paths(true, Some(1), balanced, 1), Ok(1));
+        assert!(paths(true, Some(2), balanced, 1).unwrap_err().contains("--via"));
+        for wrong in [0, PATHS_MAX + 1] {
+            let error = paths(false, Some(wrong), balanced, 1).unwrap_err();
+            assert!(error.contains(&wrong.to_string()), "{error}");
+        }
+    }
+}
