@@ -41,6 +41,8 @@ pub(super) async fn accept_tunnels(tunnels: Arc<Tunnels>) {
                 connection.close(VarInt::from_u32(2), b"identity does not fit the address");
                 return;
             };
+            let far_end = FarEnd::from_addr(connection.remote_address());
+            let key = far_end.and_then(|end| Some((end, tunnels.plane.set_key(end, &connection)?)));
             while let Ok((send, recv)) = connection.accept_bi().await {
                 let tunnels = tunnels.clone();
                 let connection = connection.clone();
@@ -50,6 +52,9 @@ pub(super) async fn accept_tunnels(tunnels: Arc<Tunnels>) {
                         tunnels.failed(&caller, why);
                     }
                 });
+            }
+            if let Some((far_end, key)) = key {
+                tunnels.plane.take_key(far_end, Some(key));
             }
         });
     }
