@@ -172,7 +172,7 @@ mod tests {
     fn a_route_that_turned_bad_is_looked_at_soon_and_not_for_one_outlier() {
         let expected = Expected { rtt_ms: Some(60.0), links_ms: Some(60.0), loss: 0.0 };
         let mut deciding = decided(expected);
-        let mut due_after = |values: &[(f64, Option<f64>)]| {
+        let due_after = |values: &[(f64, Option<f64>)]| {
             let mut deciding = deciding.clone();
             for (rtt_ms, loss) in values {
                 deciding.met(ONE, *rtt_ms, *loss, at(300));

@@ -66,10 +66,12 @@ impl Engine {
             return;
         }
         self.way_came(now);
-        let said: Vec<(NodeId, NodeId)> = there.map(|(origin, other, _)| (*origin, *other)).collect();
+        let said: Vec<(NodeId, NodeId)> =
+            there.map(|(origin, other, _)| (*origin, *other)).collect();
         for (tunnel, destination) in self.router.tunnels() {
             let Some((route, _)) = &destination.current else { continue };
-            let is_one = said.iter().any(|(origin, neighbour)| has_link(route, *origin, *neighbour));
+            let is_one =
+                said.iter().any(|(origin, neighbour)| has_link(route, *origin, *neighbour));
             if let Some(links_ms) = is_one.then(|| self.links_ms(route)).flatten() {
                 self.deciding.advertised(tunnel, links_ms, now);
             }

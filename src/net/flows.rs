@@ -112,7 +112,13 @@ impl Flow {
 
     /// Takes note of the way that a caller's datagram took. A proof moves the way back to a newer
     /// route; a claim moves only what handshakes take.
-    pub(super) fn came_over(&mut self, header: &Header, proof: Proof, handshake: bool, now: Timestamp) {
+    pub(super) fn came_over(
+        &mut self,
+        header: &Header,
+        proof: Proof,
+        handshake: bool,
+        now: Timestamp,
+    ) {
         let End::Their(their) = &mut self.end else { return };
         match proof {
             Proof::Proved(Heard::New) if !header.copy => {

@@ -373,11 +373,8 @@ impl DataPlane {
     fn deliver(&self, header: &Header, packet: &[u8]) {
         let node = header.route.source();
         let far_end = FarEnd { node, tunnel: header.tunnel, ours: header.reply };
-        let flow = if header.reply {
-            self.flows.of(far_end)
-        } else {
-            Some(self.flows.of_or_new(far_end))
-        };
+        let flow =
+            if header.reply { self.flows.of(far_end) } else { Some(self.flows.of_or_new(far_end)) };
         if let Some(flow) = flow {
             let (mut flow, now) = (hold(&flow), self.flows.now());
             let (proof, handshake) = (flow.judge(header, packet), is_handshake(packet));

@@ -87,7 +87,9 @@ impl Outgoing {
             let oldest = oldest.or_else(|| self.waiting.pop_front());
             self.count(-(oldest.map_or(0, |kept| kept.packet.len()) as isize));
         }
-        while self.is_over() && let Some(oldest) = self.flight.pop_front() {
+        while self.is_over()
+            && let Some(oldest) = self.flight.pop_front()
+        {
             self.count(-(oldest.packet.len() as isize));
         }
         lost

@@ -256,9 +256,8 @@ impl DataPlane {
         let snapshot = self.snapshot.load();
         let binding = snapshot.tunnels.get(&tunnel);
         let backup = binding.and_then(|binding| binding.backup.as_ref());
-        let backup = backup.filter(|backup| {
-            backup.route_id > left && self.carries_to(backup.route.nodes()[1])
-        });
+        let backup = backup
+            .filter(|backup| backup.route_id > left && self.carries_to(backup.route.nodes()[1]));
         if let Some(backup) = backup {
             self.take_route(flow, backup.route.clone(), backup.route_id, now);
         }
@@ -379,7 +378,10 @@ impl DataPlane {
         let (kind, tunnel) = (DatagramKind::Broken, header.tunnel);
         let notice = Header::new(kind, tunnel, header.route_id, header.sequence, route);
         let notice = Header { reply: true, ..notice };
-        self.send(notice.route.nodes()[1], notice.encode(&[]));
+        let back = notice.route.nodes()[1];
+        if self.links.load().contains_key(&back) {
+            self.send(back, notice.encode(&[]));
+        }
     }
 
     /// A relay says that a route is broken. It has no key; it is believed when the notice came back
@@ -449,3 +451,6 @@ fn name_of(proof: Proof) -> &'static str {
         Proof::Forged => "forged",
     }
 }
+
+#[cfg(test)]
+mod tests;

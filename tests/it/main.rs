@@ -9,6 +9,8 @@ mod tidy;
 #[cfg(feature = "node")]
 mod cli;
 #[cfg(feature = "node")]
+mod failover;
+#[cfg(feature = "node")]
 mod mesh;
 #[cfg(feature = "node")]
 mod processes;

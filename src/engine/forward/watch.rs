@@ -243,7 +243,12 @@ mod tests {
 
     /// A route with this round-trip time that answers until `cut_ms`. Data every `data_ms` for
     /// `until_ms`; returns when silence was noticed (ms) and the watch.
-    fn run(rtt_ms: u64, data_ms: Option<u64>, cut_ms: u64, until_ms: u64) -> (Option<u64>, RouteWatch) {
+    fn run(
+        rtt_ms: u64,
+        data_ms: Option<u64>,
+        cut_ms: u64,
+        until_ms: u64,
+    ) -> (Option<u64>, RouteWatch) {
         let mut watch = RouteWatch::default();
         let mut answers = VecDeque::new();
         let mut sequence = 0;
