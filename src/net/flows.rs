@@ -74,7 +74,7 @@ impl TheirEnd {
 /// Which end of the tunnel this node is.
 pub(super) enum End {
     /// It opened it.
-    Own(OwnEnd),
+    Own(Box<OwnEnd>),
     /// It provides.
     Their(TheirEnd),
 }
@@ -223,7 +223,7 @@ impl Flows {
             known.unproved.push_back(far_end);
         }
         let end = match far_end.ours {
-            true => End::Own(OwnEnd::default()),
+            true => End::Own(Box::default()),
             false => End::Their(TheirEnd::default()),
         };
         let out = Outgoing::new(self.kept.clone());

@@ -162,7 +162,7 @@ fn what_was_lost_with_a_silent_route_is_sent_again_in_order_by_both_ends() {
     pair.s.send(TO_T, 1..4);
     pair.t.send(TO_S, 11..14);
     // A falls silent: what it has is lost.
-    (pair.s.sent_to(A), pair.t.sent_to(A));
+    assert_eq!((pair.s.sent_to(A).len(), pair.t.sent_to(A).len()), (3, 3));
     pair.silence();
     assert_eq!(pair.used(), 2);
     let silent = Input::RouteSilent { tunnel: TUNNEL, route_id: 1 };
