@@ -85,6 +85,8 @@ pub struct Link {
     pub neighbour: String,
     /// How long datagrams waited for their turn in the last 10 to 20 s.
     pub queue_ms: QueueWait,
+    /// Datagrams sent since the link is up.
+    pub sent: u64,
     /// Datagrams marked because they waited, since the link is up.
     pub marked: u64,
     /// Datagrams dropped because too much waited, since the link is up.
@@ -319,6 +321,7 @@ impl Link {
                     p95: waits.map(|waits| ms(waits.p95)),
                     p99: waits.map(|waits| ms(waits.p99)),
                 },
+                sent: counters.sent,
                 marked: counters.marked,
                 dropped: counters.dropped,
                 capacity: capacities.get(&neighbour).copied(),

@@ -62,13 +62,13 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
 
 /// A link's queue and what it can carry.
 fn link_line(link: &Link) -> String {
-    let Link { neighbour, queue_ms, marked, dropped, capacity } = link;
+    let Link { neighbour, queue_ms, sent, marked, dropped, capacity } = link;
     let capacity = capacity.map_or_else(
         || "capacity unknown".to_owned(),
         |rate| format!("{}/s expected", output::bytes(rate as u64)),
     );
     format!(
-        "{neighbour}: {capacity}, queue {} ms median, {} ms p99, {marked} marked, {dropped} dropped",
+        "{neighbour}: {capacity}, queue {} ms median, {} ms p99, {sent} sent, {marked} marked, {dropped} dropped",
         output::number(queue_ms.p50, 1),
         output::number(queue_ms.p99, 1),
     )

@@ -12,6 +12,7 @@
 
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
+mod deciding;
 pub mod event;
 mod failover;
 pub mod forward;
@@ -33,7 +34,9 @@ use ed25519_dalek::SigningKey;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
+use deciding::Deciding;
 use event::{Command, Input, Notice, Output};
+use failover::RouteTotals;
 use forward::{Binding, ForwardingSnapshot};
 use measure::prober::Prober;
 use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
@@ -121,7 +124,8 @@ pub struct Engine {
     predictor: RoutePredictor,
     router: IntelligentRouter,
     snapshot: Arc<ForwardingSnapshot>,
-    decide_at: Timestamp,
+    deciding: Deciding,
+    totals: RouteTotals,
     expire_at: Timestamp,
     /// Links, tunnels or candidates changed: what is probed has to follow.
     aim: bool,
@@ -153,7 +157,8 @@ impl Engine {
             predictor: RoutePredictor::new(config.prediction),
             router: IntelligentRouter::new(me, config.paths),
             snapshot: Arc::default(),
-            decide_at: now,
+            deciding: Deciding::default(),
+            totals: RouteTotals::default(),
             expire_at: now + EXPIRY_INTERVAL,
             aim: false,
             outputs: VecDeque::new(),
@@ -237,7 +242,7 @@ impl Engine {
             self.bootstrapper.next_timeout(),
             self.advertiser.due_at(&links, now),
             self.services.next_timeout(),
-            (self.router.tunnels().next().is_some()).then_some(self.decide_at),
+            self.deciding.next_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -321,7 +326,7 @@ impl Engine {
 
     fn set_model(&mut self, model: Option<Arc<dyn QualityModel>>, now: Timestamp) {
         self.predictor.set_model(model);
-        self.decide_at = now;
+        self.decide_all(now);
     }
 
     fn command(&mut self, command: Command, now: Timestamp) {
@@ -336,13 +341,16 @@ impl Engine {
                 self.services.resolve(request, name, from_dht, now, &mut self.outputs);
             }
             Command::OpenTunnel { tunnel, destination, forced, objective, beside } => {
-                if !self.router.open(tunnel, destination, forced, objective, beside) {
+                if self.router.open(tunnel, destination, forced, objective, beside) {
+                    self.deciding.open(tunnel, now);
+                } else {
                     self.dropped("tunnel", "too many are open".into());
                 }
-                self.decide_at = now;
             }
             Command::CloseTunnel(tunnel) => {
                 self.router.close(tunnel);
+                self.deciding.close(tunnel);
+                self.close_totals(tunnel, now);
                 self.aim = true;
             }
         }
@@ -365,10 +373,8 @@ impl Engine {
             let bytes = wire::encode(&GossipMessage::LinkState(signed));
             self.outputs.push_back(Output::Publish(bytes));
         }
-        let deciding = self.decide_at <= now;
-        if deciding {
-            self.decide_at = now + self.config.intervals.decide;
-            self.decide(now);
+        for tunnel in self.deciding.due(now) {
+            self.decide(tunnel, now);
             self.aim = true;
         }
         if !std::mem::take(&mut self.aim) {
@@ -382,25 +388,25 @@ impl Engine {
         }
     }
 
-    fn decide(&mut self, now: Timestamp) {
+    fn decide(&mut self, tunnel: TunnelId, now: Timestamp) {
         let mut know = Knowledge {
             graph: &mut self.graph,
             links: &self.advertised,
             histories: &self.histories,
             predictor: &mut self.predictor,
         };
-        for decision in self.router.decide_all(&mut know, now) {
-            if let (true, Some(tunnel)) = (decision.changed, decision.tunnel) {
-                let route = decision.chosen.map(|index| decision.candidates[index].route.clone());
-                let reason = decision.reason.as_str();
-                self.outputs.push_back(Output::Notice(Notice::RouteChanged {
-                    tunnel,
-                    route,
-                    reason,
-                }));
-            }
-            self.outputs.push_back(Output::Decision(Box::new(decision)));
+        let Some(decision) = self.router.decide(tunnel, &mut know, now) else {
+            return self.deciding.close(tunnel);
+        };
+        let expected = self.expected(&decision);
+        let (interval, random) = (self.config.intervals.decide, self.random.random());
+        self.deciding.decided(tunnel, expected, now, interval, random);
+        if decision.changed {
+            let route = decision.chosen.map(|index| decision.candidates[index].route.clone());
+            let reason = decision.reason.as_str();
+            self.notice(Notice::RouteChanged { tunnel, route, reason });
         }
+        self.outputs.push_back(Output::Decision(Box::new(decision)));
     }
 
     fn forwarding(&self) -> ForwardingSnapshot {

@@ -32,22 +32,21 @@ impl Engine {
     pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
         if self.links.disconnected(node) {
             self.notice(Notice::Link { neighbour: node, up: false });
-            self.decide_at = now;
+            self.link_went(self.me, node, now);
             self.aim = true;
         }
     }
 
-    /// Notes in the store what is now known of each link; a link that went is a reason to decide.
+    /// Notes in the store what is now known of each link; a link that went, came or got slower is a
+    /// reason to decide about the tunnels that it concerns.
     pub(super) fn links_changed(&mut self, changes: Vec<LinkChange>, at: Timestamp) {
         // One advertisement is one origin's; an expiry may name several.
         for said in changes.chunk_by(|(one, ..), (other, ..)| one == other) {
             let links = said.iter().map(|(_, neighbour, quality)| (*neighbour, *quality));
             self.advertised.advertised(said[0].0, at, links);
         }
+        self.links_advertised(&changes, at);
         for (origin, neighbour, quality) in changes {
-            if quality.is_none() {
-                self.decide_at = self.decide_at.min(at);
-            }
             self.record(Sample::LinkState { at, origin, neighbour, quality });
         }
     }
@@ -97,8 +96,14 @@ impl Engine {
             ProbeKind::Link => {
                 let neighbour = route.destination();
                 if self.links.probed(neighbour, rtt_us) {
-                    self.notice(Notice::Link { neighbour, up: rtt_us.is_some() });
-                    self.decide_at = now;
+                    let up = rtt_us.is_some();
+                    self.notice(Notice::Link { neighbour, up });
+                    self.aim = true;
+                    if up {
+                        self.way_came(now);
+                    } else {
+                        self.link_went(self.me, neighbour, now);
+                    }
                 }
             }
             ProbeKind::Route => {
@@ -108,13 +113,17 @@ impl Engine {
                 match self.predictor.probe_completed(sent_at, rtt_us, now) {
                     Some((version, Alarm::Worse(loss))) => {
                         self.notice(Notice::ModelWithdrawn { version, loss });
-                        self.decide_at = now;
+                        self.decide_all(now);
                     }
                     Some((version, Alarm::Drift)) => self.notice(Notice::ModelDrift { version }),
                     None => {}
                 }
-                if was_dead != self.histories.is_dead(&route) {
-                    self.decide_at = now;
+                let is_dead = self.histories.is_dead(&route);
+                if was_dead != is_dead {
+                    self.route_turned(&route, now);
+                }
+                if let Some(rtt_us) = rtt_us {
+                    self.route_met(&route, rtt_us as f64 / 1e3, now);
                 }
             }
         }

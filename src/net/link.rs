@@ -33,6 +33,8 @@ const OUTBOX_BYTES_MAX: usize = 64 * 1024;
 pub struct LinkCounters {
     /// How long datagrams waited in the last 10 to 20 s; `None` when there were none.
     pub waits: Option<WaitQuantiles>,
+    /// Datagrams that left the queue.
+    pub sent: u64,
     /// Datagrams marked because they waited.
     pub marked: u64,
     /// Datagrams dropped because too much waited.
@@ -60,6 +62,8 @@ pub(super) struct Queues {
     /// The emulator will look again by itself.
     pub(super) will_wake: bool,
     waits: RecentWaits,
+    /// Datagrams that left the queue since the link is up.
+    sent_ever: u64,
     marked: u64,
     /// Datagrams and bytes since the last report.
     sent: (u64, u64),
@@ -83,6 +87,7 @@ impl Queues {
             self.marked += 1;
         }
         self.waits.record(popped.waited);
+        self.sent_ever += 1;
         self.sent = (self.sent.0 + 1, self.sent.1 + bytes.len() as u64);
         Some((popped.lane, bytes))
     }
@@ -113,6 +118,7 @@ impl Link {
                 will_wake: false,
                 waits: RecentWaits::default(),
                 marked: 0,
+                sent_ever: 0,
                 sent: (0, 0),
                 reported_dropped: 0,
                 slice_from: Timestamp(0),
@@ -232,6 +238,7 @@ impl Link {
         let queues = self.queues();
         LinkCounters {
             waits: queues.waits.quantiles(),
+            sent: queues.sent_ever,
             marked: queues.marked,
             dropped: queues.waiting.dropped(),
         }

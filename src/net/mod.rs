@@ -5,7 +5,8 @@
 //! - [`link`] and [`lanes`]: bounded queues to neighbours, and the libp2p streams behind them;
 //!   [`emulation`] can slow them down.
 //! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped; [`flows`]
-//!   remembers over which route a caller is answered.
+//!   knows each tunnel's far end, [`sending`] keeps what may be lost with a route, [`watch`] leaves
+//!   routes that fell silent.
 //! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
 //!
 //! What happens becomes an [`Input`] for the engine; what the engine
@@ -20,8 +21,10 @@ pub mod lanes;
 pub mod link;
 pub mod overlay_socket;
 pub mod plane;
+pub mod sending;
 pub mod swarm;
 pub mod tunnel;
+pub mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +106,7 @@ impl Net {
         let emulator = emulation::Emulator::start(&config.emulation).map_err(NetError::Build)?;
         let only = emulation::Emulator::neighbours(&config.emulation).map_err(NetError::Build)?;
         plane.set_emulator(emulator, only);
+        tasks.spawn(watch::run(plane.clone(), stop.clone()));
         let tunnels = Tunnels::start(identity, plane.clone(), &tasks, &stop)
             .map_err(|error| NetError::Build(error.to_string()))?;
         let (commands, command_receiver) = mpsc::channel(COMMANDS_MAX);

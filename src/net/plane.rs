@@ -11,17 +11,18 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 
 use super::emulation::Emulator;
-use super::flows::WaysBack;
+use super::flows::{End, Flow, Flows, Proof, hold, is_handshake};
 use super::link::{Link, LinkCounters};
+use super::watch::Awake;
 use crate::config::EmulatedLink;
 use crate::engine::event::Input;
 use crate::engine::forward::{
-    DatagramKind, ForwardingSnapshot, Header, HeaderView, Verdict, decide,
+    DatagramKind, Drop, ForwardingSnapshot, Header, HeaderView, Heard, Verdict, decide,
 };
 use crate::engine::measure::LinkReport;
 use crate::engine::measure::link::NEIGHBOURS_MAX;
 use crate::engine::measure::prober::OUTSTANDING_MAX;
-use crate::engine::types::{NodeId, Route, TunnelId};
+use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// Packets waiting for the tunnels of this node; beyond, they are dropped.
 pub const INBOUND_MAX: usize = 4_096;
@@ -111,19 +112,19 @@ impl Counters {
 
 /// See the module documentation.
 pub struct DataPlane {
-    me: NodeId,
-    snapshot: ArcSwap<ForwardingSnapshot>,
-    links: ArcSwap<BTreeMap<NodeId, Arc<Link>>>,
+    pub(super) me: NodeId,
+    pub(super) snapshot: ArcSwap<ForwardingSnapshot>,
+    pub(super) links: ArcSwap<BTreeMap<NodeId, Arc<Link>>>,
     emulator: ArcSwapOption<Emulator>,
     /// The only neighbours that links may exist to, on a node that emulates.
     only: ArcSwapOption<BTreeSet<NodeId>>,
-    ways_back: WaysBack,
+    pub(super) flows: Flows,
+    pub(super) awake: Awake,
     probes: Mutex<BTreeMap<u64, (Instant, Route)>>,
-    sequence: AtomicU64,
     inbound: mpsc::Sender<Inbound>,
     inbound_receiver: Mutex<Option<mpsc::Receiver<Inbound>>>,
-    events: mpsc::Sender<Input>,
-    counters: Counters,
+    pub(super) events: mpsc::Sender<Input>,
+    pub(super) counters: Counters,
     tap: ArcSwapOption<mpsc::Sender<Vec<u8>>>,
 }
 
@@ -137,9 +138,9 @@ impl DataPlane {
             links: ArcSwap::default(),
             emulator: ArcSwapOption::empty(),
             only: ArcSwapOption::empty(),
-            ways_back: WaysBack::default(),
+            flows: Flows::default(),
+            awake: Awake::default(),
             probes: Mutex::default(),
-            sequence: AtomicU64::new(0),
             inbound,
             inbound_receiver: Mutex::new(Some(receiver)),
             events,
@@ -189,7 +190,9 @@ impl DataPlane {
     }
 
     pub(super) fn set_snapshot(&self, snapshot: Arc<ForwardingSnapshot>) {
-        self.snapshot.store(snapshot);
+        self.snapshot.store(snapshot.clone());
+        self.flows.close(|far_end| snapshot.tunnels.contains_key(&far_end.tunnel));
+        self.follow_all(&snapshot);
     }
 
     /// Whether any candidate route of a tunnel of this node is alive.
@@ -230,7 +233,11 @@ impl DataPlane {
             }
             links
         });
-        is_it(&before)
+        let removed = is_it(&before);
+        if removed {
+            self.link_lost(link.neighbour());
+        }
+        removed
     }
 
     pub(super) fn take_slice(&self) -> Vec<(NodeId, LinkReport)> {
@@ -251,12 +258,14 @@ impl DataPlane {
         let Ok(view) = HeaderView::parse(&bytes) else {
             return self.counters.count("malformed");
         };
-        let verdict = {
-            let links = self.links.load();
-            decide(&view, self.me, from, |node| links.contains_key(&node))
-        };
+        let verdict = decide(&view, self.me, from, |node| self.carries_to(node));
         match verdict {
-            Verdict::Drop(why) => self.counters.count(why.as_str()),
+            Verdict::Drop(why) => {
+                self.counters.count(why.as_str());
+                if why == Drop::NoLink {
+                    self.say_broken(&bytes);
+                }
+            }
             Verdict::Forward(next) => {
                 Header::advance(&mut bytes);
                 self.counters.forwarded_datagrams.fetch_add(1, Ordering::Relaxed);
@@ -275,14 +284,15 @@ impl DataPlane {
             return self.counters.count("malformed");
         };
         match header.kind {
-            DatagramKind::Data => self.deliver(&header, payload.to_vec()),
+            DatagramKind::Data => self.deliver(&header, payload),
             DatagramKind::Probe => self.answer_probe(header),
             DatagramKind::ProbeAnswer => self.probe_answered(&header),
-            DatagramKind::Beat
-            | DatagramKind::Receipt
-            | DatagramKind::Broken
-            | DatagramKind::Reserve
-            | DatagramKind::ReserveAnswer => self.counters.count("not-for-this-node"),
+            DatagramKind::Beat => self.beat_arrived(&header, payload),
+            DatagramKind::Receipt => self.receipt_arrived(&header, payload),
+            DatagramKind::Broken => self.broken_arrived(&header),
+            DatagramKind::Reserve | DatagramKind::ReserveAnswer => {
+                self.counters.count("not-for-this-node");
+            }
         }
     }
 
@@ -304,36 +314,97 @@ impl DataPlane {
         let Some(far_end) = FarEnd::from_addr(to) else {
             return self.counters.count("not-a-tunnel-address");
         };
-        let found = if far_end.ours {
+        let now = self.flows.now();
+        let flow = if far_end.ours {
             let snapshot = self.snapshot.load();
             let binding = snapshot.tunnels.get(&far_end.tunnel);
             let binding = binding.filter(|binding| binding.destination == far_end.node);
-            binding.and_then(|binding| Some((binding.route.clone()?, binding.route_id)))
+            binding.map(|binding| {
+                let flow = self.flows.of_or_new(far_end);
+                self.follow(&mut hold(&flow), binding, now);
+                flow
+            })
         } else {
-            self.ways_back.route(far_end.node, far_end.tunnel)
+            self.flows.of(far_end)
         };
-        let Some((route, route_id)) = found else { return self.counters.count("no-route") };
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let header = Header {
-            reply: !far_end.ours,
-            ..Header::new(DatagramKind::Data, far_end.tunnel, route_id, sequence, route)
-        };
-        self.send(header.route.nodes()[1], header.encode(packet));
-    }
-
-    fn send(&self, next: NodeId, bytes: Vec<u8>) {
-        let links = self.links.load();
-        let Some(link) = links.get(&next) else { return self.counters.count("no-link") };
-        link.enqueue(bytes);
-    }
-
-    fn deliver(&self, header: &Header, bytes: Vec<u8>) {
-        let node = header.route.source();
-        if !header.reply {
-            self.ways_back.heard(header, Instant::now());
+        let Some(flow) = flow else { return self.counters.count("no-route") };
+        let mut flow = hold(&flow);
+        if let Some((route, route_id)) = flow.claimed_way(packet) {
+            let header = Header::new(DatagramKind::Data, far_end.tunnel, route_id, 0, route);
+            let header = Header { reply: true, ..header };
+            self.send(header.route.nodes()[1], header.encode(packet));
+            return;
         }
-        let from = FarEnd { node, tunnel: header.tunnel, ours: header.reply }.to_addr();
-        if self.inbound.try_send(Inbound { from, bytes, congestion: header.congestion }).is_err() {
+        if flow.out.route().is_none() {
+            return self.counters.count("no-route");
+        }
+        if flow.out.push(packet.to_vec(), now) {
+            self.counters.count("resend-queue-full");
+        }
+        // What waits before it is being sent again, and goes first.
+        if flow.out.waiting() == 1 {
+            self.send_waiting(&mut flow, packet.len(), now);
+        }
+        self.awake.within_reach(now);
+    }
+
+    /// Sends what waits in a tunnel, up to about this many bytes.
+    pub(super) fn send_waiting(&self, flow: &mut Flow, bytes_max: usize, now: Timestamp) {
+        let mut bytes = 0;
+        while bytes < bytes_max.max(1)
+            && let Some((next, datagram)) = flow.next_datagram(now)
+        {
+            bytes += datagram.len();
+            if !self.send(next, datagram) {
+                return self.route_broken(flow, 0, now);
+            }
+        }
+    }
+
+    /// Whether datagrams may be handed to this neighbour.
+    pub(super) fn carries_to(&self, neighbour: NodeId) -> bool {
+        let links = self.links.load();
+        links.contains_key(&neighbour) && !self.snapshot.load().down.contains(&neighbour)
+    }
+
+    /// Returns false when there is no such link.
+    pub(super) fn send(&self, next: NodeId, bytes: Vec<u8>) -> bool {
+        let links = self.links.load();
+        let Some(link) = links.get(&next) else {
+            self.counters.count("no-link");
+            return false;
+        };
+        link.enqueue(bytes);
+        true
+    }
+
+    fn deliver(&self, header: &Header, packet: &[u8]) {
+        let node = header.route.source();
+        let far_end = FarEnd { node, tunnel: header.tunnel, ours: header.reply };
+        let flow =
+            if header.reply { self.flows.of(far_end) } else { Some(self.flows.of_or_new(far_end)) };
+        if let Some(flow) = flow {
+            let (mut flow, now) = (hold(&flow), self.flows.now());
+            let (proof, handshake) = (flow.judge(header, packet), is_handshake(packet));
+            flow.came_over(header, proof, handshake, now);
+            match proof {
+                // QUIC would drop it too; what it holds is not covered by the tag.
+                Proof::Proved(Heard::Replayed) => return self.counters.count("replayed"),
+                Proof::Proved(heard) => {
+                    if let End::Own(own) = &mut flow.end {
+                        own.watch.heard(now);
+                    } else if header.receipt && heard == Heard::New {
+                        self.send_receipt(&flow, header);
+                    }
+                }
+                // A caller that was restarted shakes hands under another key: QUIC decides.
+                Proof::Forged if !handshake => self.counters.count("forged"),
+                Proof::Forged | Proof::Unknown => {}
+            }
+        }
+        let (from, congestion) = (far_end.to_addr(), header.congestion);
+        let inbound = Inbound { from, bytes: packet.to_vec(), congestion };
+        if self.inbound.try_send(inbound).is_err() {
             self.counters.count("inbound-queue-full");
         }
     }

@@ -10,8 +10,11 @@ mod worlds;
 #[cfg(feature = "node")]
 mod cli;
 #[cfg(feature = "node")]
-mod links;
 mod entry;
+#[cfg(feature = "node")]
+mod failover;
+#[cfg(feature = "node")]
+mod links;
 #[cfg(feature = "node")]
 mod mesh;
 #[cfg(feature = "node")]

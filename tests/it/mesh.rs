@@ -24,19 +24,19 @@ use crate::support::{
 const NAME: &str = "byronwade.local";
 
 /// S - A - T and S - B - T; no link between S and T, nor between A and B.
-struct Diamond {
+pub struct Diamond {
     _folder: TempDir,
-    nodes: Vec<Node>,
-    ids: Vec<NodeId>,
+    pub nodes: Vec<Node>,
+    pub ids: Vec<NodeId>,
 }
 
-const S: usize = 0;
-const A: usize = 1;
-const B: usize = 2;
-const T: usize = 3;
+pub const S: usize = 0;
+pub const A: usize = 1;
+pub const B: usize = 2;
+pub const T: usize = 3;
 
 impl Diamond {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identities: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
         let ids: Vec<NodeId> = identities.iter().map(Identity::node_id).collect();
@@ -73,7 +73,7 @@ impl Diamond {
     }
 
     /// Publishes an echo service on T and opens a tunnel from S.
-    async fn tunnel(&self) -> SocketAddr {
+    pub async fn tunnel(&self) -> SocketAddr {
         let target = echo_server().await;
         self.nodes[T].handle().publish(service(NAME), target).await.unwrap();
         let handle = self.nodes[S].handle();
@@ -84,7 +84,7 @@ impl Diamond {
     }
 
     /// The relay that S uses now.
-    async fn relay(&self) -> usize {
+    pub async fn relay(&self) -> usize {
         let route = |view: &mut meshwise::node::View<'_>| {
             let (_, destination) = view.engine.tunnels().next().unwrap();
             destination.current.clone().unwrap().0
@@ -94,7 +94,7 @@ impl Diamond {
         self.ids.iter().position(|id| *id == route.relays()[0]).unwrap()
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         for node in self.nodes {
             node.stop().await;
         }

@@ -125,11 +125,14 @@ fn a_route_that_the_data_plane_left_is_left_at_once_and_only_once() {
 }
 
 #[test]
-fn what_traffic_met_on_a_route_is_recorded() {
+fn what_traffic_met_on_a_route_becomes_a_sample_for_each_route_and_slice() {
     let mut world = diamond(5);
-    let report = RouteReport {
+    world.run_for(seconds(10));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(1));
+    let report = |route_id| RouteReport {
         route: world.route(&[0, 1, 3, 5]),
-        route_id: 1,
+        route_id,
         sent: 100,
         received: 99,
         bytes: 120_000,
@@ -139,15 +142,55 @@ fn what_traffic_met_on_a_route_is_recorded() {
         back_received: 50,
         duration_us: 500_000,
     };
-    world.input(0, Input::Routes(vec![(TUNNEL, report.clone()), (TunnelId(2), report.clone())]));
+    let (used, stale) = (report(1), report(0));
+    let mut input = |tunnel, report: &RouteReport| {
+        world.input(0, Input::Routes(vec![(tunnel, report.clone())]));
+    };
+    input(TUNNEL, &stale);
+    (0..20).for_each(|_| input(TUNNEL, &used));
+    input(TunnelId(2), &used);
+    input(TUNNEL, &used);
     let slices = world.samples(0).iter().filter_map(|sample| match sample {
         Sample::RouteSlice { at, tunnel, report } => Some((*at, *tunnel, report.clone())),
         _ => None,
     });
-    let at = |slice: &(Timestamp, TunnelId, RouteReport)| slice.0;
     let slices: Vec<_> = slices.collect();
-    assert_eq!(slices.iter().map(|(_, tunnel, _)| tunnel.0).collect::<Vec<_>>(), [1, 2]);
-    assert!(at(&slices[0]) < at(&slices[1]) && slices[1].2 == report);
+    let told: Vec<_> = slices.iter().map(|(_, t, r)| (*t, r.route_id, r.sent)).collect();
+    assert_eq!(told, [(TUNNEL, 0, 100), (TUNNEL, 1, 2_000)], "only of tunnels that are open");
+    assert!(slices[0].0 < slices[1].0 && slices[1].2.duration_us == 10_000_000);
+}
+
+#[test]
+fn a_data_plane_that_is_ahead_is_given_a_number_to_follow() {
+    let mut world = diamond(6);
+    world.run_for(seconds(10));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(5));
+    let number = |world: &World| world.engine(0).tunnels().next().unwrap().1.route_id;
+    let before = number(&world);
+    world.input(0, Input::RouteSilent { tunnel: TUNNEL, route_id: before + 1 });
+    assert!(number(&world) > before + 1, "it used a backup that is none any more");
+    assert_eq!(current(&world, 0), Some(world.route(&[0, 1, 3, 5])), "which says nothing of this");
+}
+
+#[test]
+fn a_route_that_turned_bad_for_good_is_left_within_two_seconds() {
+    let step = Duration::from_millis(50);
+    // At every phase of the interval between two decisions. Probes still come back in time.
+    for phase in 0..8 {
+        let mut world = diamond(7 + u64::from(phase));
+        world.run_for(seconds(10));
+        open(&mut world, 0, 5);
+        world.run_for(seconds(10) + phase * 5 * step);
+        world.set_link(1, 3, LinkModel::delay(60.0));
+        let turned_at = world.now();
+        while current(&world, 0) != Some(world.route(&[0, 2, 4, 5])) {
+            world.run_for(step);
+            let after = world.now().since(turned_at);
+            assert!(after < seconds(2), "phase {phase}: not within {after:?}");
+        }
+        println!("phase {phase}: {:?}", world.now().since(turned_at));
+    }
 }
 
 #[test]

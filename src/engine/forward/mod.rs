@@ -1,14 +1,19 @@
-//! Forward: the datagram header, the decision what to do with a datagram, and the snapshot of
-//! routes that the data plane works from. No model and no state per flow.
+//! Forward: the datagram header, the decision what to do with a datagram, the snapshot of routes
+//! that the data plane works from, and what the ends of a tunnel know of its route: what arrived
+//! ([`Arrivals`]) and whether it still delivers ([`RouteWatch`]). No model.
 
 mod decision;
 mod header;
+mod receipt;
 mod snapshot;
 mod tag;
 mod view;
+mod watch;
 
 pub use decision::{Drop, Verdict, decide};
 pub use header::{DatagramKind, Header, HeaderError, PAYLOAD_BYTES_MAX, TUNNEL_ID_MAX};
+pub use receipt::{Arrivals, Heard, REPLAY_WINDOW, ROUTES_MAX, Receipt, Seen};
 pub use snapshot::{Backup, Binding, ForwardingSnapshot};
 pub use tag::RouteKey;
 pub use view::HeaderView;
+pub use watch::{ASK_GAP, BEAT, Due, GRACE, IN_USE, RouteWatch, SILENT_ASKS};

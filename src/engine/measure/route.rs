@@ -25,9 +25,9 @@ pub struct RouteReport {
     pub route: Route,
     /// Its number.
     pub route_id: u32,
-    /// Datagrams sent over it.
+    /// Datagrams sent over it, up to the newest that a receipt covers.
     pub sent: u64,
-    /// Those that the far end has received.
+    /// Those of them that the far end has received.
     pub received: u64,
     /// Bytes sent over it, headers included.
     pub bytes: u64,
@@ -41,6 +41,23 @@ pub struct RouteReport {
     pub back_received: u64,
     /// Length of the time that the report covers (µs).
     pub duration_us: u64,
+}
+
+impl RouteReport {
+    /// This report and the one after it of the same route, as one.
+    pub fn and(self, next: Self) -> Self {
+        Self {
+            sent: self.sent + next.sent,
+            received: self.received + next.received,
+            bytes: self.bytes + next.bytes,
+            marked: self.marked + next.marked,
+            rtt_us: next.rtt_us.or(self.rtt_us),
+            back_sent: self.back_sent + next.back_sent,
+            back_received: self.back_received + next.back_received,
+            duration_us: self.duration_us + next.duration_us,
+            ..next
+        }
+    }
 }
 
 /// The newest completed probes of one route.

@@ -77,7 +77,8 @@ impl Destination {
         self.backup = route.map(|route| Backup { route, route_id: self.next_number() });
     }
 
-    fn next_number(&mut self) -> u32 {
+    /// A number above all that were given.
+    pub(super) fn next_number(&mut self) -> u32 {
         self.numbered = self.numbered.wrapping_add(1);
         self.numbered
     }

@@ -118,12 +118,6 @@ impl IntelligentRouter {
         self.tunnels.iter().map(|(id, destination)| (*id, destination))
     }
 
-    /// Decides for every tunnel.
-    pub fn decide_all(&mut self, know: &mut Knowledge<'_>, now: Timestamp) -> Vec<Decision> {
-        let tunnels: Vec<TunnelId> = self.tunnels.keys().copied().collect();
-        tunnels.into_iter().filter_map(|tunnel| self.decide(tunnel, know, now)).collect()
-    }
-
     /// Decides for one tunnel; `None` when it is not open.
     pub fn decide(
         &mut self,
@@ -205,6 +199,22 @@ impl IntelligentRouter {
             challenger_version: know.predictor.challenger_version(),
             propensity: 1.0,
         })
+    }
+
+    /// The data plane has left the route in use for the backup. Returns false when there is none.
+    pub fn moved_to_backup(&mut self, tunnel: TunnelId, now: Timestamp) -> bool {
+        let Some(destination) = self.tunnels.get_mut(&tunnel) else { return false };
+        let Some(backup) = destination.backup.clone() else { return false };
+        destination.move_to(backup.route, now);
+        true
+    }
+
+    /// Gives the route in use a number above all that were given to this tunnel, so that the data
+    /// plane takes it.
+    pub fn renumber(&mut self, tunnel: TunnelId) {
+        if let Some(destination) = self.tunnels.get_mut(&tunnel) {
+            destination.route_id = destination.next_number();
+        }
     }
 
     /// What would be decided for a destination to which no tunnel is open.

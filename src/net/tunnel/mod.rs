@@ -374,14 +374,18 @@ impl Tunnels {
         let quic = QuicClientConfig::try_from(tls).map_err(|error| crypto(&error))?;
         let mut client = quinn::ClientConfig::new(Arc::new(quic));
         client.transport_config(transport(Some(KEEP_ALIVE)));
-        let address = FarEnd { node: provider.node_id(), tunnel, ours: true }.to_addr();
+        let far_end = FarEnd { node: provider.node_id(), tunnel, ours: true };
+        let address = far_end.to_addr();
+        self.plane.take_key(far_end, None);
         // The verifier checks the peer id; QUIC only wants some server name.
         let connecting = self.endpoint.connect_with(client, address, "l");
         let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(connected) => connected.map_err(|error| unreachable(error.to_string())),
-            Err(_) => Err(unreachable("no answer".into())),
-        }
+        let connected = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(connected) => connected.map_err(|error| unreachable(error.to_string()))?,
+            Err(_) => return Err(unreachable("no answer".into())),
+        };
+        self.plane.set_key(far_end, &connected);
+        Ok(connected)
     }
 }
 

@@ -98,6 +98,8 @@ async fn serve_tunnel(
         connection.close(VarInt::from_u32(3), b"too many tunnels of one node");
         return;
     };
+    let far_end = FarEnd::from_addr(connection.remote_address());
+    let key = far_end.and_then(|end| Some((end, tunnels.plane.set_key(end, &connection)?)));
     let live = Live::new(connection);
     loop {
         tokio::select! {
@@ -119,6 +121,9 @@ async fn serve_tunnel(
                 }
             }
         }
+    }
+    if let Some((far_end, key)) = key {
+        tunnels.plane.take_key(far_end, Some(key));
     }
 }
 

@@ -4,7 +4,7 @@
 mod bulk;
 mod echo;
 mod failover;
-// mod load;
+mod load;
 mod speed;
 mod streams;
 
@@ -86,8 +86,8 @@ pub(super) async fn run(
         Scenario::Kill => failover::kill(started, folder).await?,
         Scenario::Slow => failover::slow(started, folder).await?,
         Scenario::Latency => speed::latency(started, folder).await?,
-        Scenario::Overload => Vec::new(),
-        Scenario::Paths => Vec::new(),
+        Scenario::Overload => load::overload(started, folder).await?,
+        Scenario::Paths => load::paths(started, folder).await?,
         Scenario::Throughput => speed::throughput(started, folder).await?,
         Scenario::Streams => streams::idle(started, folder, minutes).await?,
     };
@@ -152,7 +152,7 @@ async fn tunnel(
     let body = Publish { name: name.into(), to, allow: Vec::new(), ttl_s: 600, objective };
     let _: Published = mesh.client("T").post("/v1/services", &body).await?;
     let listen = "127.0.0.1:0".into();
-    let open = OpenTunnel { service: name.into(), listen, via: None, objective: None };
+    let open = OpenTunnel { service: name.into(), listen, via: None, objective: None, paths: None };
     Ok(mesh.client(from).post("/v1/tunnels", &open).await?)
 }
 

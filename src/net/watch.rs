@@ -1,0 +1,456 @@
+//! The routes in use are watched, and left when they fall silent: receipts and beats between the two
+//! ends of a tunnel, the notice of a relay whose next link is gone, the move to the backup that the
+//! snapshot names, and what is told the engine. The rule is [`RouteWatch`]; this carries it out.
+//!
+//! A route that the data plane took keeps its number, which is higher than that of the one it left:
+//! it stays in use until the snapshot names one at least as high.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::flows::{End, Flow, Proof, hold};
+use super::plane::{DataPlane, FarEnd};
+use super::sending::{RESEND_BYTES, RESEND_EVERY};
+use crate::engine::event::Input;
+use crate::engine::forward::{
+    Binding, DatagramKind, Due, ForwardingSnapshot, Header, Heard, Receipt, RouteKey, RouteWatch,
+    Seen,
+};
+use crate::engine::measure::RouteReport;
+use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+
+/// How often the engine is told what traffic met.
+pub const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// Longest sleep of the watch: what is kept of idle tunnels is forgotten by then.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Shortest sleep while nothing is sent again: bounds what many tunnels cost.
+const SLEEP_MIN: Duration = Duration::from_millis(4);
+/// A packet wakes a watch that would sleep longer than this: half of the shortest patience.
+const REACH: Duration = Duration::from_millis(20);
+/// Notices of broken routes that a relay sends in a second; further datagrams are dropped without.
+pub const BROKEN_PER_S: u64 = 100;
+/// Names the secret that both ends draw from their TLS session (RFC 5705).
+const KEY_LABEL: &[u8] = b"meshwise-route/1";
+
+/// When the watch wakes.
+#[derive(Default)]
+pub(super) struct Awake {
+    wakes_at: AtomicU64,
+    early: Notify,
+    /// Second in which broken routes were told, and how many.
+    told: AtomicU64,
+}
+
+impl Awake {
+    /// Wakes the watch when it would sleep past what a packet that left now asks for.
+    pub(super) fn within_reach(&self, now: Timestamp) {
+        if self.wakes_at.load(Ordering::Relaxed) > (now + REACH).0 {
+            self.early.notify_one();
+        }
+    }
+
+    /// Whether one more broken route may be told in this second.
+    fn may_tell(&self, now: Timestamp) -> bool {
+        let second = now.0 / 1_000_000;
+        let next = |told: u64| match (told >> 16 == second, told & 0xffff) {
+            (true, count) if count >= BROKEN_PER_S => None,
+            (true, _) => Some(told + 1),
+            (false, _) => Some(second << 16 | 1),
+        };
+        self.told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    }
+}
+
+/// The end of a tunnel that opened it: what it knows of the route in use.
+#[derive(Default)]
+pub(super) struct OwnEnd {
+    pub(super) watch: RouteWatch,
+    /// Beats say that the route before is lost, until something is answered over this one.
+    resumes: bool,
+    /// Number of the route that the engine was told is lost, and nothing was answered since.
+    lost: Option<u32>,
+    /// Newest receipt over the route in use.
+    arrived: Receipt,
+    /// Bytes sent over the route in use.
+    bytes: u64,
+    /// What the last report said.
+    reported: Reported,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Reported {
+    at: Timestamp,
+    arrived: Receipt,
+    bytes: u64,
+    back_route: u32,
+    back: Receipt,
+}
+
+impl OwnEnd {
+    /// A packet leaves, in a datagram of this length. Returns whether it asks for a receipt.
+    pub(super) fn sent(&mut self, sequence: u64, bytes: usize, now: Timestamp) -> bool {
+        self.bytes += bytes as u64;
+        self.watch.sent(sequence, now)
+    }
+
+    /// The connection is gone: what was asked will not be answered.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    fn moved(&mut self, now: Timestamp) {
+        self.watch.moved(now);
+        self.lost = None;
+        (self.arrived, self.bytes) = Default::default();
+        self.reported = Reported { at: now, back_route: self.reported.back_route, ..self.reported };
+        (self.reported.arrived, self.reported.bytes) = Default::default();
+    }
+}
+
+/// Watches until `stop`.
+pub(super) async fn run(plane: Arc<DataPlane>, stop: CancellationToken) {
+    let mut report_at = plane.flows.now() + REPORT_EVERY;
+    loop {
+        let now = plane.flows.now();
+        let mut wakes_at = plane.watch_all(now);
+        if report_at <= now {
+            report_at = now + REPORT_EVERY;
+            plane.report(now);
+        }
+        wakes_at = wakes_at.min(report_at);
+        plane.awake.wakes_at.store(wakes_at.0, Ordering::Relaxed);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = plane.awake.early.notified() => {}
+            () = tokio::time::sleep_until(plane.flows.instant(wakes_at).into()) => {}
+        }
+    }
+}
+
+impl DataPlane {
+    // --- keys ----------------------------------------------------------------------------------
+
+    /// The handshake of a tunnel is done: from now on its datagrams prove themselves. Returns a
+    /// number for [`DataPlane::take_key`]; `None` when TLS gives no secret.
+    pub(super) fn set_key(&self, far_end: FarEnd, connection: &Connection) -> Option<u64> {
+        let caller = if far_end.ours { self.me } else { far_end.node };
+        let context = [&caller.0[..], &far_end.tunnel.0.to_be_bytes()].concat();
+        let mut secret = [0; 32];
+        let exported = connection.export_keying_material(&mut secret, KEY_LABEL, &context);
+        exported.ok().map(|()| self.flows.set_key(far_end, RouteKey::new(&secret)))
+    }
+
+    /// The connection is gone; with a number, only the key of that number goes.
+    pub(super) fn take_key(&self, far_end: FarEnd, number: Option<u64>) {
+        self.flows.take_key(far_end, number);
+    }
+
+    // --- what is due ---------------------------------------------------------------------------
+
+    /// Does what is due in all tunnels; returns when to come again.
+    fn watch_all(&self, now: Timestamp) -> Timestamp {
+        let mut wakes_at = now + SWEEP_EVERY;
+        for flow in self.flows.all() {
+            let mut flow = hold(&flow);
+            flow.out.forget_older_than(now);
+            if flow.out.waiting() > 0 {
+                self.send_waiting(&mut flow, RESEND_BYTES, now);
+                wakes_at = wakes_at.min(now + RESEND_EVERY);
+            }
+            let End::Own(own) = &mut flow.end else { continue };
+            match own.watch.due(now) {
+                Some(Due::Beat) => self.send_beat(&mut flow, now),
+                Some(Due::Silent) => {
+                    self.counters.count("route-silent");
+                    self.leave(&mut flow, None, now);
+                }
+                None => {}
+            }
+            let End::Own(own) = &flow.end else { continue };
+            if let Some(at) = own.watch.next_timeout(now) {
+                wakes_at = wakes_at.min(at.max(now + SLEEP_MIN));
+            }
+        }
+        wakes_at
+    }
+
+    /// Tells the engine what traffic met in tunnels that are in use.
+    fn report(&self, now: Timestamp) {
+        let mut reports = Vec::new();
+        for flow in self.flows.all() {
+            let mut flow = hold(&flow);
+            let Some((route, route_id)) = flow.out.route() else { continue };
+            let (tunnel, route) = (flow.far_end.tunnel, route.clone());
+            let back_route = flow.arrivals.newest().map_or(0, |seen| seen.route_id);
+            let back = flow.arrivals.over(back_route);
+            let End::Own(own) = &mut flow.end else { continue };
+            if !own.watch.is_in_use(now) {
+                continue;
+            }
+            reports.push((tunnel, own.report(route, route_id, (back_route, back), now)));
+        }
+        if !reports.is_empty() && self.events.try_send(Input::Routes(reports)).is_err() {
+            self.counters.count("event-queue-full");
+        }
+    }
+
+    // --- routes --------------------------------------------------------------------------------
+
+    /// All tunnels of this node take the routes of a new snapshot.
+    pub(super) fn follow_all(&self, snapshot: &ForwardingSnapshot) {
+        let now = self.flows.now();
+        for (tunnel, binding) in &snapshot.tunnels {
+            let far_end = FarEnd { node: binding.destination, tunnel: *tunnel, ours: true };
+            if let Some(flow) = self.flows.of(far_end) {
+                self.follow(&mut hold(&flow), binding, now);
+            }
+        }
+    }
+
+    /// Takes the route of the snapshot, unless the one in use is newer.
+    pub(super) fn follow(&self, flow: &mut Flow, binding: &Binding, now: Timestamp) {
+        if let Some(route) = &binding.route
+            && binding.route_id > flow.out.route_id()
+        {
+            self.take_route(flow, route.clone(), binding.route_id, now);
+        }
+    }
+
+    /// Moves a tunnel of this node. What may be lost with the route before is sent again, so that
+    /// nothing new overtakes it; the far end is told to do the same.
+    fn take_route(&self, flow: &mut Flow, route: Route, route_id: u32, now: Timestamp) {
+        let moves = flow.out.route().is_some();
+        flow.out.move_to(route, route_id);
+        let proves = flow.key().is_some();
+        let End::Own(own) = &mut flow.end else { return };
+        own.moved(now);
+        if moves {
+            own.resumes = proves;
+            self.send_beat(flow, now);
+            flow.out.resend(now);
+            self.send_waiting(flow, RESEND_BYTES, now);
+            self.awake.early.notify_one();
+        }
+    }
+
+    /// Leaves a route that is lost for the backup, if there is one, and tells the engine; once for
+    /// each loss.
+    fn leave(&self, flow: &mut Flow, broken_at: Option<usize>, now: Timestamp) {
+        let (tunnel, left) = (flow.far_end.tunnel, flow.out.route_id());
+        let End::Own(own) = &mut flow.end else { return };
+        if own.lost.replace(left) == Some(left) {
+            return;
+        }
+        let input = match broken_at {
+            None => Input::RouteSilent { tunnel, route_id: left },
+            Some(at) => Input::RouteBroken { tunnel, route_id: left, at },
+        };
+        if self.events.try_send(input).is_err() {
+            self.counters.count("event-queue-full");
+        }
+        let snapshot = self.snapshot.load();
+        let binding = snapshot.tunnels.get(&tunnel);
+        let backup = binding.and_then(|binding| binding.backup.as_ref());
+        let backup = backup
+            .filter(|backup| backup.route_id > left && self.carries_to(backup.route.nodes()[1]));
+        if let Some(backup) = backup {
+            self.take_route(flow, backup.route.clone(), backup.route_id, now);
+        }
+    }
+
+    /// The link after node `at` of the route in use is gone.
+    pub(super) fn route_broken(&self, flow: &mut Flow, at: usize, now: Timestamp) {
+        self.leave(flow, Some(at), now);
+    }
+
+    /// A link of this node is gone: routes in use that begin with it are lost.
+    pub(super) fn link_lost(&self, neighbour: NodeId) {
+        let now = self.flows.now();
+        for flow in self.flows.all() {
+            let mut flow = hold(&flow);
+            let first = flow.out.route().map(|(route, _)| route.nodes()[1]);
+            if flow.far_end.ours && first == Some(neighbour) {
+                self.route_broken(&mut flow, 0, now);
+            }
+        }
+    }
+
+    // --- datagrams about routes ----------------------------------------------------------------
+
+    fn send_beat(&self, flow: &mut Flow, now: Timestamp) {
+        let Some(key) = flow.key().cloned() else { return };
+        let Some((route, route_id)) = flow.out.route() else { return };
+        let (route, tunnel) = (route.clone(), flow.far_end.tunnel);
+        let sequence = flow.out.next_sequence();
+        let seen = flow.arrivals.newest().map(|seen| seen.encode());
+        let payload = seen.as_ref().map_or(&[][..], |seen| &seen[..]);
+        let End::Own(own) = &mut flow.end else { return };
+        let header = Header::new(DatagramKind::Beat, tunnel, route_id, sequence, route);
+        let mut header = Header { receipt: true, resumed: own.resumes, ..header };
+        own.watch.beat(sequence, now);
+        header.seal(&key, payload);
+        self.send(header.route.nodes()[1], header.encode(payload));
+    }
+
+    /// Answers a datagram that asked, on the way that it took.
+    pub(super) fn send_receipt(&self, flow: &Flow, asked: &Header) {
+        let Some(key) = flow.key() else { return };
+        let payload = flow.arrivals.over(asked.route_id).encode();
+        let (tunnel, route) = (asked.tunnel, asked.route.reversed());
+        let kind = DatagramKind::Receipt;
+        let header = Header::new(kind, tunnel, asked.route_id, asked.sequence, route);
+        let mut header = Header { reply: true, ..header };
+        header.seal(key, &payload);
+        self.send(header.route.nodes()[1], header.encode(&payload));
+    }
+
+    /// A beat of a caller: it is answered, and says up to where the caller has received.
+    pub(super) fn beat_arrived(&self, header: &Header, payload: &[u8]) {
+        let far_end =
+            FarEnd { node: header.route.source(), tunnel: header.tunnel, ours: header.reply };
+        let Some(flow) = self.flows.of(far_end).filter(|_| !header.reply) else {
+            return self.counters.count("not-for-this-node");
+        };
+        let (mut flow, now) = (hold(&flow), self.flows.now());
+        let proof = flow.judge(header, payload);
+        if proof != Proof::Proved(Heard::New) {
+            return self.counters.count(name_of(proof));
+        }
+        flow.came_over(header, proof, false, now);
+        if let Some(seen) = Seen::decode(payload) {
+            flow.out.arrived(seen.route_id, seen.highest);
+        }
+        self.send_receipt(&flow, header);
+        let in_use = flow.out.route_id() == header.route_id;
+        let End::Their(their) = &mut flow.end else { return };
+        if header.resumed && in_use && header.route_id > their.resumed {
+            their.resumed = header.route_id;
+            flow.out.resend(now);
+            self.send_waiting(&mut flow, RESEND_BYTES, now);
+            self.awake.early.notify_one();
+        }
+    }
+
+    /// A receipt of a provider.
+    pub(super) fn receipt_arrived(&self, header: &Header, payload: &[u8]) {
+        let far_end =
+            FarEnd { node: header.route.source(), tunnel: header.tunnel, ours: header.reply };
+        let Some(flow) = self.flows.of(far_end).filter(|_| header.reply) else {
+            return self.counters.count("not-for-this-node");
+        };
+        let (mut flow, now) = (hold(&flow), self.flows.now());
+        let proof = flow.judge(header, payload);
+        let (Proof::Proved(_), Some(receipt)) = (proof, Receipt::decode(payload)) else {
+            return self.counters.count(name_of(proof));
+        };
+        let in_use = flow.out.route_id();
+        let End::Own(own) = &mut flow.end else { return };
+        if header.route_id != in_use {
+            if own.watch.answered_late(now) {
+                self.counters.count("route-left-too-early");
+            }
+            return;
+        }
+        if own.watch.receipt(header.sequence, now).is_some() {
+            own.resumes = false;
+            own.lost = None;
+            if receipt.highest >= own.arrived.highest {
+                own.arrived = receipt;
+            }
+            flow.out.arrived(in_use, receipt.highest);
+        }
+    }
+
+    /// A relay that cannot pass on a datagram of a tunnel tells the one who opened it.
+    pub(super) fn say_broken(&self, datagram: &[u8]) {
+        let Ok((header, _)) = Header::decode(datagram) else { return };
+        let of_a_tunnel = matches!(header.kind, DatagramKind::Data | DatagramKind::Beat);
+        if header.reply || !of_a_tunnel || !self.awake.may_tell(self.flows.now()) {
+            return;
+        }
+        let so_far = header.route.nodes()[..=usize::from(header.position)].iter().rev();
+        let Ok(route) = Route::new(so_far.copied().collect::<Vec<_>>()) else { return };
+        let (kind, tunnel) = (DatagramKind::Broken, header.tunnel);
+        let notice = Header::new(kind, tunnel, header.route_id, header.sequence, route);
+        let notice = Header { reply: true, ..notice };
+        let back = notice.route.nodes()[1];
+        if self.links.load().contains_key(&back) {
+            self.send(back, notice.encode(&[]));
+        }
+    }
+
+    /// A relay says that a route is broken. It has no key; it is believed when the notice came back
+    /// over the route in use, as each hop has checked, and names something that is under way.
+    pub(super) fn broken_arrived(&self, header: &Header) {
+        let believed = self.own_flow(header).is_some_and(|flow| {
+            let mut flow = hold(&flow);
+            let Some((route, route_id)) = flow.out.route() else { return false };
+            let nodes = header.route.nodes();
+            let is_part = nodes.len() < route.nodes().len()
+                && nodes.iter().rev().eq(&route.nodes()[..nodes.len()]);
+            let is_it = is_part && header.route_id == route_id;
+            if !is_it || !flow.out.is_under_way(header.sequence) {
+                return false;
+            }
+            self.route_broken(&mut flow, nodes.len() - 1, self.flows.now());
+            true
+        });
+        if !believed {
+            self.counters.count("broken-not-believed");
+        }
+    }
+
+    /// The tunnel of this node that a relay writes about: its far end is not the sender.
+    fn own_flow(&self, header: &Header) -> Option<Arc<std::sync::Mutex<Flow>>> {
+        let tunnel: TunnelId = header.tunnel;
+        let node = self.snapshot.load().tunnels.get(&tunnel)?.destination;
+        self.flows.of(FarEnd { node, tunnel, ours: true }).filter(|_| header.reply)
+    }
+}
+
+impl OwnEnd {
+    /// What traffic met since the last report.
+    fn report(
+        &mut self,
+        route: Route,
+        route_id: u32,
+        (back_route, back): (u32, Receipt),
+        now: Timestamp,
+    ) -> RouteReport {
+        let said = self.reported;
+        let back_said = if said.back_route == back_route { said.back } else { Receipt::default() };
+        let (arrived, bytes) = (self.arrived, self.bytes);
+        self.reported = Reported { at: now, arrived, bytes, back_route, back };
+        RouteReport {
+            route,
+            route_id,
+            sent: arrived.highest.saturating_sub(said.arrived.highest),
+            received: arrived.received.saturating_sub(said.arrived.received),
+            bytes: bytes.saturating_sub(said.bytes),
+            marked: arrived.marked.saturating_sub(said.arrived.marked),
+            rtt_us: self.watch.rtt_us(),
+            back_sent: back.highest.saturating_sub(back_said.highest),
+            back_received: back.received.saturating_sub(back_said.received),
+            // A tunnel that was not in use was not reported either.
+            duration_us: now.since(said.at).min(2 * REPORT_EVERY).as_micros() as u64,
+        }
+    }
+}
+
+/// The name under which a datagram that is not believed is counted.
+fn name_of(proof: Proof) -> &'static str {
+    match proof {
+        Proof::Proved(Heard::New) => "malformed",
+        Proof::Proved(Heard::Replayed | Heard::Stale) => "replayed",
+        Proof::Unknown => "untagged",
+        Proof::Forged => "forged",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,358 @@
+//! Two data planes, S and T, and relays A and B between them that the test plays itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::engine::forward::{Backup, HeaderView};
+use crate::net::link::{LANES, Link};
+use crate::net::plane::Inbound;
+
+const KEY: [u8; 32] = [7; 32];
+const TUNNEL: TunnelId = TunnelId(5);
+const S: u8 = 0;
+const A: u8 = 1;
+const B: u8 = 2;
+const T: u8 = 9;
+
+fn node(byte: u8) -> NodeId {
+    NodeId([byte; 8])
+}
+
+fn route(nodes: &[u8]) -> Route {
+    Route::new(nodes.iter().map(|n| node(*n)).collect::<Vec<_>>()).unwrap()
+}
+
+/// A data plane with links to A and B.
+struct End {
+    plane: DataPlane,
+    links: BTreeMap<u8, Arc<Link>>,
+    inbound: mpsc::Receiver<Inbound>,
+    events: mpsc::Receiver<Input>,
+}
+
+/// What a link would write now: datagrams, taken from their frames.
+fn written(link: &Arc<Link>) -> Vec<Vec<u8>> {
+    let mut datagrams = Vec::new();
+    for lane in 0..LANES {
+        loop {
+            let mut frames = Vec::new();
+            link.take(lane, &mut frames);
+            let mut rest = frames.as_slice();
+            if rest.is_empty() {
+                break;
+            }
+            while let [high, low, after @ ..] = rest {
+                let (datagram, next) =
+                    after.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+                datagrams.push(datagram.to_vec());
+                rest = next;
+            }
+        }
+    }
+    datagrams
+}
+
+impl End {
+    fn new(me: u8) -> Self {
+        let (sender, events) = mpsc::channel(64);
+        let plane = DataPlane::new(node(me), sender);
+        let inbound = plane.take_inbound().unwrap();
+        let mut links = BTreeMap::new();
+        for neighbour in [A, B] {
+            let link = Arc::new(Link::new(node(neighbour), None));
+            assert!(plane.add_link(link.clone()));
+            links.insert(neighbour, link);
+        }
+        Self { plane, links, inbound, events }
+    }
+
+    /// What was sent to a neighbour.
+    fn sent_to(&mut self, neighbour: u8) -> Vec<Vec<u8>> {
+        written(&self.links[&neighbour])
+    }
+
+    /// The packets that QUIC would get.
+    fn packets(&mut self) -> Vec<u8> {
+        std::iter::from_fn(|| self.inbound.try_recv().ok().map(|inbound| inbound.bytes[0]))
+            .collect()
+    }
+
+    fn dropped(&self, why: &str) -> u64 {
+        self.plane.counters().dropped().get(why).copied().unwrap_or(0)
+    }
+
+    fn send(&self, far_end: FarEnd, packets: impl IntoIterator<Item = u8>) {
+        for packet in packets {
+            self.plane.send_packet(far_end.to_addr(), &[packet]);
+        }
+    }
+}
+
+struct Pair {
+    s: End,
+    t: End,
+}
+
+const TO_T: FarEnd = FarEnd { node: NodeId([T; 8]), tunnel: TUNNEL, ours: true };
+const TO_S: FarEnd = FarEnd { node: NodeId([S; 8]), tunnel: TUNNEL, ours: false };
+
+fn snapshot(used: (u8, u32), backup: Option<(u8, u32)>) -> Arc<ForwardingSnapshot> {
+    let over = |relay| route(&[S, relay, T]);
+    let backup = backup.map(|(relay, route_id)| Backup { route: over(relay), route_id });
+    let binding = Binding {
+        destination: node(T),
+        route: Some(over(used.0)),
+        reachable: true,
+        route_id: used.1,
+        backup,
+        copies: false,
+        capacity: None,
+    };
+    let tunnels = BTreeMap::from([(TUNNEL, binding)]);
+    Arc::new(ForwardingSnapshot { tunnels, ..ForwardingSnapshot::default() })
+}
+
+impl Pair {
+    /// A tunnel over A with the backup B, whose handshake is done.
+    fn new() -> Self {
+        let pair = Self { s: End::new(S), t: End::new(T) };
+        pair.s.plane.set_snapshot(snapshot((A, 1), Some((B, 2))));
+        pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY));
+        pair.t.plane.flows.set_key(TO_S, RouteKey::new(&KEY));
+        pair
+    }
+
+    /// A relay passes on what waits for it, in both directions, until nothing does.
+    fn relay(&mut self, relay: u8) {
+        loop {
+            let (up, down) = (self.s.sent_to(relay), self.t.sent_to(relay));
+            if up.is_empty() && down.is_empty() {
+                return;
+            }
+            for (datagrams, to) in [(up, &self.t), (down, &self.s)] {
+                for mut datagram in datagrams {
+                    Header::advance(&mut datagram);
+                    to.plane.received(node(relay), datagram);
+                }
+            }
+        }
+    }
+
+    /// The route number over which S sends.
+    fn used(&self) -> u32 {
+        hold(&self.s.plane.flows.of(TO_T).unwrap()).out.route_id()
+    }
+
+    /// S notices that its route is silent.
+    fn silence(&self) {
+        let flow = self.s.plane.flows.of(TO_T).unwrap();
+        self.s.plane.leave(&mut hold(&flow), None, self.s.plane.flows.now());
+    }
+}
+
+#[test]
+fn packets_and_receipts_travel_and_settle_what_is_kept() {
+    let mut pair = Pair::new();
+    pair.s.send(TO_T, 0..5);
+    pair.relay(A);
+    assert_eq!(pair.t.packets(), [0, 1, 2, 3, 4]);
+    pair.t.send(TO_S, 10..13);
+    pair.relay(A);
+    assert_eq!(pair.s.packets(), [10, 11, 12]);
+    let flow = pair.s.plane.flows.of(TO_T).unwrap();
+    let flow = hold(&flow);
+    let super::super::flows::End::Own(own) = &flow.end else { panic!("S opened it") };
+    assert!(own.watch.rtt_us().is_some(), "the first packet asked for a receipt");
+    assert_eq!(own.arrived.received, 1, "which left before the others arrived");
+    assert_eq!(flow.arrivals.over(1).received, 3);
+}
+
+#[test]
+fn what_was_lost_with_a_silent_route_is_sent_again_in_order_by_both_ends() {
+    let mut pair = Pair::new();
+    pair.s.send(TO_T, [0]);
+    pair.relay(A);
+    pair.t.send(TO_S, [10]);
+    pair.relay(A);
+    assert_eq!((pair.t.packets(), pair.s.packets()), (vec![0], vec![10]));
+    pair.s.send(TO_T, 1..4);
+    pair.t.send(TO_S, 11..14);
+    // A falls silent: what it has is lost.
+    assert_eq!((pair.s.sent_to(A).len(), pair.t.sent_to(A).len()), (3, 3));
+    pair.silence();
+    assert_eq!(pair.used(), 2);
+    let silent = Input::RouteSilent { tunnel: TUNNEL, route_id: 1 };
+    let told = pair.s.events.try_recv().unwrap();
+    assert!(matches!((told, silent), (
+        Input::RouteSilent { tunnel: a, route_id: b },
+        Input::RouteSilent { tunnel: c, route_id: d },
+    ) if a == c && b == d));
+    pair.s.send(TO_T, [4]);
+    pair.relay(B);
+    assert_eq!(pair.t.packets(), [1, 2, 3, 4]);
+    assert_eq!(pair.s.packets(), [11, 12, 13]);
+    assert_eq!((pair.t.sent_to(A), pair.s.sent_to(A)), (vec![], vec![]));
+    assert_eq!((pair.t.dropped("replayed"), pair.s.dropped("replayed")), (0, 0));
+}
+
+#[test]
+fn a_late_snapshot_does_not_call_back_and_a_newer_one_does() {
+    let mut pair = Pair::new();
+    pair.s.send(TO_T, [0]);
+    pair.silence();
+    pair.s.plane.set_snapshot(snapshot((A, 1), None));
+    assert_eq!(pair.used(), 2, "the engine did not know yet");
+    pair.silence();
+    assert_eq!(pair.used(), 2, "no other route");
+    pair.s.plane.set_snapshot(snapshot((B, 2), Some((A, 3))));
+    assert_eq!(pair.used(), 2);
+    pair.s.plane.set_snapshot(snapshot((A, 4), None));
+    assert_eq!(pair.used(), 4);
+    let told = std::iter::from_fn(|| pair.s.events.try_recv().ok()).count();
+    assert_eq!(told, 2, "each loss is told once");
+}
+
+#[test]
+fn a_link_that_is_gone_is_left_at_once() {
+    let mut pair = Pair::new();
+    pair.s.send(TO_T, [0]);
+    assert!(pair.s.plane.remove_link(&pair.s.links[&A].clone()));
+    assert_eq!(pair.used(), 2);
+    pair.relay(B);
+    assert_eq!(pair.t.packets(), [0]);
+}
+
+#[test]
+fn a_relay_tells_of_its_broken_link_and_only_the_route_itself_is_believed() {
+    let mut pair = Pair::new();
+    pair.s.send(TO_T, [0]);
+    let datagram = pair.s.sent_to(A).pop().unwrap();
+    let relay = End::new(A);
+    // The relay knows S as a neighbour, and not T.
+    let link = Arc::new(Link::new(node(S), None));
+    relay.plane.add_link(link.clone());
+    relay.plane.received(node(S), datagram.clone());
+    let notices = written(&link);
+    assert_eq!((notices.len(), relay.dropped("no-link")), (1, 1));
+    let (notice, _) = Header::decode(&notices[0]).unwrap();
+    assert_eq!(notice.kind, DatagramKind::Broken);
+    for forged in [
+        Header { route: route(&[B, S]), ..notice.clone() },
+        Header { route_id: 2, ..notice.clone() },
+        Header { sequence: 77, ..notice.clone() },
+        Header { tunnel: TunnelId(6), ..notice.clone() },
+        Header { route: route(&[T, A, S]), position: 2, ..notice.clone() },
+    ] {
+        let from = forged.route.nodes()[usize::from(forged.position) - 1];
+        pair.s.plane.received(from, forged.encode(&[]));
+    }
+    assert_eq!((pair.used(), pair.s.dropped("broken-not-believed")), (1, 5));
+    pair.s.plane.received(node(A), notices[0].clone());
+    assert_eq!(pair.used(), 2);
+    let told = pair.s.events.try_recv().unwrap();
+    assert!(matches!(told, Input::RouteBroken { tunnel: TUNNEL, route_id: 1, at: 1 }));
+}
+
+#[test]
+fn a_silent_neighbour_gets_nothing_to_pass_on() {
+    let relay = End::new(7);
+    let header = Header::new(DatagramKind::Data, TUNNEL, 1, 1, route(&[B, 7, A]));
+    relay.plane.received(node(B), header.encode(&[]));
+    let down = BTreeSet::from([node(A)]);
+    let snapshot = ForwardingSnapshot { down, ..ForwardingSnapshot::default() };
+    relay.plane.set_snapshot(Arc::new(snapshot));
+    relay.plane.received(node(B), header.encode(&[]));
+    assert_eq!((relay.plane.counters().forwarded().0, relay.dropped("no-link")), (1, 1));
+}
+
+#[test]
+fn notices_are_bounded_and_nobody_is_told_of_what_comes_back() {
+    let mut relay = End::new(7);
+    let header = Header::new(DatagramKind::Data, TUNNEL, 1, 1, route(&[B, 7, T]));
+    let reply = Header { reply: true, ..header.clone() };
+    relay.plane.received(node(B), reply.encode(&[]));
+    assert!(relay.sent_to(B).is_empty());
+    let mut told = 0;
+    for _ in 0..3 * BROKEN_PER_S {
+        relay.plane.received(node(B), header.encode(&[]));
+        told += relay.sent_to(B).len() as u64;
+    }
+    // The second may change in between.
+    assert!((1..=2 * BROKEN_PER_S).contains(&told), "{told}");
+}
+
+#[test]
+fn the_way_back_of_a_live_tunnel_cannot_be_stolen() {
+    let mut pair = Pair::new();
+    pair.s.send(TO_T, [0]);
+    pair.relay(A);
+    for tag in [0, 99] {
+        for kind in [DatagramKind::Data, DatagramKind::Beat] {
+            let stolen = Header::new(kind, TUNNEL, 9, 9, route(&[S, B, T]));
+            let stolen = Header { tag, resumed: true, position: 2, ..stolen };
+            pair.t.plane.received(node(B), stolen.encode(&[1]));
+        }
+    }
+    pair.t.send(TO_S, [10]);
+    assert!(pair.t.sent_to(B).is_empty());
+    pair.relay(A);
+    assert_eq!(pair.s.packets(), [10]);
+    assert_eq!((pair.t.dropped("forged"), pair.t.dropped("untagged")), (2, 1));
+}
+
+#[test]
+fn replays_reach_nobody_and_forged_receipts_settle_nothing() {
+    let mut pair = Pair::new();
+    pair.s.send(TO_T, [0]);
+    let datagram = pair.s.sent_to(A).pop().unwrap();
+    let mut arrived = datagram.clone();
+    Header::advance(&mut arrived);
+    for _ in 0..3 {
+        pair.t.plane.received(node(A), arrived.clone());
+    }
+    assert_eq!((pair.t.packets(), pair.t.dropped("replayed")), (vec![0], 2));
+    let mut receipt = pair.t.sent_to(A).pop().unwrap();
+    assert_eq!(HeaderView::parse(&receipt).unwrap().kind(), DatagramKind::Receipt);
+    Header::advance(&mut receipt);
+    let mut forged = receipt.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    let settled = |pair: &Pair| {
+        let flow = pair.s.plane.flows.of(TO_T).unwrap();
+        let flow = hold(&flow);
+        !flow.out.is_under_way(1) || flow.out.waiting() > 0
+    };
+    pair.s.plane.received(node(A), forged);
+    assert_eq!(pair.s.dropped("forged"), 1);
+    let rtt = |pair: &Pair| {
+        let flow = pair.s.plane.flows.of(TO_T).unwrap();
+        let super::super::flows::End::Own(own) = &hold(&flow).end else { return None };
+        own.watch.rtt_us()
+    };
+    assert!(!settled(&pair) && rtt(&pair).is_none());
+    pair.s.plane.received(node(A), receipt);
+    assert!(rtt(&pair).is_some());
+}
+
+#[test]
+fn reports_say_what_traffic_met_and_only_of_what_is_in_use() {
+    let mut pair = Pair::new();
+    for packet in 0..4 {
+        pair.s.send(TO_T, [packet]);
+        std::thread::sleep(crate::engine::forward::ASK_GAP);
+        pair.relay(A);
+    }
+    pair.t.send(TO_S, [10, 11]);
+    pair.relay(A);
+    pair.s.plane.report(pair.s.plane.flows.now());
+    let Input::Routes(reports) = pair.s.events.try_recv().unwrap() else { panic!("a report") };
+    let (tunnel, report) = &reports[0];
+    assert_eq!((*tunnel, report.route_id, report.route.clone()), (TUNNEL, 1, route(&[S, A, T])));
+    assert_eq!((report.sent, report.received, report.marked), (4, 4, 0));
+    assert_eq!((report.back_sent, report.back_received), (2, 2));
+    assert!(report.rtt_us.is_some() && report.bytes > 4 * 27);
+    let later = pair.s.plane.flows.now() + crate::engine::forward::IN_USE;
+    pair.s.plane.report(later);
+    assert!(pair.s.events.try_recv().is_err());
+}
