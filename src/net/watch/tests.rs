@@ -340,8 +340,8 @@ fn reports_say_what_traffic_met_and_only_of_what_is_in_use() {
     let mut pair = Pair::new();
     for packet in 0..4 {
         pair.s.send(TO_T, [packet]);
-        std::thread::sleep(crate::engine::forward::ASK_GAP);
         pair.relay(A);
+        std::thread::sleep(crate::engine::forward::ASK_GAP);
     }
     pair.t.send(TO_S, [10, 11]);
     pair.relay(A);
