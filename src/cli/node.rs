@@ -1,6 +1,7 @@
 //! `meshwise node`
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +27,9 @@ pub struct Args {
     /// Join through this node too; may be given several times.
     #[arg(long, value_name = "MULTIADDRESS")]
     bootstrap: Vec<String>,
+    /// Offer the SOCKS5 proxy for names of the mesh here instead of on 127.0.0.1:1080.
+    #[arg(long, value_name = "ADDRESS")]
+    socks: Option<SocketAddr>,
     /// Do not search the local network for nodes.
     #[arg(long)]
     no_mdns: bool,
@@ -47,6 +51,9 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     };
     if !args.listen.is_empty() {
         config.network.listen = args.listen;
+    }
+    if let Some(address) = args.socks {
+        config.entry.socks = address.to_string();
     }
     config.network.bootstrap.extend(args.bootstrap);
     config.network.mdns &= !args.no_mdns;
