@@ -14,8 +14,6 @@ use crate::engine::types::MAX_ROUTE_HOPS;
 
 /// Most routes that a tunnel uses at one time.
 pub const PATHS_MAX: usize = 4;
-/// Smallest limit on what is passed on for others (bytes/s): a datagram in a few seconds.
-pub const RELAY_RATE_MIN: u64 = 1_000;
 
 /// A configuration that cannot be used. The message names the file or key and what to write.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +56,6 @@ pub struct Config {
     pub entry: EntryConfig,
     /// How routes are chosen.
     pub routing: RoutingConfig,
-    /// What is passed on for others.
-    pub relay: RelayConfig,
     /// How often to measure.
     pub probing: ProbingConfig,
     /// How to learn.
@@ -113,14 +109,6 @@ impl Default for EntryConfig {
     fn default() -> Self {
         Self { socks: "127.0.0.1:1080".into() }
     }
-}
-
-/// What is passed on for others.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RelayConfig {
-    /// Most bytes passed on for others in a second, 1000 or more; 0 for no limit.
-    pub rate: u64,
 }
 
 /// How routes are chosen.
@@ -353,13 +341,6 @@ impl Config {
             format!("'{socks}'"),
             "an address and a port as in 127.0.0.1:1080, or empty",
         )?;
-        let rate = self.relay.rate;
-        check(
-            "relay.rate",
-            rate == 0 || rate >= RELAY_RATE_MIN,
-            text(&rate),
-            "0, or 1000 or more",
-        )?;
         check(
             "routing.bandwidth_reference",
             routing.bandwidth_reference.is_finite() && routing.bandwidth_reference > 0.0,
@@ -462,7 +443,6 @@ mod tests {
             ("[routing]\nswitch_margin = 2.0", "routing.switch_margin"),
             ("[routing]\npaths = 5", "routing.paths"),
             ("[entry]\nsocks = 'localhost:1080'", "entry.socks"),
-            ("[relay]\nrate = 999", "relay.rate"),
             ("[probing]\nlink_ms = 1", "probing.link_ms"),
             ("[network]\nname = 'A B'", "network.name"),
             ("[[emulation.links]]\nloss = 2.0", "emulation.links"),

@@ -41,7 +41,9 @@ struct Tunnel {
     due_at: Timestamp,
     decided_at: Option<Timestamp>,
     expected: Expected,
-    worse: u32,
+    /// Round trips in a row that were much slower than expected, and reports that lost much more.
+    slow: u32,
+    lossy: u32,
 }
 
 /// See the module documentation.
@@ -59,7 +61,7 @@ impl Deciding {
     /// A tunnel is open: it is decided now.
     pub(super) fn open(&mut self, tunnel: TunnelId, now: Timestamp) {
         let expected = Expected::default();
-        let open = Tunnel { due_at: now, decided_at: None, expected, worse: 0 };
+        let open = Tunnel { due_at: now, decided_at: None, expected, slow: 0, lossy: 0 };
         self.tunnels.insert(tunnel, open);
     }
 
@@ -107,7 +109,7 @@ impl Deciding {
         if let Some(known) = self.tunnels.get_mut(&tunnel) {
             let factor = 1.0 - JITTER + 2.0 * JITTER * random.clamp(0.0, 1.0);
             let due_at = now + interval.mul_f64(factor);
-            *known = Tunnel { due_at, decided_at: Some(now), expected, worse: 0 };
+            *known = Tunnel { due_at, decided_at: Some(now), expected, slow: 0, lossy: 0 };
         }
     }
 
@@ -117,9 +119,13 @@ impl Deciding {
         let Some(known) = self.tunnels.get_mut(&tunnel) else { return };
         let expected = known.expected;
         let slow = expected.rtt_ms.is_some_and(|expected_ms| is_worse(rtt_ms, expected_ms));
-        let lossy = loss.is_some_and(|loss| loss > expected.loss + BAD_LOSS);
-        known.worse = if slow || lossy { known.worse + 1 } else { 0 };
-        if known.worse >= BAD_IN_A_ROW {
+        known.slow = if slow { known.slow + 1 } else { 0 };
+        // A probe in time says nothing about the loss of traffic.
+        if let Some(loss) = loss {
+            let lossy = loss > expected.loss + BAD_LOSS;
+            known.lossy = if lossy { known.lossy + 1 } else { 0 };
+        }
+        if known.slow.max(known.lossy) >= BAD_IN_A_ROW {
             self.soon(tunnel, now);
         }
     }
@@ -166,6 +172,17 @@ mod tests {
         deciding.close(TWO);
         deciding.close(ONE);
         assert_eq!(deciding.next_timeout(), None);
+    }
+
+    #[test]
+    fn loss_of_traffic_counts_although_probes_come_back_in_time() {
+        let mut deciding =
+            decided(Expected { rtt_ms: Some(60.0), links_ms: Some(60.0), loss: 0.0 });
+        deciding.met(ONE, 60.0, Some(0.3), at(500));
+        deciding.met(ONE, 60.0, None, at(750));
+        assert_eq!(deciding.due(at(750)), []);
+        deciding.met(ONE, 60.0, Some(0.3), at(1_000));
+        assert_eq!(deciding.due(at(1_000)), [ONE]);
     }
 
     #[test]

@@ -44,7 +44,10 @@ use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
 use predict::{QualityModel, RoutePredictor};
 use route::candidate::Knowledge;
-use route::{Counterfactual, Decision, Destination, IntelligentRouter, OverlayGraph, PathPolicy};
+use route::router::MOVES_INTERVAL;
+use route::{
+    Counterfactual, Decision, Destination, IntelligentRouter, OverlayGraph, PathPolicy, Reason,
+};
 use services::Services;
 use types::{NodeId, PublicKey, Timestamp, TunnelId};
 
@@ -401,6 +404,18 @@ impl Engine {
         let expected = self.expected(&decision);
         let (interval, random) = (self.config.intervals.decide, self.random.random());
         self.deciding.decided(tunnel, expected, now, interval, random);
+        // What held a better route back ends before the next regular time.
+        match decision.reason {
+            Reason::Held => {
+                let used = self.router.tunnel(tunnel).and_then(|used| used.current.as_ref());
+                let hold = self.config.paths.switching.hold;
+                if let Some((_, since)) = used {
+                    self.deciding.by(tunnel, *since + hold);
+                }
+            }
+            Reason::Capped => self.deciding.by(tunnel, now + MOVES_INTERVAL),
+            _ => {}
+        }
         if decision.changed {
             let route = decision.chosen.map(|index| decision.candidates[index].route.clone());
             let reason = decision.reason.as_str();

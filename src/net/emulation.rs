@@ -248,6 +248,10 @@ fn release(receiver: &Receiver<Waiting>) {
             }
             continue;
         }
+        if heap.len() >= WAITING_MAX {
+            std::thread::sleep(wait);
+            continue;
+        }
         match receiver.recv_timeout(wait) {
             Ok(waiting) => heap.push(Reverse(waiting)),
             Err(RecvTimeoutError::Timeout) => {}
@@ -255,7 +259,7 @@ fn release(receiver: &Receiver<Waiting>) {
         }
         while let Ok(waiting) = receiver.try_recv() {
             heap.push(Reverse(waiting));
-            if heap.len() > WAITING_MAX {
+            if heap.len() >= WAITING_MAX {
                 break;
             }
         }

@@ -246,15 +246,21 @@ impl Flows {
     /// The two ends of a tunnel have a key from now on. Returns a number that takes it away again.
     pub(super) fn set_key(&self, far_end: FarEnd, key: RouteKey) -> u64 {
         let number = self.keys.fetch_add(1, Ordering::Relaxed);
-        let flow = self.of_or_new(far_end);
-        let mut flow = hold(&flow);
-        flow.key = Some((key, number));
-        flow.arrivals = Arrivals::default();
-        if let End::Their(their) = &mut flow.end {
-            their.resumed = 0;
-            flow.out = Outgoing::new(self.kept.clone());
+        loop {
+            let known = self.of_or_new(far_end);
+            let mut flow = hold(&known);
+            flow.key = Some((key.clone(), number));
+            flow.arrivals = Arrivals::default();
+            if let End::Their(their) = &mut flow.end {
+                their.resumed = 0;
+                flow.out = Outgoing::new(self.kept.clone());
+            }
+            drop(flow);
+            // Until it had a key, it may have had to make room for another caller.
+            if self.of(far_end).is_some_and(|now| Arc::ptr_eq(&now, &known)) {
+                return number;
+            }
         }
-        number
     }
 
     /// The connection that gave the key is gone; with a `number`, only when the key is that one. A

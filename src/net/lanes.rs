@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::link::{LANES, Link, WRITE_BYTES};
 use super::plane::DataPlane;
 use crate::engine::event::Input;
-use crate::engine::forward::PAYLOAD_BYTES_MAX;
+use crate::engine::forward::{FIXED_BYTES, PAYLOAD_BYTES_MAX};
 use crate::engine::types::{MAX_ROUTE_HOPS, NodeId};
 
 /// Longest frame (bytes): the longest header and payload.
-pub const FRAME_BYTES_MAX: usize = 19 + 8 * (MAX_ROUTE_HOPS + 1) + PAYLOAD_BYTES_MAX;
+pub const FRAME_BYTES_MAX: usize = FIXED_BYTES + 8 * (MAX_ROUTE_HOPS + 1) + PAYLOAD_BYTES_MAX;
 /// Lanes that one neighbour may open to us: twice ours, for those that are being replaced.
 const INCOMING_MAX: usize = 2 * LANES;
 /// A write that takes as long as this had to wait for the neighbour.

@@ -398,7 +398,7 @@ impl DataPlane {
                     }
                 }
                 // A caller that was restarted shakes hands under another key: QUIC decides.
-                Proof::Forged if !handshake => self.counters.count("forged"),
+                Proof::Forged if !handshake => return self.counters.count("forged"),
                 Proof::Forged | Proof::Unknown => {}
             }
         }

@@ -117,6 +117,8 @@ pub(super) async fn run(plane: Arc<DataPlane>, stop: CancellationToken) {
     let mut report_at = plane.flows.now() + REPORT_EVERY;
     loop {
         let now = plane.flows.now();
+        // Whoever sends meanwhile, on a tunnel that was looked at already, wakes this again.
+        plane.awake.wakes_at.store(u64::MAX, Ordering::Relaxed);
         let mut wakes_at = plane.watch_all(now);
         if report_at <= now {
             report_at = now + REPORT_EVERY;

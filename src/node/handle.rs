@@ -227,7 +227,10 @@ impl NodeHandle {
 
     /// Where the connections of a service of this node go.
     pub fn target(&self, name: &ServiceName) -> Option<SocketAddr> {
-        self.tunnels.exported(name).map(|export| export.target)
+        let me = self.key().node_id();
+        let export = self.tunnels.exported(name)?;
+        let may = export.allowed.is_empty() || export.allowed.contains(&me);
+        may.then_some(export.target)
     }
 
     /// Loads the champion from disk again. Returns its version.

@@ -258,7 +258,10 @@ impl Proxy {
     async fn sweep(&self) {
         let open = self.node.tunnels();
         self.shared.lock().await.retain(|_, shared| {
-            // Somebody has it: it is in use.
+            // Somebody has it, or is about to take it: it is in use.
+            if Arc::strong_count(shared) > 1 {
+                return true;
+            }
             let Ok(mut held) = shared.try_lock() else { return true };
             let Some((tunnel, _)) = held.tunnel else {
                 return held.failed.is_some_and(|(at, _)| at.elapsed() < FAILURE_SPEAKS);

@@ -53,6 +53,9 @@ pub struct Args {
     /// Relay TCP connections to an address, as a measure of comparison.
     #[arg(long, value_name = "ADDRESS", hide = true)]
     tcp_relay: Option<SocketAddr>,
+    /// Echo what TCP connections bring.
+    #[arg(long, hide = true)]
+    tcp_echo: bool,
 }
 
 const SERVICE: &str = "byronwade.local";
@@ -84,6 +87,9 @@ fn say(started: Instant, text: &str) {
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     if let Some(target) = args.tcp_relay {
         return scenario::relay_tcp(target).await;
+    }
+    if args.tcp_echo {
+        return scenario::serve_echo().await;
     }
     let started = Instant::now();
     let scratch = tempfile::tempdir()?;

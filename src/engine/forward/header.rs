@@ -26,7 +26,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 /// Largest tunnel id: the sixteenth bit is free for who keeps both directions apart.
 pub const TUNNEL_ID_MAX: u16 = 0x7fff;
 pub(super) const VERSION: u8 = 2;
-pub(super) const FIXED_BYTES: usize = 27;
+/// Length of a header without its route (bytes).
+pub const FIXED_BYTES: usize = 27;
 pub(super) const FLAG_CONGESTION: u8 = 1;
 pub(super) const FLAG_REPLY: u8 = 2;
 pub(super) const FLAG_RECEIPT: u8 = 4;

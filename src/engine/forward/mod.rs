@@ -11,7 +11,9 @@ mod view;
 mod watch;
 
 pub use decision::{Drop, Verdict, decide};
-pub use header::{DatagramKind, Header, HeaderError, PAYLOAD_BYTES_MAX, TUNNEL_ID_MAX};
+pub use header::{
+    DatagramKind, FIXED_BYTES, Header, HeaderError, PAYLOAD_BYTES_MAX, TUNNEL_ID_MAX,
+};
 pub use receipt::{Arrivals, Heard, REPLAY_WINDOW, ROUTES_MAX, Receipt, Seen};
 pub use snapshot::{Backup, Binding, ForwardingSnapshot};
 pub use tag::RouteKey;

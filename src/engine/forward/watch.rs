@@ -222,7 +222,7 @@ impl RouteWatch {
             Duration::from_micros((smoothed + 4.0 * deviation) as u64) + PATIENCE_SLACK
         });
         let patience = known.map_or(PATIENCE_UNKNOWN, |known| known.max(PATIENCE_MIN));
-        patience.mul_f64(self.factor_at(now)).min(PATIENCE_MAX)
+        patience.min(PATIENCE_MAX).mul_f64(self.factor_at(now))
     }
 
     fn factor_at(&self, now: Timestamp) -> f64 {

@@ -1,7 +1,9 @@
 //! One stream through a tunnel, and why there is none.
 
-use quinn::{Connection, RecvStream, SendStream, VarInt};
 use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -18,6 +20,9 @@ pub(super) enum Status {
     TargetUnreachable = 3,
     Busy = 4,
 }
+
+/// How long a provider may take to accept a stream: it connects to its target meanwhile.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why a stream failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +160,8 @@ async fn accepted(recv: &mut RecvStream, accepted: &mut bool) -> Result<(), Stre
     if *accepted {
         return Ok(());
     }
-    let status = recv.read_u8().await.map_err(|_| StreamError::Lost)?;
+    let answer = tokio::time::timeout(ACCEPT_TIMEOUT, recv.read_u8()).await;
+    let status = answer.map_err(|_| StreamError::Unreachable)?.map_err(|_| StreamError::Lost)?;
     if status != Status::Accepted as u8 {
         return Err(StreamError::refused(status));
     }

@@ -39,6 +39,13 @@ impl Drop for EchoService {
     }
 }
 
+/// Prints where it listens, and echoes for ever.
+pub(in crate::cli::demo) async fn serve() -> anyhow::Result<()> {
+    let service = EchoService::start().await?;
+    crate::cli::output::print(&service.address.to_string())?;
+    std::future::pending().await
+}
+
 /// Messages that came back: when, and after how long (ms).
 pub(super) struct Pings {
     pub(super) answers: Vec<(Instant, f64)>,

@@ -19,6 +19,7 @@ use super::{Context, PATIENCE, output, say};
 use crate::api::types::{OpenTunnel, Publish, Published, Tunnel};
 use crate::engine::overlay::Objective;
 
+pub(super) use echo::serve as serve_echo;
 pub(super) use speed::relay_tcp;
 
 /// What to show.

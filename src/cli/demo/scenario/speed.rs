@@ -151,17 +151,23 @@ impl Chain {
     async fn start(relays: usize, target: SocketAddr) -> anyhow::Result<(Self, SocketAddr)> {
         let (mut children, mut next) = (Vec::new(), target);
         for _ in 0..relays {
-            let mut command = Command::new(std::env::current_exe()?);
-            command.arg("demo").arg("--tcp-relay").arg(next.to_string());
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
-            let mut child = command.spawn()?;
-            let out = child.stdout.take().context("its output is ours")?;
-            let said = BufReader::new(out).lines().next_line().await?;
-            next = said.context("a TCP relay did not start")?.parse()?;
+            let (child, listens) = helper(&["--tcp-relay", &next.to_string()]).await?;
             children.push(child);
+            next = listens;
         }
         Ok((Self { _children: children }, next))
     }
+}
+
+/// Starts this program as a helper of the demo that says where it listens. Dropping it ends it.
+pub(super) async fn helper(arguments: &[&str]) -> anyhow::Result<(Child, SocketAddr)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("demo").args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn()?;
+    let out = child.stdout.take().context("its output is ours")?;
+    let said = BufReader::new(out).lines().next_line().await?;
+    Ok((child, said.context("a helper of the demo did not start")?.parse()?))
 }
 
 /// Prints where it listens, and relays every connection to `target`, for ever.

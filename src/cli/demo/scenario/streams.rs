@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::echo::EchoService;
+use super::speed::helper;
 use super::{Figure, figure, line, start, tunnel};
 use crate::cli::demo::say;
 use crate::engine::overlay::Objective;
@@ -29,8 +29,9 @@ pub(super) async fn idle(
     minutes: u64,
 ) -> anyhow::Result<Vec<Figure>> {
     let mut mesh = start(started, folder, line(1, 0.0)).await?;
-    let echo = EchoService::start().await?;
-    let to = format!("tcp://{}", echo.address);
+    // A process of its own: both ends of all connections would not fit into one.
+    let (_echo, address) = helper(&["--tcp-echo"]).await?;
+    let to = format!("tcp://{address}");
     let opened = tunnel(&mesh, "S", "echo.local", to, Objective::Balanced).await?;
     tokio::time::sleep(SETTLE).await;
     let memory = || ["S", "T"].map(|name| rss_bytes(mesh.pid(name)).unwrap_or(f64::NAN));
