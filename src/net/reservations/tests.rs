@@ -179,6 +179,19 @@ fn who_refuses_is_named_and_nobody_keeps_anything() {
 }
 
 #[test]
+fn a_relay_that_cannot_do_both_does_neither_and_passes_nothing_on() {
+    let mesh = Mesh::new(&[((A, S), 500_000.0)]);
+    let asked = Header::new(DatagramKind::Reserve, TunnelId(TUNNEL), 1, 9, route(&[S, A, T]));
+    mesh.planes[&A].received(node(S), asked.encode(&encode_reserve(RATE)));
+    assert_eq!(mesh.promised(), []);
+    assert!(written(&mesh.links[&(A, T)]).is_empty());
+    let (answer, payload) = (written(&mesh.links[&(A, S)]), Answer::decode);
+    let (header, bytes) = Header::decode(&answer[0]).unwrap();
+    let refused = Answer::Refused { position: 1, side: Side::Previous, available: 200_000 };
+    assert_eq!((payload(bytes), header.route, header.reply), (Ok(refused), route(&[A, S]), true));
+}
+
+#[test]
 fn what_a_closed_tunnel_held_is_free() {
     let mut mesh = Mesh::new(&[]);
     mesh.open(TUNNEL, A, 1);
