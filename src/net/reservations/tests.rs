@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::engine::forward::Binding;
-use crate::net::link::Link;
+use crate::net::link::{LANES, Link};
 use crate::net::watch::tests::written;
 
 const TUNNEL: u16 = 5;
@@ -162,6 +162,25 @@ fn every_link_of_a_route_sets_the_rate_aside_until_one_is_full() {
     mesh.due(Duration::ZERO);
     assert_eq!(mesh.told(), [(7, 1, full(S, A, 0))]);
     assert_eq!(mesh.promised(), both(A, 2 * RATE));
+}
+
+#[test]
+fn a_tunnel_with_a_reservation_goes_first() {
+    let first = |reserves: bool| {
+        let mut mesh = Mesh::new(&[]);
+        mesh.open(TUNNEL, A, 1);
+        if reserves {
+            mesh.due(Duration::ZERO);
+        }
+        let link = &mesh.links[&(A, T)];
+        // On the same lane.
+        for tunnel in [TUNNEL + LANES as u16, TUNNEL] {
+            let header = Header::new(DatagramKind::Data, TunnelId(tunnel), 1, 1, route(&[S, A, T]));
+            (0..20).for_each(|_| mesh.planes[&A].received(node(S), header.encode(&[0; 1_000])));
+        }
+        Header::decode(&written(link)[0]).unwrap().0.tunnel.0
+    };
+    assert_eq!((first(false), first(true)), (TUNNEL + LANES as u16, TUNNEL));
 }
 
 #[test]
