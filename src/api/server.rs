@@ -116,7 +116,11 @@ impl From<RequestError> for Failure {
             RequestError::Path(_)
             | RequestError::Paths(_)
             | RequestError::FixedPaths
+            | RequestError::ReservedPaths
+            | RequestError::Rate
             | RequestError::OwnService(_) => StatusCode::BAD_REQUEST,
+            RequestError::InsufficientBandwidth { .. } => StatusCode::CONFLICT,
+            RequestError::ReservationUnanswered(_) => StatusCode::BAD_GATEWAY,
             RequestError::TooManyTunnels => StatusCode::TOO_MANY_REQUESTS,
         };
         Self(code, error.to_string())
@@ -218,8 +222,8 @@ async fn open_tunnel(
     let via = body
         .via
         .map(|relays| relays.iter().map(|text| parse_node(text)).collect::<Result<Vec<_>, _>>());
-    let (objective, paths) = (body.objective, body.paths);
-    let options = TunnelOptions { via: via.transpose()?, objective, paths };
+    let OpenTunnel { objective, paths, reserve, .. } = body;
+    let options = TunnelOptions { via: via.transpose()?, objective, paths, reserve };
     let (tunnel, _) = node.open_tunnel(service, listen, options).await?;
     let info = node.tunnels().into_iter().find(|info| info.tunnel == tunnel);
     let info = info.ok_or(RequestError::Stopped)?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::measure::{LinkQuality, LinkState};
 use crate::engine::overlay::{Objective, ServiceRecord};
 use crate::engine::predict::ModelCard;
+use crate::engine::route::ReservationState;
 use crate::engine::types::{PublicKey, Route};
 
 pub use super::learning::Learning;
@@ -211,6 +212,9 @@ pub struct OpenTunnel {
     /// How many routes it uses at one time, 1 to 4.
     #[serde(default)]
     pub paths: Option<usize>,
+    /// Bandwidth to be set aside for it, in each direction (bytes/s).
+    #[serde(default)]
+    pub reserve: Option<u64>,
 }
 
 /// One entry of `GET /v1/tunnels`
@@ -248,6 +252,10 @@ pub struct Tunnel {
     pub sent_bytes: u64,
     /// Bytes received through it.
     pub received_bytes: u64,
+    /// Bandwidth to be set aside for it, in each direction (bytes/s).
+    pub reserved: Option<u64>,
+    /// Whether it was: `pending`, `granted` or `refused`.
+    pub reservation: Option<String>,
 }
 
 /// `POST /v1/model/reload`
@@ -382,6 +390,7 @@ impl Tunnel {
         let strands = info.strands.iter().filter_map(|strand| bound.get(strand));
         let paths = strands.clone().filter_map(|strand| strand.current.as_ref());
         let current = destination.and_then(|d| d.current.as_ref());
+        let reservation = destination.and_then(|d| d.reservation);
         Self {
             tunnel: info.tunnel.0,
             service: info.service.to_string(),
@@ -399,6 +408,15 @@ impl Tunnel {
             open_connections: info.open,
             sent_bytes: info.bytes.0,
             received_bytes: info.bytes.1,
+            reserved: reservation.map(|reservation| reservation.rate),
+            reservation: reservation.map(|reservation| {
+                let state = match reservation.state {
+                    ReservationState::Pending => "pending",
+                    ReservationState::Granted => "granted",
+                    ReservationState::Refused(_) => "refused",
+                };
+                state.into()
+            }),
         }
     }
 }

@@ -253,6 +253,7 @@ fn simulate(
                     forced: None,
                     objective: Objective::Balanced,
                     beside: None,
+                    reserve: None,
                 };
                 world.command(OBSERVER, open);
             }

@@ -3,6 +3,7 @@
 use super::{Context, output};
 use crate::api::types::{OpenTunnel, Tunnel};
 use crate::engine::overlay::Objective;
+use crate::engine::traffic::message::RATE_MAX;
 
 /// Carry local connections to a service.
 #[derive(Debug, clap::Subcommand)]
@@ -26,6 +27,10 @@ pub enum Verb {
         /// setting routing.paths].
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
         paths: Option<u8>,
+        /// Have this much set aside on every link of its route, in each direction (such as
+        /// 5mbit; kbit, mbit or gbit a second).
+        #[arg(long, value_name = "RATE", value_parser = rate)]
+        reserve: Option<u64>,
     },
     /// List the open tunnels.
     List,
@@ -39,14 +44,14 @@ pub enum Verb {
 pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     let client = context.client();
     match verb {
-        Verb::Open { name, listen, via, objective, paths } => {
+        Verb::Open { name, listen, via, objective, paths, reserve } => {
             let split = |via: String| {
                 let relays = via.split(',').map(str::trim).filter(|relay| !relay.is_empty());
                 relays.map(str::to_owned).collect()
             };
             let paths = paths.map(usize::from);
             let via = via.map(split);
-            let body = OpenTunnel { service: name, listen, via, objective, paths };
+            let body = OpenTunnel { service: name, listen, via, objective, paths, reserve };
             let tunnel: Tunnel = client.post("/v1/tunnels", &body).await?;
             if context.json {
                 return output::json(&tunnel);
@@ -76,6 +81,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
                 "total",
                 "sent",
                 "received",
+                "reserved",
                 "route",
             ];
             let mut table = output::table(&columns);
@@ -91,6 +97,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
                     tunnel.connections.to_string(),
                     output::bytes(tunnel.sent_bytes),
                     output::bytes(tunnel.received_bytes),
+                    reserved(tunnel),
                     routes(tunnel, "\n"),
                 ]);
             }
@@ -106,8 +113,46 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     }
 }
 
+/// What is set aside for a tunnel, and whether it is.
+fn reserved(tunnel: &Tunnel) -> String {
+    let Some(rate) = tunnel.reserved else { return "-".into() };
+    let state = tunnel.reservation.as_deref().unwrap_or("pending");
+    format!("{:.1} Mbit/s {state}", rate as f64 * 8.0 / 1e6)
+}
+
+/// A rate such as 5mbit, in bytes/s.
+fn rate(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        let most = RATE_MAX / 125_000_000;
+        format!("a rate is a number with kbit, mbit or gbit, such as 5mbit, up to {most}gbit")
+    };
+    let units = [("kbit", 125.0), ("mbit", 125_000.0), ("gbit", 125_000_000.0)];
+    let text = text.to_ascii_lowercase();
+    let split = |(unit, bytes)| text.strip_suffix(unit).map(|number| (number, bytes));
+    let (number, bytes): (&str, f64) = units.into_iter().find_map(split).ok_or_else(wrong)?;
+    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    let rate = number * bytes;
+    if (1.0..=RATE_MAX as f64).contains(&rate) { Ok(rate as u64) } else { Err(wrong()) }
+}
+
 /// The routes of a tunnel, one for each of its paths.
 fn routes(tunnel: &Tunnel, between: &str) -> String {
     let routes: Vec<String> = tunnel.paths.iter().map(|route| output::route(route)).collect();
     if routes.is_empty() { "-".into() } else { routes.join(between) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_in_bits_and_bounded() {
+        assert_eq!(rate("5mbit"), Ok(625_000));
+        assert_eq!((rate("1.5 Gbit"), rate("8kbit")), (Ok(187_500_000), Ok(1_000)));
+        assert_eq!(rate("8000gbit"), Ok(RATE_MAX));
+        for wrong in ["0mbit", "0.001kbit", "8001gbit", "5", "mbit", "-1mbit", "nanmbit", "infmbit"]
+        {
+            assert!(rate(wrong).unwrap_err().contains("5mbit"), "{wrong}");
+        }
+    }
 }

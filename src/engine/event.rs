@@ -14,6 +14,7 @@ use crate::engine::overlay::wire::{Objective, PeerAddresses, ServiceKind, Servic
 use crate::engine::predict::QualityModel;
 use crate::engine::predict::watch::LiveLoss;
 use crate::engine::route::Decision;
+use crate::engine::traffic::message::Bottleneck;
 use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, TunnelId};
 
 /// Names a request across [`Command`] and [`Output::Answer`]; the driver draws it.
@@ -77,6 +78,15 @@ pub enum Input {
     },
     /// What the traffic of tunnels in use met on their routes since the last report.
     Routes(Vec<(TunnelId, RouteReport)>),
+    /// What the nodes of a route say to a reservation.
+    ReserveAnswered {
+        /// For which tunnel.
+        tunnel: TunnelId,
+        /// Number of the route that was asked.
+        route_id: u32,
+        /// The link that has not enough left, in the error; `None` when nobody answered.
+        result: Result<(), Option<Bottleneck>>,
+    },
     /// The DHT stored a record, or did not.
     DhtStored {
         /// From [`Output::DhtPut`].
@@ -137,6 +147,8 @@ pub enum Command {
         objective: Objective,
         /// Another tunnel of this node to the same far end, whose relays it is to avoid.
         beside: Option<TunnelId>,
+        /// Bandwidth to be set aside for it on its route (bytes/s).
+        reserve: Option<u64>,
     },
     /// No longer.
     CloseTunnel(TunnelId),

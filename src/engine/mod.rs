@@ -193,10 +193,15 @@ impl Engine {
                     let at = self.stamp(now);
                     self.record(Sample::Slice { at, neighbour, report });
                 }
+                // What the links can carry has changed, and others' reservations depend on it.
+                self.aim = true;
             }
             Input::RouteSilent { tunnel, route_id } => self.route_lost(tunnel, route_id, None, now),
             Input::RouteBroken { tunnel, route_id, at } => {
                 self.route_lost(tunnel, route_id, Some(at), now);
+            }
+            Input::ReserveAnswered { tunnel, result, .. } => {
+                self.router.reserve_answered(tunnel, result);
             }
             Input::Routes(reports) => self.routes_reported(reports, now),
             Input::DhtStored { request, error } => {
@@ -304,6 +309,11 @@ impl Engine {
         self.router.tunnels()
     }
 
+    /// What became of a tunnel's reservation; `None` when it has none, or is not open.
+    pub fn reservation(&self, tunnel: TunnelId) -> Option<route::Reservation> {
+        self.router.tunnel(tunnel)?.reservation
+    }
+
     /// The forecaster in use.
     pub fn predictor(&self) -> &RoutePredictor {
         &self.predictor
@@ -343,8 +353,11 @@ impl Engine {
             Command::Resolve { request, name, from_dht } => {
                 self.services.resolve(request, name, from_dht, now, &mut self.outputs);
             }
-            Command::OpenTunnel { tunnel, destination, forced, objective, beside } => {
+            Command::OpenTunnel { tunnel, destination, forced, objective, beside, reserve } => {
                 if self.router.open(tunnel, destination, forced, objective, beside) {
+                    if let Some(rate) = reserve {
+                        self.router.reserve(tunnel, rate);
+                    }
                     self.deciding.open(tunnel, now);
                 } else {
                     self.dropped("tunnel", "too many are open".into());
@@ -436,6 +449,7 @@ impl Engine {
                 .current
                 .as_ref()
                 .and_then(|(route, _)| self.graph.residual(route)),
+            reserved: destination.reservation.map(|reservation| reservation.rate),
         };
         let tunnels = self.router.tunnels().map(|(id, destination)| (id, binding(destination)));
         let down = self.links.all().filter(|(_, state, _)| *state == LinkState::Down);

@@ -6,7 +6,7 @@
 //!   [`emulation`] can slow them down.
 //! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped; [`flows`]
 //!   knows each tunnel's far end, [`sending`] keeps what may be lost with a route, [`watch`] leaves
-//!   routes that fell silent.
+//!   routes that fell silent, [`reservations`] asks and answers for bandwidth that is set aside.
 //! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
 //!
 //! What happens becomes an [`Input`] for the engine; what the engine
@@ -21,6 +21,7 @@ pub mod lanes;
 pub mod link;
 pub mod overlay_socket;
 pub mod plane;
+pub mod reservations;
 pub mod sending;
 pub mod swarm;
 pub mod tunnel;

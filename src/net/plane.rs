@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::emulation::Emulator;
 use super::flows::{End, Flow, Flows, Proof, hold, is_handshake};
 use super::link::{Link, LinkCounters};
+use super::reservations::Reservations;
 use super::watch::Awake;
 use crate::config::EmulatedLink;
 use crate::engine::event::Input;
@@ -120,6 +121,7 @@ pub struct DataPlane {
     only: ArcSwapOption<BTreeSet<NodeId>>,
     pub(super) flows: Flows,
     pub(super) awake: Awake,
+    pub(super) reservations: Reservations,
     probes: Mutex<BTreeMap<u64, (Instant, Route)>>,
     inbound: mpsc::Sender<Inbound>,
     inbound_receiver: Mutex<Option<mpsc::Receiver<Inbound>>>,
@@ -140,6 +142,7 @@ impl DataPlane {
             only: ArcSwapOption::empty(),
             flows: Flows::default(),
             awake: Awake::default(),
+            reservations: Reservations::default(),
             probes: Mutex::default(),
             inbound,
             inbound_receiver: Mutex::new(Some(receiver)),
@@ -193,6 +196,7 @@ impl DataPlane {
         self.snapshot.store(snapshot.clone());
         self.flows.close(|far_end| snapshot.tunnels.contains_key(&far_end.tunnel));
         self.follow_all(&snapshot);
+        self.follow_reservations(&snapshot);
     }
 
     /// Whether any candidate route of a tunnel of this node is alive.
@@ -235,6 +239,7 @@ impl DataPlane {
         });
         let removed = is_it(&before);
         if removed {
+            self.reservations.forget(link.neighbour());
             self.link_lost(link.neighbour());
         }
         removed
@@ -266,6 +271,8 @@ impl DataPlane {
                     self.say_broken(&bytes);
                 }
             }
+            Verdict::Forward(_)
+                if view.kind() == DatagramKind::Reserve && !self.relays_reserve(&bytes) => {}
             Verdict::Forward(next) => {
                 Header::advance(&mut bytes);
                 self.counters.forwarded_datagrams.fetch_add(1, Ordering::Relaxed);
@@ -290,9 +297,8 @@ impl DataPlane {
             DatagramKind::Beat => self.beat_arrived(&header, payload),
             DatagramKind::Receipt => self.receipt_arrived(&header, payload),
             DatagramKind::Broken => self.broken_arrived(&header),
-            DatagramKind::Reserve | DatagramKind::ReserveAnswer => {
-                self.counters.count("not-for-this-node");
-            }
+            DatagramKind::Reserve => self.reserve_arrived(&header, payload),
+            DatagramKind::ReserveAnswer => self.reserve_answered(&header, payload),
         }
     }
 

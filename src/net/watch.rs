@@ -41,7 +41,7 @@ const KEY_LABEL: &[u8] = b"meshwise-route/1";
 #[derive(Default)]
 pub(super) struct Awake {
     wakes_at: AtomicU64,
-    early: Notify,
+    pub(super) early: Notify,
     /// Second in which broken routes were told, and how many.
     told: AtomicU64,
 }
@@ -119,7 +119,7 @@ pub(super) async fn run(plane: Arc<DataPlane>, stop: CancellationToken) {
         let now = plane.flows.now();
         // Whoever sends meanwhile, on a tunnel that was looked at already, wakes this again.
         plane.awake.wakes_at.store(u64::MAX, Ordering::Relaxed);
-        let mut wakes_at = plane.watch_all(now);
+        let mut wakes_at = plane.watch_all(now).min(plane.reserve_all(now));
         if report_at <= now {
             report_at = now + REPORT_EVERY;
             plane.report(now);
@@ -144,12 +144,17 @@ impl DataPlane {
         let context = [&caller.0[..], &far_end.tunnel.0.to_be_bytes()].concat();
         let mut secret = [0; 32];
         let exported = connection.export_keying_material(&mut secret, KEY_LABEL, &context);
-        exported.ok().map(|()| self.flows.set_key(far_end, RouteKey::new(&secret)))
+        let number = exported.ok().map(|()| self.flows.set_key(far_end, RouteKey::new(&secret)));
+        self.reserve_anew(far_end);
+        number
     }
 
     /// The connection is gone; with a number, only the key of that number goes.
     pub(super) fn take_key(&self, far_end: FarEnd, number: Option<u64>) {
         self.flows.take_key(far_end, number);
+        if !far_end.ours && self.flows.of(far_end).is_none() {
+            self.caller_left(far_end);
+        }
     }
 
     // --- what is due ---------------------------------------------------------------------------
@@ -445,7 +450,7 @@ impl OwnEnd {
 }
 
 /// The name under which a datagram that is not believed is counted.
-fn name_of(proof: Proof) -> &'static str {
+pub(super) fn name_of(proof: Proof) -> &'static str {
     match proof {
         Proof::Proved(Heard::New) => "malformed",
         Proof::Proved(Heard::Replayed | Heard::Stale) => "replayed",
@@ -455,4 +460,4 @@ fn name_of(proof: Proof) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -303,8 +303,8 @@ impl Driver {
                 self.answers.insert(self.next_request, reply);
                 self.handle(Input::Command(command(self.next_request)));
             }
-            Request::Bind { destination, forced, objective, beside, reply } => {
-                let tunnel = self.bind(destination, forced, objective, beside);
+            Request::Bind { destination, forced, objective, beside, reserve, reply } => {
+                let tunnel = self.bind(destination, forced, objective, beside, reserve);
                 if let Err(Some(tunnel)) = reply.send(tunnel) {
                     // Whoever asked is gone.
                     self.handle(Input::Command(Command::CloseTunnel(tunnel)));
@@ -325,13 +325,14 @@ impl Driver {
         forced: Option<Route>,
         objective: Objective,
         beside: Option<TunnelId>,
+        reserve: Option<u64>,
     ) -> Option<TunnelId> {
         let taken = |id: u16| self.engine.tunnels().any(|(tunnel, _)| tunnel.0 == id);
         let after = (0..TUNNEL_ID_MAX).map(|step| (self.next_tunnel + step) % TUNNEL_ID_MAX + 1);
         let id = after.into_iter().find(|id| !taken(*id))?;
         self.next_tunnel = id;
         let tunnel = TunnelId(id);
-        let open = Command::OpenTunnel { tunnel, destination, forced, objective, beside };
+        let open = Command::OpenTunnel { tunnel, destination, forced, objective, beside, reserve };
         self.handle(Input::Command(open));
         self.engine.tunnels().any(|(open, _)| open == tunnel).then_some(tunnel)
     }

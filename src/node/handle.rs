@@ -13,6 +13,7 @@ use crate::config::{EmulatedLink, PATHS_MAX};
 use crate::engine::event::{Answer, Command, CommandError, RequestId, ServiceSpec};
 use crate::engine::overlay::{Objective, ServiceRecord};
 use crate::engine::route::router::TUNNELS_MAX;
+use crate::engine::traffic::message::{Bottleneck, RATE_MAX};
 use crate::engine::types::{NodeId, ParseError, PublicKey, Route, ServiceName, TunnelId};
 use crate::learn::ModelRegistry;
 use crate::net::tunnel::{Export, TunnelError, Tunnels};
@@ -58,9 +59,40 @@ pub enum RequestError {
     /// Several paths, one of which is fixed.
     #[error("a tunnel over a fixed path has one path; leave out --paths or --via")]
     FixedPaths,
+    /// A rate that cannot be set aside.
+    #[error("a reservation is of 1 bit/s to {} Gbit/s", RATE_MAX / 125_000_000)]
+    Rate,
+    /// Several paths and a reservation.
+    #[error("a tunnel with a reservation has one path; leave out --paths or --reserve")]
+    ReservedPaths,
+    /// A link of the route has not so much left.
+    #[error(
+        "the route to {to} has not {:.1} Mbit/s free: the link {}-{} has {:.1}; ask for less, \
+         choose another route with --via, or see 'meshwise route explain {to}'",
+        mbit(*.rate), .bottleneck.from, .bottleneck.to, mbit(.bottleneck.available)
+    )]
+    InsufficientBandwidth {
+        /// The provider.
+        to: NodeId,
+        /// What was asked for (bytes/s).
+        rate: u64,
+        /// The link, and what it has left.
+        bottleneck: Bottleneck,
+    },
+    /// Not all nodes of the route answered.
+    #[error(
+        "a node of the route to {0} did not answer the reservation; try again, or see \
+         'meshwise route explain {0}'"
+    )]
+    ReservationUnanswered(NodeId),
     /// Every tunnel id is taken.
     #[error("{TUNNELS_MAX} tunnels are open; close one with 'meshwise tunnel close'")]
     TooManyTunnels,
+}
+
+/// A rate (bytes/s) in Mbit/s.
+fn mbit(rate: u64) -> f64 {
+    rate as f64 * 8.0 / 1e6
 }
 
 type Inspection = Box<dyn FnOnce(&mut View<'_>) + Send>;
@@ -74,6 +106,7 @@ pub(super) enum Request {
         forced: Option<Route>,
         objective: Objective,
         beside: Option<TunnelId>,
+        reserve: Option<u64>,
         reply: oneshot::Sender<Option<TunnelId>>,
     },
     Unbind(TunnelId),

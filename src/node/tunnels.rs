@@ -10,11 +10,15 @@ use super::{TunnelInfo, View};
 use crate::config::PATHS_MAX;
 use crate::engine::event::CommandError;
 use crate::engine::overlay::Objective;
+use crate::engine::route::{Reservation, ReservationState};
+use crate::engine::traffic::message::RATE_MAX;
 use crate::engine::types::{NodeId, Route, ServiceName, TunnelId};
 use crate::net::tunnel::{GOODBYE, NewTunnel, StreamError, TunnelStream};
 
 /// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it waits for its reservation: the data plane gives up sooner.
+const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths of a tunnel for much data that does not say how many.
 const THROUGHPUT_PATHS: usize = 2;
 
@@ -28,17 +32,25 @@ pub struct TunnelOptions {
     /// How many routes it uses at one time, 1 to [`PATHS_MAX`]; by default 1 over a fixed path,
     /// [`THROUGHPUT_PATHS`] or more for throughput, else what the settings say.
     pub paths: Option<usize>,
+    /// Bandwidth to be set aside for it on its route, in each direction (bytes/s), 1 to
+    /// [`RATE_MAX`]; such a tunnel has one path.
+    pub reserve: Option<u64>,
 }
 
 impl TunnelOptions {
     fn paths(&self, objective: Objective, default: usize) -> Result<usize, RequestError> {
         match (self.paths, &self.via) {
+            _ if self.reserve.is_some_and(|rate| !(1..=RATE_MAX).contains(&rate)) => {
+                Err(RequestError::Rate)
+            }
             (Some(paths), _) if !(1..=PATHS_MAX).contains(&paths) => {
                 Err(RequestError::Paths(paths))
             }
             (Some(2..), Some(_)) => Err(RequestError::FixedPaths),
+            (Some(2..), _) if self.reserve.is_some() => Err(RequestError::ReservedPaths),
             (Some(paths), _) => Ok(paths),
             (None, Some(_)) => Ok(1),
+            (None, None) if self.reserve.is_some() => Ok(1),
             (None, None) if objective == Objective::Throughput => Ok(default.max(THROUGHPUT_PATHS)),
             (None, None) => Ok(default),
         }
@@ -97,6 +109,7 @@ impl NodeHandle {
         }
         let objective = options.objective.unwrap_or(record.objective);
         let paths = options.paths(objective, self.paths)?;
+        let reserve = options.reserve;
         let forced = match options.via {
             Some(relays) => Some(self.fixed_path(relays, destination).await?),
             None => None,
@@ -106,7 +119,8 @@ impl NodeHandle {
             let (reply, answer) = oneshot::channel();
             let beside = bound.strands.first().copied();
             let forced = forced.clone();
-            self.send(Request::Bind { destination, forced, objective, beside, reply }).await?;
+            let bind = Request::Bind { destination, forced, objective, beside, reserve, reply };
+            self.send(bind).await?;
             let strand = answer.await.map_err(|_| RequestError::Stopped)?;
             bound.strands.push(strand.ok_or(RequestError::TooManyTunnels)?);
         }
@@ -116,7 +130,35 @@ impl NodeHandle {
         let new = NewTunnel { strands, provider, service: name, kind: record.kind, listen };
         let listen = self.tunnels.open(new).await?;
         bound.strands.clear();
+        if reserve.is_some()
+            && let Err(error) = self.wait_for_reservation(tunnel, destination).await
+        {
+            self.close_tunnel(tunnel).await?;
+            return Err(error);
+        }
         Ok((tunnel, listen))
+    }
+
+    /// The two ends have shaken hands: the nodes of the route are being asked.
+    async fn wait_for_reservation(&self, tunnel: TunnelId, to: NodeId) -> Result<(), RequestError> {
+        let deadline = tokio::time::Instant::now() + RESERVE_TIMEOUT;
+        loop {
+            let state = self.inspect(move |view| view.engine.reservation(tunnel)).await?;
+            let Some(Reservation { rate, state }) = state else {
+                return Err(RequestError::Stopped);
+            };
+            match state {
+                ReservationState::Granted => return Ok(()),
+                ReservationState::Refused(Some(bottleneck)) => {
+                    return Err(RequestError::InsufficientBandwidth { to, rate, bottleneck });
+                }
+                ReservationState::Pending if tokio::time::Instant::now() < deadline => {}
+                ReservationState::Pending | ReservationState::Refused(None) => {
+                    return Err(RequestError::ReservationUnanswered(to));
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn fixed_path(&self, relays: Vec<NodeId>, to: NodeId) -> Result<Route, RequestError> {
@@ -182,7 +224,8 @@ mod tests {
     #[test]
     fn how_many_paths_a_tunnel_has() {
         let paths = |via: bool, paths, objective, default| {
-            let options = TunnelOptions { via: via.then(Vec::new), objective: None, paths };
+            let via = via.then(Vec::new);
+            let options = TunnelOptions { via, paths, ..TunnelOptions::default() };
             options.paths(objective, default).map_err(|error| error.to_string())
         };
         let (balanced, throughput) = (Objective::Balanced, Objective::Throughput);
@@ -194,6 +237,15 @@ mod tests {
         assert_eq!(paths(true, None, throughput, 4), Ok(1), "a fixed path is one");
         assert_eq!(paths(true, Some(1), balanced, 1), Ok(1));
         assert!(paths(true, Some(2), balanced, 1).unwrap_err().contains("--via"));
+        let reserved = |paths, reserve| {
+            let options = TunnelOptions { paths, reserve: Some(reserve), ..Default::default() };
+            options.paths(throughput, 4).map_err(|error| error.to_string())
+        };
+        assert_eq!((reserved(None, 1), reserved(Some(1), RATE_MAX)), (Ok(1), Ok(1)));
+        assert!(reserved(Some(2), 1).unwrap_err().contains("--reserve"));
+        for wrong in [0, RATE_MAX + 1] {
+            assert!(reserved(None, wrong).unwrap_err().contains("Gbit/s"));
+        }
         for wrong in [0, PATHS_MAX + 1] {
             let error = paths(false, Some(wrong), balanced, 1).unwrap_err();
             assert!(error.contains(&wrong.to_string()), "{error}");

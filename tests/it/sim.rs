@@ -51,6 +51,7 @@ fn open(world: &mut World, from: usize, to: usize) {
             forced: None,
             objective: Objective::Balanced,
             beside: None,
+            reserve: None,
         },
     );
 }

@@ -65,6 +65,7 @@ fn play(seed: u64, shape: &Shape) -> Tally {
             forced: None,
             objective: Objective::Balanced,
             beside: None,
+            reserve: None,
         };
         world.command(ends[0], command);
         flows.push((ends[0], ends[1], tunnel));

@@ -163,8 +163,14 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
     say(started, &format!("T publishes {SERVICE}; S finds it in the DHT"));
 
     let listen = "127.0.0.1:0".into();
-    let open =
-        OpenTunnel { service: SERVICE.into(), listen, via: None, objective: None, paths: None };
+    let open = OpenTunnel {
+        service: SERVICE.into(),
+        listen,
+        via: None,
+        objective: None,
+        paths: None,
+        reserve: None,
+    };
     let tunnel: Tunnel = source.post("/v1/tunnels", &open).await?;
     let first = tunnel.route.clone().unwrap_or_default();
     figures.hops = first.len().saturating_sub(1);

@@ -30,6 +30,8 @@ pub struct Binding {
     pub copies: bool,
     /// What is left on the fullest link of the route (bytes/s); `None` when unknown.
     pub capacity: Option<f64>,
+    /// What every node of the route is to set aside for the tunnel, in both directions (bytes/s).
+    pub reserved: Option<u64>,
 }
 
 /// The tunnels of this node and their routes, and its links.

@@ -4,11 +4,32 @@
 use super::candidate::{Candidate, disjoint};
 use crate::engine::forward::Backup;
 use crate::engine::overlay::wire::Objective;
+use crate::engine::traffic::message::Bottleneck;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// Share of the best backup's score that another one must have to be worth as much: about 18 ms on
 /// a two-hop route of 60 ms, balanced.
 const BACKUP_SHARE: f64 = 0.97;
+
+/// What became of a reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservationState {
+    /// Nothing was answered yet.
+    Pending,
+    /// Every node of the route has set the rate aside.
+    Granted,
+    /// A link has not enough left; `None` when nobody answered. It is asked again each slice.
+    Refused(Option<Bottleneck>),
+}
+
+/// Bandwidth that a tunnel is to have for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// How much, in each direction (bytes/s).
+    pub rate: u64,
+    /// Whether it has it.
+    pub state: ReservationState,
+}
 
 /// A tunnel's destination and the route in use.
 #[derive(Clone, Debug)]
@@ -34,6 +55,8 @@ pub struct Destination {
     pub backup: Option<Backup>,
     /// Every route that was weighed in the last decision.
     pub candidates: Vec<Route>,
+    /// Bandwidth set aside for it on the route in use.
+    pub reservation: Option<Reservation>,
     /// The highest route number that was given away.
     numbered: u32,
 }
@@ -56,6 +79,7 @@ impl Destination {
             route_id: 0,
             backup: None,
             candidates: Vec::new(),
+            reservation: None,
             numbered: 0,
         }
     }

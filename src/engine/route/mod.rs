@@ -16,7 +16,7 @@ mod tests;
 
 pub use candidate::{Candidate, Decision, Wanted};
 pub use counterfactual::{Counterfactual, counterfactual};
-pub use destination::Destination;
+pub use destination::{Destination, Reservation, ReservationState};
 pub use graph::{OverlayGraph, Topology};
 pub use router::{IntelligentRouter, PathPolicy};
 pub use score::ScoreWeights;

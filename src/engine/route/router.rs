@@ -11,12 +11,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::candidate::{Decision, Knowledge, Wanted, disjoint, weigh};
-use super::destination::Destination;
+use super::destination::{Destination, Reservation, ReservationState};
 use super::finding::Finding;
 use super::graph::OverlayGraph;
 use super::score::ScoreWeights;
 use super::switching::{Current, Reason, SwitchingPolicy};
 use crate::engine::overlay::wire::Objective;
+use crate::engine::traffic::message::Bottleneck;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// Most tunnels of one node. A guess: 16 times what a busy desktop opens.
@@ -97,6 +98,25 @@ impl IntelligentRouter {
         self.close(tunnel);
         self.tunnels.insert(tunnel, Destination::new(node, forced, objective, beside));
         true
+    }
+
+    /// Bandwidth (bytes/s) is to be set aside for a tunnel.
+    pub fn reserve(&mut self, tunnel: TunnelId, rate: u64) {
+        if let Some(destination) = self.tunnels.get_mut(&tunnel) {
+            let state = ReservationState::Pending;
+            destination.reservation = Some(Reservation { rate, state });
+        }
+    }
+
+    /// Whether it was, as the nodes of the route say.
+    pub fn reserve_answered(&mut self, tunnel: TunnelId, answer: Result<(), Option<Bottleneck>>) {
+        let destination = self.tunnels.get_mut(&tunnel);
+        if let Some(reservation) = destination.and_then(|d| d.reservation.as_mut()) {
+            reservation.state = match answer {
+                Ok(()) => ReservationState::Granted,
+                Err(bottleneck) => ReservationState::Refused(bottleneck),
+            };
+        }
     }
 
     /// Forgets a tunnel. Returns whether it was there.

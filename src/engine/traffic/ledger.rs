@@ -98,6 +98,15 @@ impl Ledger {
         self.links.remove(&link);
     }
 
+    /// A flow is over. Returns the links that had promised it something.
+    pub fn end(&mut self, flow: FlowKey) -> Vec<NodeId> {
+        let had = self
+            .links
+            .iter_mut()
+            .filter_map(|(link, promises)| promises.remove(&flow).map(|_| *link));
+        had.collect()
+    }
+
     /// What the link to a neighbour has promised (bytes/s).
     pub fn promised(&self, link: NodeId, now: Timestamp) -> u64 {
         let promises = self.links.get(&link).into_iter().flat_map(BTreeMap::values);
@@ -153,6 +162,11 @@ mod tests {
         assert_eq!(refused, Err(Refusal { available: 100 }), "800 for all");
         assert!(ledger.ask(NodeId([5; 8]), &claim(3, 1, 1, 200), capacity, at(0)).is_ok());
         assert_eq!(ledger.promised(LINK, at(0)), 700);
+        assert_eq!(ledger.end(claim(1, 1, 1, 0).flow), [LINK]);
+        assert_eq!(
+            (ledger.promised(LINK, at(0)), ledger.end(claim(1, 1, 1, 0).flow)),
+            (400, vec![])
+        );
         ledger.forget(LINK);
         assert_eq!(ledger.promised(LINK, at(0)), 0);
     }

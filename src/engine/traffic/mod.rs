@@ -12,7 +12,7 @@ mod queue;
 mod waits;
 
 pub use capacity::Capacity;
-pub use ledger::{Claim, Ledger, Refusal};
+pub use ledger::{Claim, LIFETIME, Ledger, Refusal};
 pub use queue::{Class, FairQueue, LANES, Popped};
 pub use waits::{RecentWaits, WaitQuantiles};
 

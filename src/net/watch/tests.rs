@@ -33,7 +33,7 @@ struct End {
 }
 
 /// What a link would write now: datagrams, taken from their frames.
-fn written(link: &Arc<Link>) -> Vec<Vec<u8>> {
+pub(in crate::net) fn written(link: &Arc<Link>) -> Vec<Vec<u8>> {
     let mut datagrams = Vec::new();
     for lane in 0..LANES {
         loop {
@@ -109,6 +109,7 @@ fn snapshot(used: (u8, u32), backup: Option<(u8, u32)>) -> Arc<ForwardingSnapsho
         backup,
         copies: false,
         capacity: None,
+        reserved: None,
     };
     let tunnels = BTreeMap::from([(TUNNEL, binding)]);
     Arc::new(ForwardingSnapshot { tunnels, ..ForwardingSnapshot::default() })

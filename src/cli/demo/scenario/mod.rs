@@ -153,7 +153,14 @@ async fn tunnel(
     let body = Publish { name: name.into(), to, allow: Vec::new(), ttl_s: 600, objective };
     let _: Published = mesh.client("T").post("/v1/services", &body).await?;
     let listen = "127.0.0.1:0".into();
-    let open = OpenTunnel { service: name.into(), listen, via: None, objective: None, paths: None };
+    let open = OpenTunnel {
+        service: name.into(),
+        listen,
+        via: None,
+        objective: None,
+        paths: None,
+        reserve: None,
+    };
     Ok(mesh.client(from).post("/v1/tunnels", &open).await?)
 }
 
