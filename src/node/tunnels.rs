@@ -30,7 +30,7 @@ pub struct TunnelOptions {
     /// What it wants from its routes, instead of what the service's record says.
     pub objective: Option<Objective>,
     /// How many routes it uses at one time, 1 to [`PATHS_MAX`]; by default 1 over a fixed path,
-    /// [`THROUGHPUT_PATHS`] or more for throughput, else what the settings say.
+    /// 2 or more for throughput, else what the settings say.
     pub paths: Option<usize>,
     /// Bandwidth to be set aside for it on its route, in each direction (bytes/s), 1 to
     /// [`RATE_MAX`]; such a tunnel has one path.
