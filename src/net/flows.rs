@@ -263,6 +263,18 @@ impl Flows {
         }
     }
 
+    /// The connection that gave this key is closed, by whichever end: the route is watched no more,
+    /// and the key stays for the good-byes.
+    pub(super) fn closed(&self, far_end: FarEnd, number: u64) {
+        let Some(flow) = self.of(far_end) else { return };
+        let mut flow = hold(&flow);
+        if flow.key.as_ref().is_some_and(|(_, held)| *held == number)
+            && let End::Own(own) = &mut flow.end
+        {
+            own.close();
+        }
+    }
+
     /// The connection that gave the key is gone; with a `number`, only when the key is that one. A
     /// caller is forgotten with it.
     pub(super) fn take_key(&self, far_end: FarEnd, number: Option<u64>) {

@@ -80,6 +80,8 @@ pub(super) struct OwnEnd {
     bytes: u64,
     /// What the last report said.
     reported: Reported,
+    /// The connection is closed: its last packets go unwatched, because nobody answers them.
+    closed: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -95,12 +97,17 @@ impl OwnEnd {
     /// A packet leaves, in a datagram of this length. Returns whether it asks for a receipt.
     pub(super) fn sent(&mut self, sequence: u64, bytes: usize, now: Timestamp) -> bool {
         self.bytes += bytes as u64;
-        self.watch.sent(sequence, now)
+        !self.closed && self.watch.sent(sequence, now)
     }
 
     /// The connection is gone: what was asked will not be answered.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
+    }
+
+    /// The connection is closed, and its good-byes are still to leave.
+    pub(super) fn close(&mut self) {
+        *self = Self { closed: true, ..Self::default() };
     }
 
     fn moved(&mut self, now: Timestamp) {
@@ -147,6 +154,11 @@ impl DataPlane {
         let number = exported.ok().map(|()| self.flows.set_key(far_end, RouteKey::new(&secret)));
         self.reserve_anew(far_end);
         number
+    }
+
+    /// A connection of this node is closed; see [`Flows::closed`](super::flows::Flows::closed).
+    pub(super) fn closed(&self, far_end: FarEnd, number: u64) {
+        self.flows.closed(far_end, number);
     }
 
     /// The connection is gone; with a number, only the key of that number goes.

@@ -131,7 +131,7 @@ impl Tunnels {
         index: usize,
     ) -> Result<Arc<Live>, TunnelError> {
         let strand = &local.strands[index];
-        let live = Live::new(self.connect(strand.tunnel, &local.provider).await?);
+        let live = Live::new(self.connect(strand.tunnel, &local.provider, &local.stop).await?);
         if local.kind == ServiceKind::Udp {
             self.tasks.spawn(udp::deliver(self.clone(), live.clone()));
         }

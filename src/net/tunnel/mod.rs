@@ -359,6 +359,7 @@ impl Tunnels {
         &self,
         tunnel: TunnelId,
         provider: &PublicKey,
+        stop: &CancellationToken,
     ) -> Result<Connection, TunnelError> {
         let unreachable = |reason: String| TunnelError::Unreachable {
             provider: provider.node_id().to_string(),
@@ -385,7 +386,17 @@ impl Tunnels {
             Ok(connected) => connected.map_err(|error| unreachable(error.to_string()))?,
             Err(_) => return Err(unreachable("no answer".into())),
         };
-        self.plane.set_key(far_end, &connected);
+        if let Some(number) = self.plane.set_key(far_end, &connected) {
+            let (plane, connection, stop) = (self.plane.clone(), connected.clone(), stop.clone());
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    _ = connection.closed() => {}
+                    // Whoever asked for the tunnel may be gone, and nobody else closes it.
+                    () = stop.cancelled() => connection.close(VarInt::from_u32(0), b"tunnel closed"),
+                }
+                plane.closed(far_end, number);
+            });
+        }
         Ok(connected)
     }
 }

@@ -171,6 +171,26 @@ fn packets_and_receipts_travel_and_settle_what_is_kept() {
 }
 
 #[test]
+fn the_good_byes_of_a_closed_tunnel_make_no_route_silent() {
+    let pair = Pair::new();
+    let number = pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY));
+    let watched = || {
+        let flow = pair.s.plane.flows.of(TO_T).unwrap();
+        let super::super::flows::End::Own(own) = &hold(&flow).end else { panic!("S called") };
+        own.watch.next_timeout(pair.s.plane.flows.now()).is_some()
+    };
+    pair.s.send(TO_T, [0]);
+    assert!(watched());
+    pair.s.plane.closed(TO_T, number);
+    pair.s.send(TO_T, [1]);
+    assert!(!watched(), "nobody answers a good-bye");
+    pair.s.plane.take_key(TO_T, None);
+    pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY));
+    pair.s.send(TO_T, [2]);
+    assert!(watched(), "the next connection");
+}
+
+#[test]
 fn what_was_lost_with_a_silent_route_is_sent_again_in_order_by_both_ends() {
     let mut pair = Pair::new();
     pair.s.send(TO_T, [0]);
