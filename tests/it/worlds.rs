@@ -1,4 +1,7 @@
 //! Many nodes and flows with faults, in simulated worlds: what must hold at every step.
+//!
+//! CI plays a few small worlds. The two that take long are run by hand before a release:
+//! `cargo test --release --no-default-features --test it -- --ignored worlds`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -184,7 +187,7 @@ fn a_large_world_keeps_every_invariant() {
 }
 
 #[test]
-#[ignore = "hours without --release: 1,000 seeds"]
+#[ignore = "tens of minutes: 1,000 seeds"]
 fn a_thousand_worlds_keep_every_invariant() {
     let shape = Shape { nodes: 24, flows: 60, steps: 40 };
     for seed in 1..=1_000 {
