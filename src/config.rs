@@ -70,8 +70,6 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkConfig {
-    /// Nodes of different names do not speak to each other. Lower-case letters, digits, hyphens.
-    pub name: String,
     /// Multiaddresses to listen on.
     pub listen: Vec<String>,
     /// Multiaddresses of nodes to join through.
@@ -79,19 +77,14 @@ pub struct NetworkConfig {
     /// Find nodes on the local network by multicast DNS. Has no effect on a node that listens on
     /// loopback only.
     pub mdns: bool,
-    /// Also accept and keep connections with addresses outside loopback and private ranges. Until
-    /// there are membership certificates, whoever knows the name of a network is a member of it.
-    pub public: bool,
 }
 
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
-            name: "default".into(),
             listen: vec!["/ip4/0.0.0.0/tcp/4747".into(), "/ip4/0.0.0.0/udp/4747/quic-v1".into()],
             bootstrap: Vec::new(),
             mdns: true,
-            public: false,
         }
     }
 }
@@ -304,15 +297,6 @@ impl Config {
         let check = |key, good: bool, value: String, expected| {
             if good { Ok(()) } else { Err(ConfigError::Range { key, value, expected }) }
         };
-        let name = &self.network.name;
-        let name_is_good = (1..=32).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        check(
-            "network.name",
-            name_is_good,
-            format!("'{name}'"),
-            "1 to 32 lower-case letters, digits and hyphens",
-        )?;
         let routing = &self.routing;
         let text = |value: &dyn ToString| value.to_string();
         let within = |range: std::ops::RangeInclusive<usize>, value| range.contains(&value);
@@ -444,7 +428,6 @@ mod tests {
             ("[routing]\npaths = 5", "routing.paths"),
             ("[entry]\nsocks = 'localhost:1080'", "entry.socks"),
             ("[probing]\nlink_ms = 1", "probing.link_ms"),
-            ("[network]\nname = 'A B'", "network.name"),
             ("[[emulation.links]]\nloss = 2.0", "emulation.links"),
             ("nonsense", "nonsense"),
         ] {

@@ -7,22 +7,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::{LinkReport, RouteReport, Sample};
+use crate::engine::overlay::issuer::{NotLetIn, Secret};
+use crate::engine::overlay::membership::{Credential, NetworkState, Roster};
 use crate::engine::overlay::wire::{Objective, PeerAddresses, ServiceKind, ServiceRecord};
 use crate::engine::predict::QualityModel;
 use crate::engine::predict::watch::LiveLoss;
 use crate::engine::route::Decision;
 use crate::engine::traffic::message::Bottleneck;
-use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, TunnelId};
+use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, TunnelId};
 
 /// Names a request across [`Command`] and [`Output::Answer`]; the driver draws it.
 pub type RequestId = u64;
 
 /// Something that happened.
 pub enum Input {
-    /// A peer is connected and authenticated.
+    /// A peer is connected, and showed that it belongs to the network.
     PeerConnected(PublicKey),
     /// The last connection to a peer closed.
     PeerDisconnected(NodeId),
@@ -42,6 +45,22 @@ pub enum Input {
         /// Who answered.
         from: NodeId,
         /// The answer, unverified.
+        bytes: Vec<u8>,
+    },
+    /// Somebody asks to be let in, or a member for a new credential.
+    JoinAsked {
+        /// Hands the answer back to the right question.
+        token: u64,
+        /// Who asks.
+        from: PublicKey,
+        /// A [`JoinRequest`](crate::engine::overlay::wire::JoinRequest), unverified.
+        bytes: Vec<u8>,
+    },
+    /// The issuer answered [`Output::RequestRenewal`].
+    RenewalReceived {
+        /// Who answered.
+        from: NodeId,
+        /// A [`JoinResponse`](crate::engine::overlay::wire::JoinResponse), unverified.
         bytes: Vec<u8>,
     },
     /// A gossip message arrived.
@@ -135,6 +154,40 @@ pub enum Command {
         /// Ask the DHT even when gossip brought the record already.
         from_dht: bool,
     },
+    /// Open an invitation to the network.
+    Invite {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// The driver draws it.
+        secret: Secret,
+        /// How many nodes it lets in.
+        uses: u32,
+        /// How long it lasts.
+        lifetime: Duration,
+    },
+    /// Let a key in without an invitation.
+    Certify {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// Which.
+        key: PublicKey,
+    },
+    /// Put a key out, for good.
+    Revoke {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// Which.
+        key: PublicKey,
+    },
+    /// Give a name to an owner.
+    Grant {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// The name.
+        name: ServiceName,
+        /// To whom.
+        owner: PublicKey,
+    },
     /// Route a tunnel to a node.
     OpenTunnel {
         /// The driver draws it.
@@ -184,6 +237,21 @@ pub enum Output {
         /// The answer.
         bytes: Vec<u8>,
     },
+    /// Answer [`Input::JoinAsked`].
+    JoinAnswer {
+        /// From the question.
+        token: u64,
+        /// The answer.
+        bytes: Vec<u8>,
+    },
+    /// Ask this peer, the issuer, for a new credential.
+    RequestRenewal(NodeId),
+    /// Who belongs to the network from now on; connections of others end.
+    Roster(Arc<Roster>),
+    /// Close every connection to this peer.
+    Disconnect(NodeId),
+    /// Keep this over restarts.
+    KeepNetwork(Box<NetworkState>),
     /// Tell everybody.
     Publish(Vec<u8>),
     /// Whether a gossip message may travel on.
@@ -255,6 +323,15 @@ pub enum Answer {
     },
     /// Withdrawn.
     Withdrawn,
+    /// The invitation is open.
+    Invited {
+        /// When it ends.
+        expires_at: Timestamp,
+    },
+    /// The key was let in.
+    Certified(Credential),
+    /// It is done.
+    Done,
     /// The providers found.
     Resolved {
         /// Keys and records.
@@ -286,6 +363,17 @@ pub enum CommandError {
         /// What the DHT said.
         reason: String,
     },
+    /// Another node holds the root key.
+    #[error(
+        "this node does not hold the root key of its network; run this at the node where the network was created"
+    )]
+    NotIssuer,
+    /// The issuer would put itself out.
+    #[error("this is the node that holds the root key; it cannot revoke itself")]
+    RevokesItself,
+    /// The key cannot be let in.
+    #[error("{0}")]
+    NotLetIn(NotLetIn),
     /// Too many at once.
     #[error("{0} are as many as this node takes at once; try again later")]
     Busy(&'static str),
@@ -294,6 +382,11 @@ pub enum CommandError {
 /// Something a person may want to read in the log, and a counter may count.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
+    /// The root put a key out.
+    Revoked {
+        /// Its node.
+        node: NodeId,
+    },
     /// The mesh's state arrived from a first peer.
     Joined,
     /// Every bootstrap round failed.

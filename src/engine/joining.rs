@@ -5,11 +5,11 @@ use rand::RngExt;
 
 use super::event::{Notice, Output, Verdict};
 use super::measure::{EventKind, Sample};
-use super::overlay::LinkStateAdvertisement;
 use super::overlay::registry::CLOCK_SKEW;
 use super::overlay::wire::{
-    self, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncResponse,
+    self, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncResponse, WireError,
 };
+use super::overlay::{LinkStateAdvertisement, NotMember};
 use super::route::graph::{LIFETIME, Refused};
 use super::types::{NodeId, PublicKey, Timestamp};
 use super::{Engine, PEERS_MAX, Peer};
@@ -27,7 +27,7 @@ fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Ite
 }
 
 impl Engine {
-    pub(super) fn peer_connected(&mut self, key: PublicKey) {
+    pub(super) fn peer_connected(&mut self, key: PublicKey, now: Timestamp) {
         let node = key.node_id();
         match self.peers.get(&node) {
             Some(known) if known.key != key => {
@@ -43,6 +43,7 @@ impl Engine {
         }
         self.peers.insert(node, Peer { key, addresses: Vec::new() });
         self.outputs.push_back(Output::RequestSync(node));
+        self.renew_if_due(node, now);
     }
 
     pub(super) fn peer_disconnected(&mut self, node: NodeId, now: Timestamp) {
@@ -91,11 +92,21 @@ impl Engine {
         let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
         let links = self.advertisements.values().cloned().map(GossipMessage::LinkState);
         let services = self.services.signed().cloned().map(GossipMessage::Service);
-        // In turn, so that neither kind starves the other; from a random place on, so that what
+        let roster = self.membership.roster();
+        let revocations = roster.revocations().cloned().map(GossipMessage::Revocation);
+        let grants = self.services.registry().grants().cloned().map(GossipMessage::Grant);
+        // What the root says comes first, up to half of the room; the rest in turn, so that neither kind starves the other; from a random place on, so that what
         // does not fit is not always the same.
-        let mut messages: Vec<GossipMessage> = Vec::new();
-        let (mut bytes, mut links, mut services) =
-            (SYNC_PEERS_BYTES, random_start(links, jitter), random_start(services, jitter));
+        let mut messages: Vec<GossipMessage> = random_start(revocations, jitter)
+            .chain(random_start(grants, jitter))
+            .take(wire::SYNC_MESSAGES_MAX / 2)
+            .collect();
+        let of_root: usize = messages.iter().map(|message| wire::encode(message).len()).sum();
+        let (mut bytes, mut links, mut services) = (
+            SYNC_PEERS_BYTES + of_root,
+            random_start(links, jitter),
+            random_start(services, jitter),
+        );
         let mut turn = false;
         while messages.len() < wire::SYNC_MESSAGES_MAX {
             turn = !turn;
@@ -153,12 +164,14 @@ impl Engine {
         match message {
             GossipMessage::LinkState(signed) => self.link_state_received(signed, now),
             GossipMessage::Service(signed) => {
-                let (verdict, refused) = self.services.accept(&signed, now);
+                let (verdict, refused) = self.services.accept(&signed, &mut self.membership, now);
                 if let Some(error) = refused {
                     self.dropped("service-record", error.to_string());
                 }
                 verdict
             }
+            GossipMessage::Revocation(signed) => self.revocation_received(&signed, now),
+            GossipMessage::Grant(signed) => self.grant_received(&signed),
         }
     }
 
@@ -167,7 +180,7 @@ impl Engine {
         if origin == self.me {
             return Verdict::Ignore;
         }
-        match signed.open::<LinkStateAdvertisement>() {
+        match self.membership.open::<LinkStateAdvertisement>(&signed, now) {
             Ok(advertisement) => {
                 let age_limit = LIFETIME + CLOCK_SKEW;
                 if Timestamp(advertisement.sequence) + age_limit <= now {
@@ -195,8 +208,18 @@ impl Engine {
             }
             Err(error) => {
                 self.dropped("link-state", error.to_string());
-                Verdict::Reject
+                verdict_on(&error)
             }
         }
+    }
+}
+
+/// Whose time is over, or who was put out, may be believed still by whoever passed it on.
+pub(super) fn verdict_on(error: &WireError) -> Verdict {
+    match error {
+        WireError::NotMember(NotMember::Expired | NotMember::NotYet | NotMember::Revoked) => {
+            Verdict::Ignore
+        }
+        _ => Verdict::Reject,
     }
 }

@@ -12,6 +12,7 @@
 
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
+mod admission;
 mod deciding;
 pub mod event;
 mod failover;
@@ -41,7 +42,9 @@ use forward::{Binding, ForwardingSnapshot};
 use measure::prober::Prober;
 use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
 use overlay::wire::{self, GossipMessage, Objective, Signed};
-use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
+use overlay::{
+    Advertiser, Author, BootstrapPolicy, Issuer, Membership, NetworkBootstrapper, NetworkState,
+};
 use predict::{QualityModel, RoutePredictor};
 use route::candidate::Knowledge;
 use route::router::MOVES_INTERVAL;
@@ -85,6 +88,10 @@ impl Default for Intervals {
 pub struct EngineConfig {
     /// This node's identity.
     pub key: SigningKey,
+    /// The network that it belongs to.
+    pub network: NetworkState,
+    /// The root key of the network, on the node that issues credentials.
+    pub root: Option<SigningKey>,
     /// How to join.
     pub bootstrap: BootstrapPolicy,
     /// How routes are found and chosen.
@@ -110,6 +117,9 @@ pub struct Peer {
 pub struct Engine {
     config: EngineConfig,
     me: NodeId,
+    author: Author,
+    membership: Membership,
+    issuer: Option<Issuer>,
     random: Pcg64Mcg,
     started_at: Timestamp,
     last_stamp: Timestamp,
@@ -138,11 +148,23 @@ pub struct Engine {
 impl Engine {
     /// An engine that starts at `now`.
     pub fn new(config: EngineConfig, now: Timestamp) -> Self {
-        let key = PublicKey(config.key.verifying_key().to_bytes());
-        let me = key.node_id();
+        let network = &config.network;
+        let author = Author { key: config.key.clone(), credential: network.credential.clone() };
+        let me = author.public().node_id();
+        let membership = network.membership();
+        let mut services = Services::new(author.clone());
+        for signed in &network.grants {
+            if let Ok(grant) = membership.open_of_root(signed) {
+                services.grant(grant, signed.clone());
+            }
+        }
+        let issuer = config.root.clone().map(|root| Issuer::new(root, network.ledger.clone()));
         let mut random = Pcg64Mcg::seed_from_u64(config.seed);
         Self {
             me,
+            author,
+            membership,
+            issuer,
             prober: Prober::new(random.random()),
             random,
             started_at: now,
@@ -156,7 +178,7 @@ impl Engine {
             advertiser: Advertiser::default(),
             graph: OverlayGraph::default(),
             advertisements: BTreeMap::new(),
-            services: Services::new(config.key.clone()),
+            services,
             predictor: RoutePredictor::new(config.prediction),
             router: IntelligentRouter::new(me, config.paths),
             snapshot: Arc::default(),
@@ -172,7 +194,7 @@ impl Engine {
     /// Takes what happened at `now`.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
         match input {
-            Input::PeerConnected(key) => self.peer_connected(key),
+            Input::PeerConnected(key) => self.peer_connected(key, now),
             Input::PeerDisconnected(node) => self.peer_disconnected(node, now),
             Input::PeerHeardOf(peer) => self.peer_heard_of(&peer, now),
             Input::LinkUp(node) => self.link_up(node),
@@ -182,6 +204,11 @@ impl Engine {
                 self.outputs.push_back(Output::SyncResponse { token, bytes });
             }
             Input::SyncReceived { from, bytes } => self.sync_received(from, &bytes, now),
+            Input::JoinAsked { token, from, bytes } => {
+                let bytes = self.join_asked(&from, &bytes, now);
+                self.outputs.push_back(Output::JoinAnswer { token, bytes });
+            }
+            Input::RenewalReceived { from, bytes } => self.renewal_received(from, &bytes, now),
             Input::Gossip { token, bytes } => {
                 let verdict = self.gossip_received(&bytes, now);
                 self.outputs.push_back(Output::GossipVerdict { token, verdict });
@@ -208,7 +235,8 @@ impl Engine {
                 self.services.stored(request, error, now, &mut self.outputs);
             }
             Input::DhtFound { request, records } => {
-                self.services.found(request, &records, now, &mut self.outputs);
+                let membership = &mut self.membership;
+                self.services.found(request, &records, membership, now, &mut self.outputs);
             }
             Input::Model(model) => self.set_model(model, now),
             Input::Challenger(model) => self.predictor.set_challenger(model),
@@ -236,9 +264,9 @@ impl Engine {
             let known: std::collections::BTreeSet<NodeId> =
                 graph.origins().map(|(o, _)| o).collect();
             self.advertisements.retain(|origin, _| known.contains(origin));
-            self.services.expire(now, &mut self.outputs);
+            self.services.expire(&mut self.membership, now, &mut self.outputs);
         }
-        self.services.republish_due(now, &mut self.outputs);
+        self.services.republish_due(&mut self.membership, now, &mut self.outputs);
         self.settle(now);
     }
 
@@ -271,12 +299,22 @@ impl Engine {
 
     /// This node's identity.
     pub fn key(&self) -> PublicKey {
-        PublicKey(self.config.key.verifying_key().to_bytes())
+        self.author.public()
     }
 
     /// How long it took from the start until the mesh's state arrived from a peer.
     pub fn joined_after(&self) -> Option<Duration> {
         self.joined_at.map(|at| at.since(self.started_at))
+    }
+
+    /// Who belongs to the network, as far as it was seen.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The holder of the root key, when this node is it.
+    pub fn issuer(&self) -> Option<&Issuer> {
+        self.issuer.as_ref()
     }
 
     /// Connected peers.
@@ -345,14 +383,22 @@ impl Engine {
     fn command(&mut self, command: Command, now: Timestamp) {
         match command {
             Command::Publish { request, service } => {
-                self.services.publish(request, service, now, &mut self.outputs);
+                let membership = &mut self.membership;
+                self.services.publish(request, service, membership, now, &mut self.outputs);
             }
             Command::Withdraw { request, name } => {
-                self.services.withdraw(request, &name, now, &mut self.outputs);
+                let membership = &mut self.membership;
+                self.services.withdraw(request, &name, membership, now, &mut self.outputs);
             }
             Command::Resolve { request, name, from_dht } => {
                 self.services.resolve(request, name, from_dht, now, &mut self.outputs);
             }
+            Command::Invite { request, secret, uses, lifetime } => {
+                self.invite(request, &secret, uses, lifetime, now);
+            }
+            Command::Certify { request, key } => self.certify(request, &key, now),
+            Command::Revoke { request, key } => self.revoke(request, &key, now),
+            Command::Grant { request, name, owner } => self.grant(request, &name, &owner, now),
             Command::OpenTunnel { tunnel, destination, forced, objective, beside, reserve } => {
                 if self.router.open(tunnel, destination, forced, objective, beside) {
                     if let Some(rate) = reserve {
@@ -379,7 +425,7 @@ impl Engine {
     fn settle(&mut self, now: Timestamp) {
         let links: BTreeMap<NodeId, LinkQuality> = self.links.up().collect();
         if let Some(advertisement) = self.advertiser.poll(&links, now) {
-            let signed = Signed::seal(&self.config.key, &advertisement);
+            let signed = Signed::seal(&self.author, &advertisement);
             let at = self.stamp(now);
             let sequence = advertisement.sequence;
             if let Ok(changes) = self.graph.accept(self.me, sequence, advertisement.links, at) {

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use ed25519_dalek::SigningKey;
-
 use crate::engine::event::{Answer, CommandError, Notice, Output, RequestId, ServiceSpec, Verdict};
+use crate::engine::joining::verdict_on;
 use crate::engine::measure::{EventKind, Sample};
+use crate::engine::overlay::membership::{Author, Membership, NameGrant};
 use crate::engine::overlay::registry::{self, RecordError};
 use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, Signed};
 use crate::engine::overlay::{ServiceRecord, ServiceRegistry};
@@ -36,7 +36,7 @@ struct Own {
 
 /// What this node publishes, and the registry of everybody's records.
 pub struct Services {
-    key: SigningKey,
+    author: Author,
     registry: ServiceRegistry,
     own: BTreeMap<ServiceName, Own>,
     pending: BTreeMap<RequestId, Pending>,
@@ -45,13 +45,28 @@ pub struct Services {
 type Outputs = VecDeque<Output>;
 
 impl Services {
-    pub(super) fn new(key: SigningKey) -> Self {
+    pub(super) fn new(author: Author) -> Self {
         Self {
-            key,
+            author,
             registry: ServiceRegistry::default(),
             own: BTreeMap::new(),
             pending: BTreeMap::new(),
         }
+    }
+
+    /// Signs with another credential from now on.
+    pub(super) fn set_author(&mut self, author: Author) {
+        self.author = author;
+    }
+
+    /// See [`ServiceRegistry::grant`].
+    pub(super) fn grant(&mut self, grant: NameGrant, signed: Signed) -> bool {
+        self.registry.grant(grant, signed)
+    }
+
+    /// Forgets the records of a provider that was put out.
+    pub(super) fn forget(&mut self, provider: &PublicKey) {
+        self.registry.forget(provider);
     }
 
     /// Everybody's records.
@@ -71,14 +86,16 @@ impl Services {
     pub(super) fn accept(
         &mut self,
         signed: &Signed,
+        membership: &mut Membership,
         now: Timestamp,
     ) -> (Verdict, Option<RecordError>) {
-        match self.registry.accept(signed, now) {
+        match self.registry.accept(signed, membership, now) {
             Ok(_) => (Verdict::Accept, None),
             Err(RecordError::Stale { .. } | RecordError::Expired) => (Verdict::Ignore, None),
             Err(error @ (RecordError::Full | RecordError::ForeignName { .. })) => {
                 (Verdict::Ignore, Some(error))
             }
+            Err(RecordError::Wire(error)) => (verdict_on(&error), Some(error.into())),
             Err(error) => (Verdict::Reject, Some(error)),
         }
     }
@@ -87,6 +104,7 @@ impl Services {
         &mut self,
         request: RequestId,
         spec: ServiceSpec,
+        membership: &mut Membership,
         now: Timestamp,
         outputs: &mut Outputs,
     ) {
@@ -97,7 +115,7 @@ impl Services {
             return;
         }
         let name = spec.name.clone();
-        match self.issue(&spec, false, request, now, outputs) {
+        match self.issue(&spec, false, request, membership, now, outputs) {
             Ok(sequence) => {
                 let pending =
                     Pending { kind: EventKind::Registration, name, started_at: now, sequence };
@@ -114,12 +132,13 @@ impl Services {
         &mut self,
         request: RequestId,
         name: &ServiceName,
+        membership: &mut Membership,
         now: Timestamp,
         outputs: &mut Outputs,
     ) {
         let answer = match self.own.remove(name) {
             Some(own) => self
-                .issue(&own.spec, true, NOBODY, now, outputs)
+                .issue(&own.spec, true, NOBODY, membership, now, outputs)
                 .map(|_| Answer::Withdrawn)
                 .map_err(CommandError::from),
             None => Err(CommandError::NotPublishedHere(name.clone())),
@@ -176,6 +195,7 @@ impl Services {
         &mut self,
         request: RequestId,
         records: &[Vec<u8>],
+        membership: &mut Membership,
         now: Timestamp,
         outputs: &mut Outputs,
     ) {
@@ -184,11 +204,11 @@ impl Services {
         let mut providers = BTreeMap::new();
         for bytes in records {
             let Ok(signed) = wire::decode::<Signed>(bytes, GOSSIP_BYTES_MAX) else { continue };
-            let Ok(record) = registry::verify(&signed, now) else { continue };
+            let Ok(record) = registry::verify(&signed, membership.roster(), now) else { continue };
             if record.name != pending.name {
                 continue;
             }
-            let refused = self.registry.accept(&signed, now).err();
+            let refused = self.registry.accept(&signed, membership, now).err();
             let taken = matches!(refused, None | Some(RecordError::Stale { .. }));
             if taken && self.registry.resolve(&record.name, now).any(|(key, _)| key == signed.key) {
                 providers.insert(signed.key, record);
@@ -204,7 +224,12 @@ impl Services {
         outputs.push_back(Output::Answer { request, answer });
     }
 
-    pub(super) fn republish_due(&mut self, now: Timestamp, outputs: &mut Outputs) {
+    pub(super) fn republish_due(
+        &mut self,
+        membership: &mut Membership,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) {
         let due: Vec<ServiceSpec> = self
             .own
             .values()
@@ -212,7 +237,7 @@ impl Services {
             .map(|own| own.spec.clone())
             .collect();
         for spec in due {
-            if let Err(error) = self.issue(&spec, false, NOBODY, now, outputs) {
+            if let Err(error) = self.issue(&spec, false, NOBODY, membership, now, outputs) {
                 let why = format!("{} was not renewed: {error}", spec.name);
                 outputs.push_back(Output::Notice(Notice::Dropped { what: "own-service", why }));
             }
@@ -225,13 +250,18 @@ impl Services {
     }
 
     /// Forgets expired records, and answers what the DHT left unanswered.
-    pub(super) fn expire(&mut self, now: Timestamp, outputs: &mut Outputs) {
+    pub(super) fn expire(
+        &mut self,
+        membership: &mut Membership,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) {
         self.registry.expire(now);
         let late = self.pending.iter().filter(|(_, p)| now.since(p.started_at) > PENDING_TIMEOUT);
         let late: Vec<(RequestId, EventKind)> = late.map(|(id, p)| (*id, p.kind)).collect();
         for (request, kind) in late {
             match kind {
-                EventKind::Lookup => self.found(request, &[], now, outputs),
+                EventKind::Lookup => self.found(request, &[], membership, now, outputs),
                 _ => self.stored(request, Some("no answer".into()), now, outputs),
             }
         }
@@ -252,10 +282,11 @@ impl Services {
         spec: &ServiceSpec,
         withdrawn: bool,
         request: RequestId,
+        membership: &mut Membership,
         now: Timestamp,
         outputs: &mut Outputs,
     ) -> Result<u64, RecordError> {
-        let me = PublicKey(self.key.verifying_key().to_bytes());
+        let me = self.author.public();
         let known = self.registry.sequence(&spec.name, me.node_id());
         let sequence = now.as_micros().max(known.map_or(0, |known| known + 1));
         let record = ServiceRecord {
@@ -270,8 +301,8 @@ impl Services {
             allowed: spec.allowed.clone(),
             withdrawn,
         };
-        let signed = Signed::seal(&self.key, &record);
-        self.registry.accept(&signed, now)?;
+        let signed = Signed::seal(&self.author, &record);
+        self.registry.accept(&signed, membership, now)?;
         let bytes = wire::encode(&signed);
         let message = wire::encode(&GossipMessage::Service(signed));
         outputs.push_back(Output::Publish(message));

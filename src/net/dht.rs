@@ -16,6 +16,7 @@ use libp2p::kad::{
 
 use super::identity;
 use crate::engine::event::{Input, RequestId};
+use crate::engine::overlay::Roster;
 use crate::engine::overlay::registry::{self, CLOCK_SKEW};
 use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, ServiceRecord, Signed};
 use crate::engine::types::{PublicKey, ServiceName, Timestamp};
@@ -129,6 +130,7 @@ impl Dht {
         id: QueryId,
         result: QueryResult,
         last: bool,
+        roster: &Roster,
         now: Timestamp,
     ) -> Option<Input> {
         let query = self.queries.get(&id)?;
@@ -168,7 +170,7 @@ impl Dht {
                 let request = *request;
                 // A node that answers with something else does not end the search.
                 if let Ok(GetRecordOk::FoundRecord(found)) = result
-                    && verify(&found.record, now).is_ok()
+                    && verify(&found.record, roster, now).is_ok()
                     && let Some(get) = self.gets.get_mut(&request)
                 {
                     get.records.push(found.record.value);
@@ -233,12 +235,17 @@ impl Dht {
 }
 
 /// Stores what another node asks us to store, if it is valid. Returns why not.
-pub fn inbound(kad: &mut Kad, request: InboundRequest, now: Timestamp) -> Result<(), &'static str> {
+pub fn inbound(
+    kad: &mut Kad,
+    request: InboundRequest,
+    roster: &Roster,
+    now: Timestamp,
+) -> Result<(), &'static str> {
     match request {
         InboundRequest::PutRecord { record: Some(mut record), .. } => {
-            let offered = verify(&record, now)?;
+            let offered = verify(&record, roster, now)?;
             let known = kad.store_mut().get(&record.key).map(|known| known.into_owned());
-            let known = known.and_then(|known| verify(&known, now).ok());
+            let known = known.and_then(|known| verify(&known, roster, now).ok());
             if known.is_some_and(|known| known.sequence > offered.sequence) {
                 return Err("dht-record-stale");
             }
@@ -260,10 +267,10 @@ pub fn inbound(kad: &mut Kad, request: InboundRequest, now: Timestamp) -> Result
 }
 
 /// A valid record under its right key.
-fn verify(record: &Record, now: Timestamp) -> Result<ServiceRecord, &'static str> {
+fn verify(record: &Record, roster: &Roster, now: Timestamp) -> Result<ServiceRecord, &'static str> {
     let signed: Signed =
         wire::decode(&record.value, GOSSIP_BYTES_MAX).map_err(|_| "dht-record-malformed")?;
-    let service = registry::verify(&signed, now).map_err(|_| "dht-record-invalid")?;
+    let service = registry::verify(&signed, roster, now).map_err(|_| "dht-record-invalid")?;
     if record.key != record_key(&service.name, &signed.key) {
         return Err("dht-foreign-key");
     }
@@ -277,15 +284,25 @@ mod tests {
 
     use super::*;
     use crate::engine::overlay::wire::{Objective, ServiceKind};
+    use crate::engine::overlay::{Author, Credential};
 
     const NOW: Timestamp = Timestamp(1_000_000_000);
 
-    fn key(byte: u8) -> SigningKey {
-        SigningKey::from_bytes(&[byte; 32])
+    /// Of key 9's network.
+    fn key(byte: u8) -> Author {
+        let key = SigningKey::from_bytes(&[byte; 32]);
+        let root = SigningKey::from_bytes(&[9; 32]);
+        let public = PublicKey(key.verifying_key().to_bytes());
+        let credential = Credential::issue(&root, &public, NOW, NOW + CLOCK_SKEW);
+        Author { key, credential }
     }
 
     fn public(byte: u8) -> PublicKey {
-        PublicKey(key(byte).verifying_key().to_bytes())
+        key(byte).public()
+    }
+
+    fn roster() -> Roster {
+        Roster::new(public(9), key(1).credential)
     }
 
     /// A record of provider 1, signed by `signer`, under the key of `under`.
@@ -319,7 +336,7 @@ mod tests {
             let source = PeerId::random();
             let connection = libp2p::swarm::ConnectionId::new_unchecked(1);
             let request = InboundRequest::PutRecord { source, connection, record: Some(record) };
-            inbound(&mut kad, request, NOW)
+            inbound(&mut kad, request, &roster(), NOW)
         };
         assert_eq!(store(record(5, 1, 1)), Ok(()));
         assert_eq!(store(record(4, 1, 1)), Err("dht-record-stale"));
@@ -331,7 +348,7 @@ mod tests {
         assert_eq!(store(record(6, 1, 1)), Ok(()));
         let key = record_key(&"a.local".parse().unwrap(), &public(1));
         let stored = kad.store_mut().get(&key).unwrap().into_owned();
-        assert_eq!(verify(&stored, NOW).unwrap().sequence, 6);
+        assert_eq!(verify(&stored, &roster(), NOW).unwrap().sequence, 6);
         let ends = stored.expires.unwrap().duration_since(Instant::now());
         assert!(ends <= Duration::from_secs(60) + CLOCK_SKEW, "not longer than it says");
     }
@@ -343,8 +360,8 @@ mod tests {
             record: Some(kad::ProviderRecord::new(key, PeerId::random(), vec![])),
         };
         let foreign = provider(RecordKey::new(&"something"));
-        assert_eq!(inbound(&mut kad, foreign, NOW), Err("dht-foreign-key"));
+        assert_eq!(inbound(&mut kad, foreign, &roster(), NOW), Err("dht-foreign-key"));
         let ours = provider(providers_key(&"a.local".parse().unwrap()));
-        assert_eq!(inbound(&mut kad, ours, NOW), Ok(()));
+        assert_eq!(inbound(&mut kad, ours, &roster(), NOW), Ok(()));
     }
 }

@@ -30,11 +30,13 @@ pub mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::engine::event::{Input, Output};
 use crate::engine::measure::LinkReport;
+use crate::engine::overlay::Roster;
 use crate::engine::types::NodeId;
 
 use identity::Identity;
@@ -47,6 +49,9 @@ pub const EVENTS_MAX: usize = 4_096;
 pub const COMMANDS_MAX: usize = 4_096;
 /// Length of a slice: how often the data plane's counters become samples.
 pub const SLICE: Duration = Duration::from_secs(10);
+
+/// Who belongs to the network, as the engine last said.
+pub type Members = Arc<ArcSwap<Roster>>;
 
 /// Why the network could not start.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +86,7 @@ pub enum NetError {
 /// A running network. Dropping it stops everything.
 pub struct Net {
     commands: mpsc::Sender<Output>,
+    members: Members,
     plane: Arc<DataPlane>,
     tunnels: Arc<Tunnels>,
     listening: swarm::Listening,
@@ -98,6 +104,7 @@ impl Net {
     pub async fn start(
         config: &Config,
         identity: &Identity,
+        roster: Arc<Roster>,
     ) -> Result<(Self, mpsc::Receiver<Input>), NetError> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let tasks = tokio_util::task::TaskTracker::new();
@@ -110,10 +117,12 @@ impl Net {
         tasks.spawn(watch::run(plane.clone(), stop.clone()));
         let tunnels = Tunnels::start(identity, plane.clone(), &tasks, &stop)
             .map_err(|error| NetError::Build(error.to_string()))?;
+        let members: Members = Arc::new(ArcSwap::new(roster));
         let (commands, command_receiver) = mpsc::channel(COMMANDS_MAX);
         let listening = swarm::start(swarm::Start {
             config,
             identity,
+            members: members.clone(),
             plane: plane.clone(),
             events,
             commands: command_receiver,
@@ -122,7 +131,10 @@ impl Net {
         })
         .await?;
         tasks.close();
-        Ok((Self { commands, plane, tunnels, listening, tasks, stop, _guard: guard }, receiver))
+        Ok((
+            Self { commands, members, plane, tunnels, listening, tasks, stop, _guard: guard },
+            receiver,
+        ))
     }
 
     /// Does what the engine wants done. Outputs that are not about the network are
@@ -130,6 +142,7 @@ impl Net {
     pub fn carry_out(&self, output: Output) {
         match output {
             Output::SendProbe { id, route } => self.plane.send_probe(id, &route),
+            Output::Roster(roster) => self.members.store(roster),
             Output::Forwarding(snapshot) => self.plane.set_snapshot(snapshot),
             other => {
                 if self.commands.try_send(other).is_err() {

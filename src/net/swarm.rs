@@ -26,7 +26,7 @@ use super::behaviour::{Behaviour, BehaviourEvent, Protocols};
 use super::dht::{self, Dht};
 use super::identity::{self, Identity};
 use super::plane::DataPlane;
-use super::{NetError, lanes};
+use super::{Members, NetError, lanes};
 use crate::config::Config;
 use crate::engine::event::{Input, Output, Verdict};
 use crate::engine::overlay::wire::{ADDRESSES_MAX, PeerAddresses};
@@ -54,6 +54,8 @@ pub struct Start<'a> {
     pub config: &'a Config,
     /// Who this node is.
     pub identity: &'a Identity,
+    /// Who belongs to the network.
+    pub members: Members,
     /// Where datagrams go.
     pub plane: Arc<DataPlane>,
     /// Where inputs for the engine go.
@@ -77,10 +79,10 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         |text: &String| text.parse::<Multiaddr>().map_err(|_| NetError::Address(text.clone()));
     let listen: Vec<Multiaddr> = network.listen.iter().map(parse).collect::<Result<_, _>>()?;
     for text in &network.bootstrap {
-        check_dial(&parse(text)?, network.public)
+        check_dial(&parse(text)?)
             .map_err(|why| NetError::Bootstrap { address: text.clone(), why })?;
     }
-    let protocols = Protocols::new(&network.name)?;
+    let protocols = Protocols::new(&start.members.load().root.node_id().to_string())?;
     let only_loopback = listen.iter().all(|addr| ip_of(addr).is_some_and(|ip| ip.is_loopback()));
     let mdns = network.mdns && !only_loopback;
     let mut swarm = SwarmBuilder::with_existing_identity(start.identity.keypair())
@@ -110,7 +112,7 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         swarm,
         protocols,
         me: start.identity.public_key(),
-        public: network.public,
+        members: start.members,
         plane: start.plane,
         events: start.events,
         peers: BTreeMap::new(),
@@ -177,12 +179,9 @@ fn heard(swarm: &mut Swarm<Behaviour>, listening: &Listening, address: Multiaddr
 }
 
 /// Why an address cannot be dialled, in words for a person.
-fn check_dial(address: &Multiaddr, public: bool) -> Result<(), &'static str> {
+fn check_dial(address: &Multiaddr) -> Result<(), &'static str> {
     match ip_of(address) {
         None => Err("it does not begin with /ip4/ or /ip6/ and names are not looked up"),
-        Some(ip) if !public && !is_local(ip) => {
-            Err("it is a public address and network.public is not set")
-        }
         Some(_) => Ok(()),
     }
 }
@@ -216,17 +215,6 @@ fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     })
 }
 
-/// Loopback, link-local, private (RFC 1918) or unique local (RFC 4193).
-fn is_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
-        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
-            Some(mapped) => is_local(mapped.into()),
-            None => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-        },
-    }
-}
-
 fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(since.as_micros() as u64)
@@ -243,7 +231,7 @@ struct Task {
     swarm: Swarm<Behaviour>,
     protocols: Protocols,
     me: PublicKey,
-    public: bool,
+    members: Members,
     plane: Arc<DataPlane>,
     events: mpsc::Sender<Input>,
     /// Identified peers.
@@ -322,7 +310,16 @@ impl Task {
             Output::DhtGet { request, name } => {
                 self.dht.get(&mut behaviour.kad, request, name);
             }
+            Output::Disconnect(node) => {
+                if let Some(peer) = self.by_node.get(&node) {
+                    let _ = self.swarm.disconnect_peer_id(*peer);
+                }
+            }
             Output::SendProbe { .. }
+            | Output::JoinAnswer { .. }
+            | Output::RequestRenewal(_)
+            | Output::Roster(_)
+            | Output::KeepNetwork(_)
             | Output::Forwarding(_)
             | Output::Record(_)
             | Output::Decision(_)
@@ -335,7 +332,7 @@ impl Task {
     /// Dials one peer at all its addresses together.
     fn dial(&mut self, texts: &[String]) {
         let mut addresses: Vec<Multiaddr> = texts.iter().filter_map(|t| t.parse().ok()).collect();
-        addresses.retain(|address| check_dial(address, self.public).is_ok());
+        addresses.retain(|address| check_dial(address).is_ok());
         let peer = addresses.iter().flat_map(Multiaddr::iter).find_map(|part| match part {
             Protocol::P2p(peer) => Some(peer),
             _ => None,
@@ -370,14 +367,6 @@ impl Task {
     fn event(&mut self, event: SwarmEvent<BehaviourEvent>) -> Vec<Input> {
         match event {
             SwarmEvent::Behaviour(event) => self.behaviour_event(event),
-            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } => {
-                let ip = ip_of(endpoint.get_remote_address());
-                if !self.public && !ip.is_some_and(is_local) {
-                    self.plane.counters().count("connection-public-address");
-                    let _ = self.swarm.disconnect_peer_id(peer_id);
-                }
-                Vec::new()
-            }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.early.retain(|(peer, _)| *peer != peer_id);
                 let Some(peer) = self.peers.remove(&peer_id) else { return Vec::new() };
@@ -425,11 +414,13 @@ impl Task {
                 id, result, step, ..
             }) => {
                 let kad = &mut self.swarm.behaviour_mut().kad;
-                self.dht.progressed(kad, id, result, step.last, now()).into_iter().collect()
+                let roster = self.members.load();
+                let dht = &mut self.dht;
+                dht.progressed(kad, id, result, step.last, &roster, now()).into_iter().collect()
             }
             BehaviourEvent::Kad(kad::Event::InboundRequest { request }) => {
                 let kad = &mut self.swarm.behaviour_mut().kad;
-                if let Err(why) = dht::inbound(kad, request, now()) {
+                if let Err(why) = dht::inbound(kad, request, &self.members.load(), now()) {
                     self.plane.counters().count(why);
                 }
                 Vec::new()
@@ -518,8 +509,7 @@ impl Task {
         }
         let is_new = !self.peers.contains_key(&peer);
         let usable = |address: &&Multiaddr| {
-            check_dial(address, self.public).is_ok()
-                && !ip_of(address).is_some_and(|ip| ip.is_unspecified())
+            check_dial(address).is_ok() && !ip_of(address).is_some_and(|ip| ip.is_unspecified())
         };
         let usable: Vec<&Multiaddr> = info.listen_addrs.iter().filter(usable).collect();
         let mut addresses = Vec::new();
@@ -560,22 +550,5 @@ impl Task {
             inputs.push(Input::SyncRequested { token: self.next_token });
         }
         inputs
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn local_addresses_are_told_from_public_ones() {
-        for local in
-            ["127.0.0.1", "10.1.2.3", "192.168.1.1", "169.254.0.1", "::1", "fd00::1", "fe80::1"]
-        {
-            assert!(is_local(local.parse().unwrap()), "{local}");
-        }
-        for public in ["1.1.1.1", "2001:db8::1", "::ffff:8.8.8.8", "100.64.0.1"] {
-            assert!(!is_local(public.parse().unwrap()), "{public}");
-        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::handle::{AnswerSender, Request};
 use super::hot_swap::HotSwap;
 use super::retrain::{self, Schedule};
-use super::{Clock, NodeOptions};
+use super::{Clock, NodeOptions, network};
 use crate::engine::Engine;
 use crate::engine::event::{Command, Input, Notice, Output, RequestId};
 use crate::engine::forward::TUNNEL_ID_MAX;
@@ -238,6 +238,11 @@ impl Driver {
                     }
                 }
                 Output::Notice(notice) => self.notice(notice),
+                Output::KeepNetwork(state) => {
+                    if let Err(error) = network::keep(&self.data_dir, &state) {
+                        tracing::error!("{error}; a restart forgets who was let in or put out");
+                    }
+                }
                 network => self.net.carry_out(network),
             }
         }
@@ -245,6 +250,7 @@ impl Driver {
 
     fn notice(&mut self, notice: Notice) {
         match notice {
+            Notice::Revoked { node } => tracing::warn!(%node, "revoked by the root of the network"),
             Notice::Joined => tracing::info!("joined the network"),
             Notice::BootstrapGaveUp => {
                 tracing::warn!("no bootstrap node answered; waiting to be found");

@@ -8,6 +8,7 @@ mod clock;
 mod driver;
 mod handle;
 mod hot_swap;
+pub mod network;
 mod published;
 mod retrain;
 mod socks;
@@ -33,6 +34,7 @@ pub use clock::Clock;
 pub use driver::{CalculationTimes, View};
 use handle::Request;
 pub use handle::{NodeHandle, RequestError};
+use network::Network;
 pub use tunnels::TunnelOptions;
 
 /// Name of the database within the data directory.
@@ -63,6 +65,9 @@ pub enum NodeError {
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+    /// The files that say which network it belongs to are unusable.
+    #[error(transparent)]
+    Network(#[from] network::NetworkError),
     /// The network did not start.
     #[error(transparent)]
     Net(#[from] crate::net::NetError),
@@ -108,6 +113,16 @@ impl Node {
         let lock = lock(data_dir).map_err(dir_error)?;
         let lock = lock.ok_or_else(|| NodeError::InUse { path: path.clone() })?;
         let identity = Identity::load_or_create(data_dir).map_err(crate::net::NetError::from)?;
+        let clock = Clock::default();
+        let network = match Network::load(data_dir)? {
+            Some(network) => network,
+            None => {
+                let key = identity.public_key();
+                let network = Network::found(network::DEFAULT_NAME, &key, clock.now());
+                network.save_new(data_dir)?;
+                network
+            }
+        };
         let published = published::Published::load(data_dir).map_err(NodeError::Published)?;
         let storage = &options.config.storage;
         let retention = Retention {
@@ -116,12 +131,13 @@ impl Node {
         };
         let writer = Writer::start(data_dir.join(DATABASE), retention)?;
         let models = ModelRegistry::new(data_dir.join(MODELS));
-        let clock = Clock::default();
         let config = &options.config;
         raise_descriptor_limit();
         let engine = Engine::new(
             EngineConfig {
                 key: identity.signing_key(),
+                network: network.state,
+                root: network.root,
                 bootstrap: config.bootstrap_policy(),
                 paths: config.path_policy(),
                 intervals: config.intervals(),
@@ -130,7 +146,8 @@ impl Node {
             },
             clock.now(),
         );
-        let (net, events) = Net::start(config, &identity).await?;
+        let (net, events) =
+            Net::start(config, &identity, engine.membership().roster().clone()).await?;
         let proxy = socks::listen(&config.entry.socks).await;
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let handle = NodeHandle {

@@ -18,8 +18,8 @@ use rand_pcg::Pcg64Mcg;
 use crate::engine::event::{Answer, Command, CommandError, Input, Output, RequestId, Verdict};
 use crate::engine::forward::{self, DatagramKind, ForwardingSnapshot, Header, HeaderView, decide};
 use crate::engine::measure::Sample;
-use crate::engine::overlay::BootstrapPolicy;
 use crate::engine::overlay::wire::PeerAddresses;
+use crate::engine::overlay::{BootstrapPolicy, Credential, NetworkState};
 use crate::engine::route::{Decision, PathPolicy};
 use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, TunnelId};
 use crate::engine::{Engine, EngineConfig, Intervals};
@@ -42,6 +42,8 @@ impl LinkModel {
     }
 }
 
+/// Root key of the world's network, which node 0 holds.
+const ROOT_SECRET: [u8; 32] = [255; 32];
 /// Delay of control messages on a connection (ms one way), when no link model says otherwise.
 const CONTROL_DELAY_MS: f64 = 5.0;
 /// Time that a DHT operation takes (ms).
@@ -125,8 +127,13 @@ impl World {
         let key = SigningKey::from_bytes(&secret);
         let public = PublicKey(key.verifying_key().to_bytes());
         let addresses = bootstrap.iter().map(|index| address(*index)).collect();
+        let root_key = SigningKey::from_bytes(&ROOT_SECRET);
+        let credential = Credential::issue(&root_key, &public, Timestamp(0), Timestamp(u64::MAX));
+        let root = PublicKey(root_key.verifying_key().to_bytes());
         let config = EngineConfig {
             key,
+            network: NetworkState::joined("world", root, root, credential),
+            root: (index == 0).then_some(root_key),
             bootstrap: BootstrapPolicy { addresses, ..BootstrapPolicy::default() },
             paths,
             intervals,
@@ -367,7 +374,19 @@ impl World {
                 self.nodes[index].answers.insert(request, answer);
             }
             Output::Forwarding(snapshot) => self.nodes[index].forwarding = snapshot,
-            Output::Notice(_) => {}
+            Output::Disconnect(peer) => {
+                let there = self.by_id[&peer];
+                self.nodes[index].connected.remove(&there);
+                if self.nodes[there].connected.remove(&index) {
+                    let input = Input::PeerDisconnected(self.id(index));
+                    self.push(self.now, Event::Input(there, Box::new(input)));
+                }
+            }
+            Output::JoinAnswer { .. }
+            | Output::RequestRenewal(_)
+            | Output::Roster(_)
+            | Output::KeepNetwork(_)
+            | Output::Notice(_) => {}
         }
     }
 

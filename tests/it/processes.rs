@@ -7,11 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use meshwise::api::types::{Status, Tunnel};
+use meshwise::node::Identity;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{PATIENCE, config};
+use crate::support::{PATIENCE, config, prepare};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_meshwise");
 const FIVE_MB: usize = 5_000_000;
@@ -24,7 +25,7 @@ struct Process {
 impl Process {
     fn start(folder: &Path, name: &str, bootstrap: Vec<String>) -> Self {
         let data_dir = folder.join(name);
-        std::fs::create_dir(&data_dir).unwrap();
+        prepare(&data_dir, &Identity::generate());
         let settings = data_dir.join("meshwise.toml");
         std::fs::write(&settings, toml::to_string(&config(bootstrap)).unwrap()).unwrap();
         let log = std::fs::File::create(data_dir.join("log")).unwrap();

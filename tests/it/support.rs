@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use meshwise::config::{Config, EmulatedLink, EmulationConfig, NetworkConfig, ProbingConfig};
 use meshwise::engine::event::ServiceSpec;
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::types::NodeId;
-use meshwise::node::{Identity, Node, NodeOptions};
+use meshwise::node::network::Network;
+use meshwise::node::{Clock, Identity, Node, NodeOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -28,11 +30,9 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl Fn
 pub fn config(bootstrap: Vec<String>) -> Config {
     let mut config = Config {
         network: NetworkConfig {
-            name: "test".into(),
             listen: vec!["/ip4/127.0.0.1/tcp/0".into()],
             bootstrap,
             mdns: false,
-            public: false,
         },
         probing: ProbingConfig {
             link_ms: 200,
@@ -60,10 +60,26 @@ pub fn only_links_to(neighbours: &[NodeId]) -> EmulationConfig {
     }
 }
 
-/// Starts a node with this identity.
-pub async fn start(data_dir: &Path, identity: &Identity, config: Config) -> Node {
+/// The network of all tests' nodes; its issuer is not running.
+pub fn network() -> &'static Network {
+    static NETWORK: OnceLock<Network> = OnceLock::new();
+    NETWORK.get_or_init(|| {
+        let founder = Identity::generate().public_key();
+        Network::found("test", &founder, Clock::default().now())
+    })
+}
+
+/// Makes the data directory of a member with this identity.
+pub fn prepare(data_dir: &Path, identity: &Identity) {
     std::fs::create_dir_all(data_dir).unwrap();
     identity.save_new(data_dir).unwrap();
+    let admitted = network().admit(&identity.public_key(), Clock::default().now());
+    admitted.unwrap().save_new(data_dir).unwrap();
+}
+
+/// Starts a node with this identity.
+pub async fn start(data_dir: &Path, identity: &Identity, config: Config) -> Node {
+    prepare(data_dir, identity);
     let options = NodeOptions { config, data_dir: data_dir.to_owned(), trainer: None };
     Node::start(options).await.unwrap()
 }

@@ -16,7 +16,8 @@ use crate::config::{
     ProbingConfig, RoutingConfig,
 };
 
-use crate::node::{Identity, peer_id_text};
+use crate::node::network::Network;
+use crate::node::{Clock, Identity, peer_id_text};
 
 /// One link of a mesh, the same in both directions.
 #[derive(Clone, Debug)]
@@ -145,6 +146,7 @@ struct Process {
 /// Running nodes. Dropping it ends them.
 pub(super) struct Mesh {
     plan: Plan,
+    network: Network,
     processes: BTreeMap<&'static str, Process>,
 }
 
@@ -164,7 +166,9 @@ impl Mesh {
         }
         drop(held);
         let names = plan.nodes.clone();
-        let mut mesh = Self { plan, processes };
+        let founder = Identity::generate().public_key();
+        let network = Network::found("demo", &founder, Clock::default().now());
+        let mut mesh = Self { plan, network, processes };
         for name in names {
             mesh.launch(name).with_context(|| format!("cannot start node {name}"))?;
             mesh.wait_up(name).await?;
@@ -177,6 +181,8 @@ impl Mesh {
         let process = &self.processes[name];
         std::fs::create_dir(&process.data_dir)?;
         process.identity.save_new(&process.data_dir)?;
+        let admitted = self.network.admit(&process.identity.public_key(), Clock::default().now());
+        admitted.context("the demo founded its network")?.save_new(&process.data_dir)?;
         let path = process.data_dir.join("meshwise.toml");
         std::fs::write(&path, toml::to_string(&config)?)?;
         let log = std::fs::File::create(process.data_dir.join("log"))?;
@@ -213,11 +219,9 @@ impl Mesh {
         let links = neighbours.iter().map(|(other, link)| self.emulated(other, link.clone()));
         Config {
             network: NetworkConfig {
-                name: "demo".into(),
                 listen: vec![format!("/ip4/127.0.0.1/tcp/{}", process.port)],
                 bootstrap: bootstrap.collect(),
                 mdns: false,
-                public: false,
             },
             // Every node would want the same port.
             entry: EntryConfig { socks: String::new() },

@@ -71,6 +71,11 @@ impl NetworkBootstrapper {
         self.known.insert(node, (peer.addresses.clone(), now));
     }
 
+    /// Never dials this peer again.
+    pub fn forget(&mut self, node: NodeId) {
+        self.known.remove(&node);
+    }
+
     /// A connection was lost: start over.
     pub fn restart(&mut self, now: Timestamp) {
         self.attempt = 0;

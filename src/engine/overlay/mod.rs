@@ -1,14 +1,21 @@
-//! The overlay's control plane: signed messages ([`wire`]), joining ([`bootstrap`]), telling
-//! others about links ([`advertiser`]), and who serves what ([`registry`]).
+//! The overlay's control plane: who belongs ([`membership`]) and who lets in ([`issuer`], [`token`]),
+//! signed messages ([`wire`]), joining ([`bootstrap`]), telling others about links ([`advertiser`]), and
+//! who serves what ([`registry`]).
 
 pub mod advertiser;
 pub mod bootstrap;
+pub mod issuer;
+pub mod membership;
 pub mod registry;
+pub mod token;
 pub mod wire;
 
 pub use advertiser::Advertiser;
 pub use bootstrap::{BootstrapPolicy, NetworkBootstrapper};
+pub use issuer::{Issuer, Ledger, NotLetIn};
+pub use membership::{Author, Credential, Membership, NetworkState, NotMember, Roster};
 pub use registry::{Accepted, RecordError, ServiceRegistry};
+pub use token::Token;
 pub use wire::{
     GossipMessage, LinkStateAdvertisement, Objective, PeerAddresses, ServiceKind, ServiceRecord,
     Signed, SyncResponse, WireError,

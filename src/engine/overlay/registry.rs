@@ -4,14 +4,16 @@
 //! - For one name and provider a higher sequence number wins; the same or a lower one is stale.
 //!   A tombstone is a record like any other and is kept until it expires, so that replaying the
 //!   record it replaced never brings the service back.
-//! - A name belongs to the owner first seen for it, until all its records are gone. A second
-//!   owner is an error that names both.
+//! - A name belongs to the owner to whom the root granted it, or else to the owner first seen for it,
+//!   until all its records are gone. A second owner is an error that names both.
 //! - A record expires `ttl_s` after it was issued. Clocks may differ by [`CLOCK_SKEW`].
 //! - A provider issues its record again after a third of its time to live.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::issuer::GRANTS_MAX;
+use super::membership::{Membership, NameGrant, Roster};
 use super::wire::{ServiceRecord, Signed, WireError};
 use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
 
@@ -91,6 +93,7 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct ServiceRegistry {
     entries: BTreeMap<(ServiceName, NodeId), Entry>,
+    grants: BTreeMap<ServiceName, (NameGrant, Signed)>,
 }
 
 impl ServiceRegistry {
@@ -98,8 +101,14 @@ impl ServiceRegistry {
     ///
     /// # Errors
     /// [`RecordError`], with nothing changed.
-    pub fn accept(&mut self, signed: &Signed, now: Timestamp) -> Result<Accepted, RecordError> {
-        let record = verify(signed, now)?;
+    pub fn accept(
+        &mut self,
+        signed: &Signed,
+        membership: &mut Membership,
+        now: Timestamp,
+    ) -> Result<Accepted, RecordError> {
+        let record = membership.open(signed, now)?;
+        check(&record, signed, now)?;
         let provider = signed.key.node_id();
         if let Some(owner) = self.owner(&record.name, now)
             && owner != record.owner
@@ -133,8 +142,30 @@ impl ServiceRegistry {
         Ok(accepted)
     }
 
+    /// Takes a name that the root, whose signature was verified, has given to an owner. Records of
+    /// others for it are forgotten. Returns whether it is news.
+    pub fn grant(&mut self, grant: NameGrant, signed: Signed) -> bool {
+        match self.grants.get(&grant.name) {
+            Some((known, _)) if known.at >= grant.at => return false,
+            None if self.grants.len() >= GRANTS_MAX => return false,
+            _ => {}
+        }
+        self.entries
+            .retain(|(name, _), entry| *name != grant.name || entry.record.owner == grant.owner);
+        self.grants.insert(grant.name.clone(), (grant, signed));
+        true
+    }
+
+    /// All granted names as they were signed.
+    pub fn grants(&self) -> impl Iterator<Item = &Signed> + '_ {
+        self.grants.values().map(|(_, signed)| signed)
+    }
+
     /// The key that a name belongs to.
     pub fn owner(&self, name: &ServiceName, now: Timestamp) -> Option<PublicKey> {
+        if let Some((grant, _)) = self.grants.get(name) {
+            return Some(grant.owner);
+        }
         self.of(name).find(|entry| entry.forget_at > now).map(|entry| entry.record.owner)
     }
 
@@ -167,6 +198,11 @@ impl ServiceRegistry {
         self.entries.values().map(|entry| &entry.signed)
     }
 
+    /// Forgets everything of a provider who no longer belongs to the network.
+    pub fn forget(&mut self, provider: &PublicKey) {
+        self.entries.retain(|_, entry| entry.signed.key != *provider);
+    }
+
     /// Forgets what has expired.
     pub fn expire(&mut self, now: Timestamp) {
         self.entries.retain(|_, entry| entry.forget_at > now);
@@ -179,16 +215,25 @@ impl ServiceRegistry {
     }
 }
 
-/// Verifies one record by itself: signature, ranges, ownership, time. This is also what a node
+/// Verifies one record by itself: membership, signature, ranges, ownership, time. This is also what a node
 /// checks before it stores a record for the DHT.
 ///
 /// # Errors
 /// [`RecordError`].
-pub fn verify(signed: &Signed, now: Timestamp) -> Result<ServiceRecord, RecordError> {
-    let record: ServiceRecord = signed.open()?;
+pub fn verify(
+    signed: &Signed,
+    roster: &Roster,
+    now: Timestamp,
+) -> Result<ServiceRecord, RecordError> {
+    let record = roster.open(signed, now)?;
+    check(&record, signed, now)?;
+    Ok(record)
+}
+
+fn check(record: &ServiceRecord, signed: &Signed, now: Timestamp) -> Result<(), RecordError> {
     if record.owner != signed.key {
         return Err(RecordError::NotOwner {
-            name: record.name,
+            name: record.name.clone(),
             provider: signed.key.node_id(),
             owner: record.owner.node_id(),
         });
@@ -196,10 +241,10 @@ pub fn verify(signed: &Signed, now: Timestamp) -> Result<ServiceRecord, RecordEr
     if record.issued_at > now + CLOCK_SKEW {
         return Err(RecordError::FromTheFuture);
     }
-    if record.issued_at + ttl(&record) + CLOCK_SKEW <= now {
+    if record.issued_at + ttl(record) + CLOCK_SKEW <= now {
         return Err(RecordError::Expired);
     }
-    Ok(record)
+    Ok(())
 }
 
 fn ttl(record: &ServiceRecord) -> Duration {
@@ -211,14 +256,33 @@ mod tests {
     use ed25519_dalek::SigningKey;
 
     use super::*;
+    use crate::engine::overlay::membership::{Author, Credential};
     use crate::engine::overlay::wire::{Objective, ServiceKind};
 
-    fn key(byte: u8) -> SigningKey {
-        SigningKey::from_bytes(&[byte; 32])
+    /// Of key 9's network.
+    fn key(byte: u8) -> Author {
+        let key = SigningKey::from_bytes(&[byte; 32]);
+        let root = SigningKey::from_bytes(&[9; 32]);
+        let public = PublicKey(key.verifying_key().to_bytes());
+        let credential = Credential::issue(&root, &public, seconds(0), seconds(1_000_000));
+        Author { key, credential }
     }
 
     fn public(byte: u8) -> PublicKey {
-        PublicKey(key(byte).verifying_key().to_bytes())
+        key(byte).public()
+    }
+
+    struct Registry(ServiceRegistry, Membership);
+
+    impl Registry {
+        fn new() -> Self {
+            let roster = Roster::new(public(9), key(1).credential);
+            Self(ServiceRegistry::default(), Membership::new(roster))
+        }
+
+        fn accept(&mut self, signed: &Signed, now: Timestamp) -> Result<Accepted, RecordError> {
+            self.0.accept(signed, &mut self.1, now)
+        }
     }
 
     fn seconds(s: u64) -> Timestamp {
@@ -246,7 +310,7 @@ mod tests {
 
     #[test]
     fn newer_wins_and_a_tombstone_is_not_undone_by_replay() {
-        let mut registry = ServiceRegistry::default();
+        let mut registry = Registry::new();
         let now = seconds(1_001);
         let first = Signed::seal(&key(1), &record(1, 1));
         assert_eq!(registry.accept(&first, now), Ok(Accepted::New));
@@ -256,27 +320,27 @@ mod tests {
         let gone = ServiceRecord { withdrawn: true, ..record(1, 3) };
         let gone = Signed::seal(&key(1), &gone);
         assert_eq!(registry.accept(&gone, now), Ok(Accepted::Withdrawn));
-        assert_eq!(registry.resolve(&name(), now).count(), 0);
+        assert_eq!(registry.0.resolve(&name(), now).count(), 0);
         assert!(registry.accept(&second, now).is_err(), "replay");
-        assert_eq!(registry.resolve(&name(), now).count(), 0);
+        assert_eq!(registry.0.resolve(&name(), now).count(), 0);
     }
 
     #[test]
     fn a_short_tombstone_outlives_the_long_record_that_it_replaced() {
-        let mut registry = ServiceRegistry::default();
+        let mut registry = Registry::new();
         let long = ServiceRecord { ttl_s: 86_400, ..record(1, 1) };
         let long = Signed::seal(&key(1), &long);
         registry.accept(&long, seconds(1_001)).unwrap();
         let gone = ServiceRecord { withdrawn: true, ..record(1, 2) };
         registry.accept(&Signed::seal(&key(1), &gone), seconds(1_002)).unwrap();
-        registry.expire(seconds(10_000));
+        registry.0.expire(seconds(10_000));
         let replayed = registry.accept(&long, seconds(10_000));
         assert!(matches!(replayed, Err(RecordError::Stale { .. })), "{replayed:?}");
     }
 
     #[test]
     fn a_name_belongs_to_its_first_owner() {
-        let mut registry = ServiceRegistry::default();
+        let mut registry = Registry::new();
         let now = seconds(1_001);
         registry.accept(&Signed::seal(&key(1), &record(1, 1)), now).unwrap();
         let error = registry.accept(&Signed::seal(&key(2), &record(2, 9)), now).unwrap_err();
@@ -289,14 +353,14 @@ mod tests {
 
     #[test]
     fn records_end_with_their_time_and_do_not_come_from_the_future() {
-        let mut registry = ServiceRegistry::default();
+        let mut registry = Registry::new();
         let signed = Signed::seal(&key(1), &record(1, 1));
         assert_eq!(registry.accept(&signed, seconds(699)), Err(RecordError::FromTheFuture));
         assert_eq!(registry.accept(&signed, seconds(1_360)), Err(RecordError::Expired));
         registry.accept(&signed, seconds(1_359)).unwrap();
-        assert_eq!(registry.resolve(&name(), seconds(1_359)).count(), 1);
-        assert_eq!(registry.resolve(&name(), seconds(1_360)).count(), 0);
-        registry.expire(seconds(1_360));
-        assert_eq!(registry.signed().count(), 0);
+        assert_eq!(registry.0.resolve(&name(), seconds(1_359)).count(), 1);
+        assert_eq!(registry.0.resolve(&name(), seconds(1_360)).count(), 0);
+        registry.0.expire(seconds(1_360));
+        assert_eq!(registry.0.signed().count(), 0);
     }
 }

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signature, Signer, VerifyingKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::issuer::{NotLetIn, Secret};
+use super::membership::{Author, Credential, NotMember};
 use crate::engine::measure::{LinkQuality, link::NEIGHBOURS_MAX};
 use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
 
@@ -54,6 +56,9 @@ pub enum WireError {
     /// The signature does not fit the content and the key.
     #[error("the signature is wrong")]
     Signature,
+    /// Who signed does not belong to the network.
+    #[error("its author is no member: {0}")]
+    NotMember(#[from] NotMember),
 }
 
 /// Something that travels signed.
@@ -74,6 +79,8 @@ pub trait Payload: Serialize + DeserializeOwned {
 pub struct Signed {
     /// Who says it.
     pub key: PublicKey,
+    /// Why one should listen.
+    pub credential: Credential,
     /// The encoded payload, as it was signed.
     pub body: Vec<u8>,
     /// Ed25519 signature (64 bytes) over the domain and the body.
@@ -82,13 +89,14 @@ pub struct Signed {
 
 impl Signed {
     /// Encodes and signs a payload.
-    pub fn seal<T: Payload>(key: &SigningKey, payload: &T) -> Self {
+    pub fn seal<T: Payload>(author: &Author, payload: &T) -> Self {
         let body = encode(payload);
-        let signature = key.sign(&signed_bytes::<T>(&body)).to_bytes().to_vec();
-        Self { key: PublicKey(key.verifying_key().to_bytes()), body, signature }
+        let signature = author.key.sign(&signed_bytes::<T>(&body)).to_bytes().to_vec();
+        Self { key: author.public(), credential: author.credential.clone(), body, signature }
     }
 
-    /// Verifies the signature, decodes and checks the payload.
+    /// Verifies the signature, decodes and checks the payload. Whether who signed belongs to the
+    /// network is for [`Membership::open`](super::membership::Membership::open).
     ///
     /// # Errors
     /// [`WireError`]; nothing of an unverified payload is returned.
@@ -272,7 +280,26 @@ pub enum GossipMessage {
     LinkState(Signed),
     /// A [`ServiceRecord`].
     Service(Signed),
+    /// A [`Revocation`](super::membership::Revocation), by the root.
+    Revocation(Signed),
+    /// A [`NameGrant`](super::membership::NameGrant), by the root.
+    Grant(Signed),
 }
+
+/// What a node asks of the one that let it in, or shall let it in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinRequest {
+    /// Shows an invitation's secret.
+    Redeem(Secret),
+    /// Shows nothing: the issuer knows its members.
+    Renew,
+}
+
+/// Longest [`JoinRequest`] and [`JoinResponse`] (bytes).
+pub const JOIN_BYTES_MAX: usize = 256;
+
+/// The answer: a credential for the key that asked.
+pub type JoinResponse = Result<Credential, NotLetIn>;
 
 /// A peer and where it listens, as multiaddress text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -318,19 +345,20 @@ impl SyncResponse {
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::SigningKey;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn key(byte: u8) -> SigningKey {
-        SigningKey::from_bytes(&[byte; 32])
+    fn key(byte: u8) -> Author {
+        Author::root(SigningKey::from_bytes(&[byte; 32]))
     }
 
     fn record() -> ServiceRecord {
         ServiceRecord {
             name: "a.local".parse().unwrap(),
             kind: ServiceKind::Tcp,
-            owner: PublicKey(key(1).verifying_key().to_bytes()),
+            owner: key(1).public(),
             metadata: BTreeMap::new(),
             sequence: 7,
             issued_at: Timestamp(1),
@@ -351,7 +379,7 @@ mod tests {
             assert_eq!(forged.open::<ServiceRecord>(), Err(WireError::Signature));
         }
         let mut other = sealed.clone();
-        other.key = PublicKey(key(2).verifying_key().to_bytes());
+        other.key = key(2).public();
         assert_eq!(other.open::<ServiceRecord>(), Err(WireError::Signature));
         assert_eq!(
             sealed.open::<LinkStateAdvertisement>(),

@@ -74,6 +74,13 @@ pub struct OverlayGraph {
 }
 
 impl OverlayGraph {
+    /// Forgets what an origin said. Returns the withdrawn links.
+    pub fn forget(&mut self, origin: NodeId) -> Vec<LinkChange> {
+        let Some(gone) = self.adverts.remove(&origin) else { return Vec::new() };
+        self.outdate();
+        gone.links.into_keys().map(|to| (origin, to, None)).collect()
+    }
+
     /// Takes an advertisement and returns what it says of each link, withdrawn ones included.
     ///
     /// # Errors

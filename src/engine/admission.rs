@@ -1,0 +1,214 @@
+//! Who is let in and who is put out: the engine's handlers for invitations, revocations and granted
+//! names. The rules are in [`super::overlay::membership`] and [`super::overlay::issuer`].
+
+use std::time::Duration;
+
+use super::Engine;
+use super::event::{Answer, CommandError, Notice, Output, RequestId, Verdict};
+use super::overlay::issuer::{NotLetIn, Secret};
+use super::overlay::membership::{Credential, NameGrant, NetworkState};
+use super::overlay::wire::{
+    self, GossipMessage, JOIN_BYTES_MAX, JoinRequest, JoinResponse, Signed, WireError,
+};
+use super::types::{NodeId, PublicKey, ServiceName, Timestamp};
+
+impl Engine {
+    /// What must be kept of the network over a restart.
+    pub fn network(&self) -> NetworkState {
+        let network = &self.config.network;
+        NetworkState {
+            name: network.name.clone(),
+            root: network.root,
+            issuer: network.issuer,
+            credential: self.author.credential.clone(),
+            revocations: self.membership.roster().revocations().cloned().collect(),
+            grants: self.services.registry().grants().cloned().collect(),
+            ledger: self.issuer.as_ref().map(|issuer| issuer.ledger().clone()).unwrap_or_default(),
+        }
+    }
+
+    fn keep_network(&mut self) {
+        let network = self.network();
+        self.outputs.push_back(Output::KeepNetwork(Box::new(network)));
+    }
+
+    pub(super) fn invite(
+        &mut self,
+        request: RequestId,
+        secret: &Secret,
+        uses: u32,
+        lifetime: Duration,
+        now: Timestamp,
+    ) {
+        let answer = match &mut self.issuer {
+            None => Err(CommandError::NotIssuer),
+            Some(issuer) => issuer
+                .invite(secret, uses, lifetime, now)
+                .map(|invitation| Answer::Invited { expires_at: invitation.expires_at })
+                .ok_or(CommandError::Busy("the open invitations")),
+        };
+        if answer.is_ok() {
+            self.keep_network();
+        }
+        self.outputs.push_back(Output::Answer { request, answer });
+    }
+
+    pub(super) fn certify(&mut self, request: RequestId, key: &PublicKey, now: Timestamp) {
+        let answer = match &mut self.issuer {
+            None => Err(CommandError::NotIssuer),
+            Some(issuer) => {
+                let certified = issuer.certify(key, now).map(Answer::Certified);
+                certified.map_err(CommandError::NotLetIn)
+            }
+        };
+        if answer.is_ok() {
+            self.keep_network();
+        }
+        self.outputs.push_back(Output::Answer { request, answer });
+    }
+
+    /// Somebody wants to be let in, or a member wants a new credential.
+    pub(super) fn join_asked(&mut self, from: &PublicKey, bytes: &[u8], now: Timestamp) -> Vec<u8> {
+        let response: JoinResponse = match (&mut self.issuer, wire::decode(bytes, JOIN_BYTES_MAX)) {
+            (None, _) => Err(NotLetIn::NotIssuer),
+            (_, Err(_)) => Err(NotLetIn::Malformed),
+            (Some(issuer), Ok(JoinRequest::Redeem(secret))) => issuer.redeem(&secret, from, now),
+            (Some(issuer), Ok(JoinRequest::Renew)) => issuer.renew(from, now),
+        };
+        match &response {
+            Ok(_) => self.keep_network(),
+            Err(why) => self.dropped("join", format!("{}: {why}", from.node_id())),
+        }
+        wire::encode(&response)
+    }
+
+    /// Asks the issuer for a new credential when the last third of this one's time has begun.
+    pub(super) fn renew_if_due(&mut self, peer: NodeId, now: Timestamp) {
+        let credential = &self.author.credential;
+        let lifetime = credential.expires_at.since(credential.issued_at);
+        let is_due = credential.expires_at.since(now) < lifetime / 3;
+        if peer == self.config.network.issuer.node_id() && is_due {
+            self.outputs.push_back(Output::RequestRenewal(peer));
+        }
+    }
+
+    pub(super) fn renewal_received(&mut self, from: NodeId, bytes: &[u8], now: Timestamp) {
+        let me = self.key();
+        let renewed = match wire::decode::<JoinResponse>(bytes, JOIN_BYTES_MAX) {
+            Ok(Ok(credential)) => self.take_credential(&me, credential, now),
+            Ok(Err(why)) => Err(why.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(why) = renewed {
+            self.dropped("renewal", format!("from {from}: {why}"));
+        }
+    }
+
+    fn take_credential(
+        &mut self,
+        me: &PublicKey,
+        credential: Credential,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let roster = self.membership.roster();
+        roster.check(me, &credential, now).map_err(|why| why.to_string())?;
+        if credential.expires_at <= self.author.credential.expires_at {
+            return Err("it does not last longer than the one that is here".into());
+        }
+        self.author.credential = credential.clone();
+        self.services.set_author(self.author.clone());
+        self.membership.renew(credential);
+        self.outputs.push_back(Output::Roster(self.membership.roster().clone()));
+        self.keep_network();
+        Ok(())
+    }
+
+    pub(super) fn revoke(&mut self, request: RequestId, key: &PublicKey, now: Timestamp) {
+        let answer = match &mut self.issuer {
+            None => Err(CommandError::NotIssuer),
+            Some(_) if *key == self.author.public() => Err(CommandError::RevokesItself),
+            Some(issuer) => {
+                let signed = issuer.revoke(key, now);
+                match self.put_out(&signed, now) {
+                    Ok(_) => {
+                        let message = wire::encode(&GossipMessage::Revocation(signed));
+                        self.outputs.push_back(Output::Publish(message));
+                        Ok(Answer::Done)
+                    }
+                    Err(_) => Err(CommandError::Busy("the revocations")),
+                }
+            }
+        };
+        self.outputs.push_back(Output::Answer { request, answer });
+    }
+
+    pub(super) fn revocation_received(&mut self, signed: &Signed, now: Timestamp) -> Verdict {
+        match self.put_out(signed, now) {
+            Ok(true) => Verdict::Accept,
+            Ok(false) => Verdict::Ignore,
+            Err(error) => {
+                self.dropped("revocation", error.to_string());
+                Verdict::Reject
+            }
+        }
+    }
+
+    /// Takes a revocation and forgets everything that the revoked key has said.
+    fn put_out(&mut self, signed: &Signed, now: Timestamp) -> Result<bool, WireError> {
+        let Some(key) = self.membership.revoke(signed)? else { return Ok(false) };
+        let node = key.node_id();
+        self.outputs.push_back(Output::Roster(self.membership.roster().clone()));
+        self.keep_network();
+        self.services.forget(&key);
+        self.bootstrapper.forget(node);
+        self.advertisements.remove(&node);
+        let changes = self.graph.forget(node);
+        self.links_changed(changes, now);
+        if self.peers.contains_key(&node) {
+            self.outputs.push_back(Output::Disconnect(node));
+            self.peer_disconnected(node, now);
+        }
+        self.notice(Notice::Revoked { node });
+        Ok(true)
+    }
+
+    pub(super) fn grant(
+        &mut self,
+        request: RequestId,
+        name: &ServiceName,
+        owner: &PublicKey,
+        now: Timestamp,
+    ) {
+        let answer = match &self.issuer {
+            None => Err(CommandError::NotIssuer),
+            Some(issuer) => {
+                let signed = issuer.grant(name, owner, now);
+                match self.grant_received(&signed) {
+                    Verdict::Accept => {
+                        let message = wire::encode(&GossipMessage::Grant(signed));
+                        self.outputs.push_back(Output::Publish(message));
+                        Ok(Answer::Done)
+                    }
+                    _ => Err(CommandError::Busy("the granted names")),
+                }
+            }
+        };
+        self.outputs.push_back(Output::Answer { request, answer });
+    }
+
+    pub(super) fn grant_received(&mut self, signed: &Signed) -> Verdict {
+        match self.membership.open_of_root::<NameGrant>(signed) {
+            Ok(grant) => {
+                if !self.services.grant(grant, signed.clone()) {
+                    return Verdict::Ignore;
+                }
+                self.keep_network();
+                Verdict::Accept
+            }
+            Err(error) => {
+                self.dropped("name-grant", error.to_string());
+                Verdict::Reject
+            }
+        }
+    }
+}
