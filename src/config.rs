@@ -77,6 +77,8 @@ pub struct NetworkConfig {
     /// Find nodes on the local network by multicast DNS. Has no effect on a node that listens on
     /// loopback only.
     pub mdns: bool,
+    /// Links to other nodes that this one wants to have, 3 to 32; more while peers come and go.
+    pub degree: usize,
 }
 
 impl Default for NetworkConfig {
@@ -85,6 +87,7 @@ impl Default for NetworkConfig {
             listen: vec!["/ip4/0.0.0.0/tcp/4747".into(), "/ip4/0.0.0.0/udp/4747/quic-v1".into()],
             bootstrap: Vec::new(),
             mdns: true,
+            degree: 8,
         }
     }
 }
@@ -297,6 +300,8 @@ impl Config {
         let check = |key, good: bool, value: String, expected| {
             if good { Ok(()) } else { Err(ConfigError::Range { key, value, expected }) }
         };
+        let degree = self.network.degree;
+        check("network.degree", (3..=32).contains(&degree), degree.to_string(), "3 to 32")?;
         let routing = &self.routing;
         let text = |value: &dyn ToString| value.to_string();
         let within = |range: std::ops::RangeInclusive<usize>, value| range.contains(&value);

@@ -13,6 +13,7 @@ use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::{LinkReport, RouteReport, Sample};
 use crate::engine::overlay::issuer::{NotLetIn, Secret};
 use crate::engine::overlay::membership::{Credential, NetworkState, Roster};
+use crate::engine::overlay::topology::Reshape;
 use crate::engine::overlay::wire::{Objective, PeerAddresses, ServiceKind, ServiceRecord};
 use crate::engine::predict::QualityModel;
 use crate::engine::predict::watch::LiveLoss;
@@ -382,6 +383,8 @@ pub enum CommandError {
 /// Something a person may want to read in the log, and a counter may count.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
+    /// A link is made or given up, for the shape of the mesh.
+    Shape(Reshape),
     /// The root put a key out.
     Revoked {
         /// Its node.

@@ -19,7 +19,7 @@ const SYNC_PEERS_BYTES: usize =
     wire::SYNC_PEERS_MAX * (64 + wire::ADDRESSES_MAX * (wire::ADDRESS_BYTES_MAX + 4));
 
 /// All items, beginning at a random one; `at` is drawn uniformly from 0 to 1.
-fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Item = T> {
+pub(super) fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Item = T> {
     let mut items: Vec<T> = items.collect();
     let start = ((items.len() as f64 * at) as usize).min(items.len());
     items.rotate_left(start);
@@ -43,12 +43,14 @@ impl Engine {
         }
         self.peers.insert(node, Peer { key, addresses: Vec::new() });
         self.outputs.push_back(Output::RequestSync(node));
+        self.welcome(node, now);
         self.renew_if_due(node, now);
     }
 
     pub(super) fn peer_disconnected(&mut self, node: NodeId, now: Timestamp) {
         if self.peers.remove(&node).is_some() {
             self.link_down(node, now);
+            self.farewell(node, now);
             self.bootstrapper.restart(now);
         }
     }

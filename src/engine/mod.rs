@@ -24,10 +24,11 @@ pub mod predict;
 mod probing;
 pub mod route;
 mod services;
+mod shaping;
 pub mod traffic;
 pub mod types;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,8 +40,10 @@ use deciding::Deciding;
 use event::{Command, Input, Notice, Output};
 use failover::RouteTotals;
 use forward::{Binding, ForwardingSnapshot};
+use measure::churn::ChurnDetector;
 use measure::prober::Prober;
 use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
+use overlay::topology::TopologyManager;
 use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{
     Advertiser, Author, BootstrapPolicy, Issuer, Membership, NetworkBootstrapper, NetworkState,
@@ -98,6 +101,8 @@ pub struct EngineConfig {
     pub paths: PathPolicy,
     /// How often to measure and decide.
     pub intervals: Intervals,
+    /// Links that this node wants to have; more while the mesh is restless.
+    pub degree: usize,
     /// Whether a trained model may decide; otherwise the moving average does.
     pub prediction: bool,
     /// Seed of all randomness.
@@ -126,6 +131,10 @@ pub struct Engine {
     joined_at: Option<Timestamp>,
     peers: BTreeMap<NodeId, Peer>,
     bootstrapper: NetworkBootstrapper,
+    topology: TopologyManager,
+    churn: ChurnDetector,
+    /// Connected peers without a link.
+    unlinked: BTreeSet<NodeId>,
     links: QualityMonitor,
     advertised: LinkHistories,
     histories: RouteHistories,
@@ -172,6 +181,9 @@ impl Engine {
             joined_at: None,
             peers: BTreeMap::new(),
             bootstrapper: NetworkBootstrapper::new(config.bootstrap.clone(), now),
+            topology: TopologyManager::default(),
+            churn: ChurnDetector::default(),
+            unlinked: BTreeSet::new(),
             links: QualityMonitor::default(),
             advertised: LinkHistories::default(),
             histories: RouteHistories::default(),
@@ -256,13 +268,15 @@ impl Engine {
         if self.bootstrapper.next_timeout().is_some_and(|at| at <= now) {
             self.bootstrap(now);
         }
+        if self.topology.next_timeout().is_some_and(|at| at <= now) {
+            self.shape(now);
+        }
         if self.expire_at <= now {
             self.expire_at = now + EXPIRY_INTERVAL;
             let changes = self.graph.expire(self.me, now);
             self.links_changed(changes, now);
             let graph = &self.graph;
-            let known: std::collections::BTreeSet<NodeId> =
-                graph.origins().map(|(o, _)| o).collect();
+            let known: BTreeSet<NodeId> = graph.origins().map(|(o, _)| o).collect();
             self.advertisements.retain(|origin, _| known.contains(origin));
             self.services.expire(&mut self.membership, now, &mut self.outputs);
         }
@@ -276,6 +290,7 @@ impl Engine {
         [
             self.prober.next_timeout(),
             self.bootstrapper.next_timeout(),
+            self.topology.next_timeout(),
             self.advertiser.due_at(&links, now),
             self.services.next_timeout(),
             self.deciding.next_timeout(),
@@ -502,6 +517,7 @@ impl Engine {
         ForwardingSnapshot {
             tunnels: tunnels.collect(),
             down: down.map(|(node, ..)| node).collect(),
+            unlinked: self.unlinked.clone(),
             capacity: self.capacities().collect(),
         }
     }

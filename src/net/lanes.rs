@@ -47,6 +47,12 @@ pub async fn maintain(
     while !stop.is_cancelled() {
         let opened = tokio::select! {
             () = stop.cancelled() => return,
+            () = plane.until_link(neighbour, false) => {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = plane.until_link(neighbour, true) => continue,
+                }
+            }
             opened = open_lanes(&mut control, &protocol, peer) => opened,
         };
         let Some(streams) = opened else {
@@ -74,6 +80,7 @@ pub async fn maintain(
             writers.map(|(lane, stream)| Box::pin(write_lane(stream, lane, link.clone())));
         tokio::select! {
             () = stop.cancelled() => {}
+            () = plane.until_link(neighbour, false) => {}
             _ = futures::future::select_all(writers) => {}
         }
         if plane.remove_link(&link) {
@@ -157,6 +164,7 @@ pub async fn accept(mut incoming: IncomingStreams, plane: Arc<DataPlane>, stop: 
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
+                () = plane.until_link(neighbour, false) => {}
                 () = read_lane(stream, neighbour, &plane) => {}
             }
             count.fetch_sub(1, Ordering::Relaxed);

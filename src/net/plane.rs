@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::emulation::Emulator;
 use super::flows::{End, Flow, Flows, Proof, hold, is_handshake};
@@ -119,6 +119,8 @@ pub struct DataPlane {
     emulator: ArcSwapOption<Emulator>,
     /// The only neighbours that links may exist to, on a node that emulates.
     only: ArcSwapOption<BTreeSet<NodeId>>,
+    /// Woken when the peers without a link have changed.
+    unlinked_changed: Notify,
     pub(super) flows: Flows,
     pub(super) awake: Awake,
     pub(super) reservations: Reservations,
@@ -140,6 +142,7 @@ impl DataPlane {
             links: ArcSwap::default(),
             emulator: ArcSwapOption::empty(),
             only: ArcSwapOption::empty(),
+            unlinked_changed: Notify::new(),
             flows: Flows::default(),
             awake: Awake::default(),
             reservations: Reservations::default(),
@@ -190,10 +193,26 @@ impl DataPlane {
     /// Whether there may be a link to this peer.
     pub(super) fn may_link(&self, peer: NodeId) -> bool {
         self.only.load().as_ref().is_none_or(|only| only.contains(&peer))
+            && !self.snapshot.load().unlinked.contains(&peer)
+    }
+
+    /// Waits until there may be a link to this peer, or until there may not.
+    pub(super) async fn until_link(&self, peer: NodeId, allowed: bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.unlinked_changed.notified());
+            changed.as_mut().enable();
+            if self.may_link(peer) == allowed {
+                return;
+            }
+            changed.await;
+        }
     }
 
     pub(super) fn set_snapshot(&self, snapshot: Arc<ForwardingSnapshot>) {
-        self.snapshot.store(snapshot.clone());
+        let before = self.snapshot.swap(snapshot.clone());
+        if before.unlinked != snapshot.unlinked {
+            self.unlinked_changed.notify_waiters();
+        }
         self.flows.close(|far_end| snapshot.tunnels.contains_key(&far_end.tunnel));
         self.follow_all(&snapshot);
         self.follow_reservations(&snapshot);

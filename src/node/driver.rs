@@ -16,6 +16,7 @@ use crate::engine::event::{Command, Input, Notice, Output, RequestId};
 use crate::engine::forward::TUNNEL_ID_MAX;
 use crate::engine::measure::{ProbeKind, Sample};
 use crate::engine::overlay::Objective;
+use crate::engine::overlay::topology::Reshape;
 use crate::engine::predict::ModelCard;
 use crate::engine::route::Decision;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
@@ -250,6 +251,8 @@ impl Driver {
 
     fn notice(&mut self, notice: Notice) {
         match notice {
+            Notice::Shape(Reshape::Make(node)) => tracing::debug!(%node, "makes a link"),
+            Notice::Shape(Reshape::GiveUp(node)) => tracing::debug!(%node, "gives a link up"),
             Notice::Revoked { node } => tracing::warn!(%node, "revoked by the root of the network"),
             Notice::Joined => tracing::info!("joined the network"),
             Notice::BootstrapGaveUp => {

@@ -138,6 +138,7 @@ impl Node {
                 key: identity.signing_key(),
                 network: network.state,
                 root: network.root,
+                degree: config.network.degree,
                 bootstrap: config.bootstrap_policy(),
                 paths: config.path_policy(),
                 intervals: config.intervals(),

@@ -42,6 +42,8 @@ impl LinkModel {
     }
 }
 
+/// Links that a node wants.
+const DEGREE: usize = 8;
 /// Root key of the world's network, which node 0 holds.
 const ROOT_SECRET: [u8; 32] = [255; 32];
 /// Delay of control messages on a connection (ms one way), when no link model says otherwise.
@@ -133,6 +135,7 @@ impl World {
         let config = EngineConfig {
             key,
             network: NetworkState::joined("world", root, root, credential),
+            degree: DEGREE,
             root: (index == 0).then_some(root_key),
             bootstrap: BootstrapPolicy { addresses, ..BootstrapPolicy::default() },
             paths,

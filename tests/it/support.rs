@@ -33,6 +33,7 @@ pub fn config(bootstrap: Vec<String>) -> Config {
             listen: vec!["/ip4/127.0.0.1/tcp/0".into()],
             bootstrap,
             mdns: false,
+            degree: NetworkConfig::default().degree,
         },
         probing: ProbingConfig {
             link_ms: 200,

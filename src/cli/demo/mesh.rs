@@ -222,6 +222,7 @@ impl Mesh {
                 listen: vec![format!("/ip4/127.0.0.1/tcp/{}", process.port)],
                 bootstrap: bootstrap.collect(),
                 mdns: false,
+                degree: NetworkConfig::default().degree,
             },
             // Every node would want the same port.
             entry: EntryConfig { socks: String::new() },

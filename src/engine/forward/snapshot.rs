@@ -41,6 +41,8 @@ pub struct ForwardingSnapshot {
     pub tunnels: BTreeMap<TunnelId, Binding>,
     /// Neighbours that are connected and silent.
     pub down: BTreeSet<NodeId>,
+    /// Connected peers that no link is kept to.
+    pub unlinked: BTreeSet<NodeId>,
     /// What the link to a neighbour is expected to carry (bytes/s), pessimistically.
     pub capacity: BTreeMap<NodeId, f64>,
 }

@@ -3,6 +3,7 @@
 //! ([`RouteHistories`]).
 
 mod advertised;
+pub mod churn;
 mod coordinates;
 pub mod link;
 pub mod prober;

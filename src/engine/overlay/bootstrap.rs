@@ -71,6 +71,16 @@ impl NetworkBootstrapper {
         self.known.insert(node, (peer.addresses.clone(), now));
     }
 
+    /// Peers whose addresses are known.
+    pub fn known(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.known.keys().copied()
+    }
+
+    /// Where a peer listens.
+    pub fn addresses(&self, node: NodeId) -> Option<&[String]> {
+        self.known.get(&node).map(|(addresses, _)| addresses.as_slice())
+    }
+
     /// Never dials this peer again.
     pub fn forget(&mut self, node: NodeId) {
         self.known.remove(&node);

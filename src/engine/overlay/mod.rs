@@ -8,6 +8,7 @@ pub mod issuer;
 pub mod membership;
 pub mod registry;
 pub mod token;
+pub mod topology;
 pub mod wire;
 
 pub use advertiser::Advertiser;

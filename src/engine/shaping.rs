@@ -1,0 +1,100 @@
+//! The shape of the mesh around this node: which peers it is linked with. The rules are in
+//! [`super::overlay::topology`] and [`super::measure::churn`].
+
+use std::collections::BTreeSet;
+
+use super::Engine;
+use super::event::{Notice, Output};
+use super::overlay::topology::{DEGREE_SLACK, Neighbourhood, Reshape};
+use super::types::{NodeId, Timestamp};
+
+/// A node takes links that others want up to so many times its target, so that newcomers find room.
+const WELCOME_FACTOR: usize = 2;
+
+impl Engine {
+    /// Links that this node wants: more of them while peers come and go.
+    fn degree_target(&self, now: Timestamp) -> usize {
+        let target = self.config.degree;
+        let restless = self.churn.is_restless(self.peers.len(), now);
+        if restless { target + target.div_ceil(2) } else { target }
+    }
+
+    /// Peers that this node is connected with and keeps no link to.
+    pub fn unlinked(&self) -> &BTreeSet<NodeId> {
+        &self.unlinked
+    }
+
+    /// Share of this node's peers that leave in an hour.
+    pub fn churn_per_hour(&self, now: Timestamp) -> f64 {
+        self.churn.per_hour(self.peers.len(), now)
+    }
+
+    /// A peer is here: it becomes a neighbour while there is room.
+    pub(super) fn welcome(&mut self, node: NodeId, now: Timestamp) {
+        self.topology.start(now);
+        let linked = self.peers.len() - 1 - self.unlinked.len();
+        let full = linked >= WELCOME_FACTOR * self.degree_target(now).max(DEGREE_SLACK);
+        if full || self.topology.is_given_up(node) {
+            self.unlinked.insert(node);
+            self.aim = true;
+        }
+    }
+
+    /// A peer is gone.
+    pub(super) fn farewell(&mut self, node: NodeId, now: Timestamp) {
+        self.unlinked.remove(&node);
+        self.churn.left(now);
+        if self.peers.len() == self.unlinked.len() {
+            self.unlinked.clear();
+            self.topology.is_alone(now);
+            self.aim = true;
+        }
+    }
+
+    /// Makes a link, gives one up, or leaves all as they are.
+    pub(super) fn shape(&mut self, now: Timestamp) {
+        let links: BTreeSet<NodeId> =
+            self.peers.keys().filter(|node| !self.unlinked.contains(node)).copied().collect();
+        let expected = self.advertised.coordinates();
+        let mut candidates: Vec<(NodeId, Option<f64>)> = self
+            .bootstrapper
+            .known()
+            .chain(self.unlinked.iter().copied())
+            .filter(|node| *node != self.me && !links.contains(node))
+            .map(|node| (node, expected.rtt_ms(self.me, node)))
+            .collect();
+        candidates.sort_by_key(|(node, _)| *node);
+        candidates.dedup_by_key(|(node, _)| *node);
+        // Another part of them each time.
+        let candidates: Vec<_> = super::joining::random_start(
+            candidates.into_iter(),
+            rand::RngExt::random(&mut self.random),
+        )
+        .collect();
+        let topology = self.graph.topology();
+        let seen = Neighbourhood {
+            me: self.me,
+            links: &links,
+            candidates: &candidates,
+            topology: &topology,
+            target: self.degree_target(now),
+        };
+        for change in self.topology.poll(&seen, now) {
+            match change {
+                Reshape::Make(node) => {
+                    self.unlinked.remove(&node);
+                    if !self.peers.contains_key(&node)
+                        && let Some(addresses) = self.bootstrapper.addresses(node)
+                    {
+                        self.outputs.push_back(Output::Dial(addresses.to_vec()));
+                    }
+                }
+                Reshape::GiveUp(node) => {
+                    self.unlinked.insert(node);
+                }
+            }
+            self.aim = true;
+            self.notice(Notice::Shape(change));
+        }
+    }
+}
