@@ -39,7 +39,9 @@ use event::{Command, Input, Notice, Output};
 use failover::RouteTotals;
 use forward::{Binding, ForwardingSnapshot};
 use measure::prober::Prober;
-use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
+use measure::{
+    Honesty, LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample,
+};
 use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
 use predict::{QualityModel, RoutePredictor};
@@ -119,6 +121,7 @@ pub struct Engine {
     links: QualityMonitor,
     advertised: LinkHistories,
     histories: RouteHistories,
+    honesty: Honesty,
     prober: Prober,
     advertiser: Advertiser,
     graph: OverlayGraph,
@@ -153,6 +156,7 @@ impl Engine {
             links: QualityMonitor::default(),
             advertised: LinkHistories::default(),
             histories: RouteHistories::default(),
+            honesty: Honesty::default(),
             advertiser: Advertiser::default(),
             graph: OverlayGraph::default(),
             advertisements: BTreeMap::new(),
@@ -200,8 +204,10 @@ impl Engine {
             Input::RouteBroken { tunnel, route_id, at } => {
                 self.route_lost(tunnel, route_id, Some(at), now);
             }
-            Input::ReserveAnswered { tunnel, result, .. } => {
-                self.router.reserve_answered(tunnel, result);
+            Input::ReserveAnswered { tunnel, route_id, result } => {
+                if self.router.reserve_answered(tunnel, route_id, result) {
+                    self.deciding.by(tunnel, now);
+                }
             }
             Input::Routes(reports) => self.routes_reported(reports, now),
             Input::DhtStored { request, error } => {
@@ -232,6 +238,8 @@ impl Engine {
             self.expire_at = now + EXPIRY_INTERVAL;
             let changes = self.graph.expire(self.me, now);
             self.links_changed(changes, now);
+            // Doubts fade.
+            self.graph.doubt(self.honesty.doubted(now));
             let graph = &self.graph;
             let known: std::collections::BTreeSet<NodeId> =
                 graph.origins().map(|(o, _)| o).collect();
@@ -411,22 +419,29 @@ impl Engine {
             histories: &self.histories,
             predictor: &mut self.predictor,
         };
+        let used = self.router.tunnel(tunnel).and_then(|used| used.current.clone());
         let Some(decision) = self.router.decide(tunnel, &mut know, now) else {
             return self.deciding.close(tunnel);
         };
+        let turned_bad = self.deciding.has_turned_bad(tunnel);
         let expected = self.expected(&decision);
         let (interval, random) = (self.config.intervals.decide, self.random.random());
         self.deciding.decided(tunnel, expected, now, interval, random);
         // What held a better route back ends before the next regular time.
         match decision.reason {
             Reason::Held => {
-                let used = self.router.tunnel(tunnel).and_then(|used| used.current.as_ref());
                 let hold = self.config.paths.switching.hold;
-                if let Some((_, since)) = used {
+                if let Some((_, since)) = &used {
                     self.deciding.by(tunnel, *since + hold);
                 }
             }
             Reason::Capped => self.deciding.by(tunnel, now + MOVES_INTERVAL),
+            _ => {}
+        }
+        match (decision.reason, used) {
+            (Reason::CurrentDead, Some((left, _))) => self.histories.failed(&left, now),
+            (Reason::Better, Some((left, _))) if turned_bad => self.histories.failed(&left, now),
+            (Reason::Held | Reason::Capped, _) if turned_bad => self.deciding.still_bad(tunnel),
             _ => {}
         }
         if decision.changed {
