@@ -60,6 +60,12 @@ pub struct RouteCandidate {
     pub alive: bool,
     /// In use.
     pub chosen: bool,
+    /// Failed of late, and kept back while there is another.
+    pub held: bool,
+    /// Has not the bandwidth that is to be set aside for the tunnel.
+    pub refused: bool,
+    /// Its relays that deliver less of real traffic than their links claim.
+    pub doubted: Vec<DoubtedRelay>,
     /// Score on the forecast in use.
     pub score: f64,
     /// Score on the moving average.
@@ -78,6 +84,15 @@ pub struct RouteCandidate {
     pub features: BTreeMap<String, f64>,
     /// What the model's forecast is made of; of the route in use and the runner-up only.
     pub attribution: Option<Attribution>,
+}
+
+/// A relay that delivers less than its links claim.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DoubtedRelay {
+    /// Its node id.
+    pub relay: String,
+    /// What it delivers, as a share of what its links claim, 0 to 1.
+    pub delivers: f64,
 }
 
 /// What a model's forecast is made of: ln(`forecast_ms`) is ln(`expectation_ms`) plus all
@@ -243,6 +258,9 @@ impl RouteCandidate {
             hops: candidate.route.hop_count(),
             alive: candidate.alive,
             chosen: false,
+            held: candidate.standing.held,
+            refused: candidate.standing.refused,
+            doubted: candidate.doubted.iter().map(DoubtedRelay::of).collect(),
             score: candidate.score,
             baseline_score: candidate.baseline_score,
             predicted_ms: ms(forecast.learned()),
@@ -253,6 +271,12 @@ impl RouteCandidate {
             features: known.map(|(f, value)| (f.name.to_owned(), value)).collect(),
             attribution: None,
         }
+    }
+}
+
+impl DoubtedRelay {
+    fn of((relay, delivers): &(NodeId, f64)) -> Self {
+        Self { relay: relay.to_string(), delivers: *delivers }
     }
 }
 
@@ -275,7 +299,7 @@ mod tests {
     use super::*;
     use crate::engine::predict::schema::index_of;
     use crate::engine::predict::{self, LastValue};
-    use crate::engine::route::{Candidate, Reason};
+    use crate::engine::route::{Candidate, Reason, Standing};
     use crate::engine::types::{Route, Timestamp, TunnelId};
 
     /// Says that the last value adds 0.25 and the hop count takes 0.5.
@@ -305,6 +329,8 @@ mod tests {
         Candidate {
             route: Route::new([1, relay, 2].map(|byte| NodeId([byte; 8]))).unwrap(),
             alive: true,
+            standing: Standing::default(),
+            doubted: Vec::new(),
             forecast: Forecast {
                 features,
                 model,
@@ -320,6 +346,8 @@ mod tests {
 
     fn asked(model: Arc<dyn QualityModel>) -> Asked {
         let forecast = Some(Prediction::of_latency(8.0));
+        let standing = Standing { held: true, ..Standing::default() };
+        let doubted = vec![(NodeId([5; 8]), 0.71)];
         let decision = Decision {
             at: Timestamp(5),
             tunnel: Some(TunnelId(1)),
@@ -327,8 +355,13 @@ mod tests {
             wanted: route::Wanted {
                 objective: Objective::Reliability,
                 avoid: vec![Route::new([1, 7, 2].map(|byte| NodeId([byte; 8]))).unwrap()],
+                ..route::Wanted::default()
             },
-            candidates: vec![candidate(3, forecast), candidate(4, forecast), candidate(5, None)],
+            candidates: vec![
+                candidate(3, forecast),
+                candidate(4, forecast),
+                Candidate { standing, doubted, ..candidate(5, None) },
+            ],
             chosen: Some(1),
             reason: Reason::Held,
             changed: false,
@@ -356,6 +389,11 @@ mod tests {
         let chosen: Vec<bool> = answer.candidates.iter().map(|c| c.chosen).collect();
         assert_eq!(chosen, [false, true, false]);
         assert!(answer.candidates[2].attribution.is_none());
+        let held: Vec<bool> = answer.candidates.iter().map(|c| c.held).collect();
+        assert_eq!(held, [false, false, true]);
+        let doubted = &answer.candidates[2].doubted[0];
+        assert_eq!((&doubted.relay, doubted.delivers), (&NodeId([5; 8]).to_string(), 0.71));
+        assert!(answer.candidates[0].doubted.is_empty());
         for index in [0, 1] {
             let found = answer.candidates[index].attribution.as_ref().unwrap();
             assert!((found.forecast_ms - 10.0 * (-0.25_f64).exp()).abs() < 1e-9);

@@ -14,7 +14,7 @@ pub use super::learning::Learning;
 use crate::node::{View, peer_id_text};
 
 pub use super::explain::{
-    Attribution, Contribution, Counterfactual, Explanation, Outcome, RouteCandidate,
+    Attribution, Contribution, Counterfactual, DoubtedRelay, Explanation, Outcome, RouteCandidate,
 };
 
 /// `GET /v1/status`
@@ -234,8 +234,10 @@ pub struct Tunnel {
     pub listen: String,
     /// The route in use.
     pub route: Option<Vec<String>>,
-    /// All routes that carry its connections now, that one included; two may be the same.
+    /// All routes that carry its connections now, that one included.
     pub paths: Vec<Vec<String>>,
+    /// How many it may use; fewer are in use while there are no more different ones.
+    pub paths_wanted: usize,
     /// How long the route in use has been in use (ms).
     pub moved_ms: Option<f64>,
     /// The route that would replace it.
@@ -400,6 +402,7 @@ impl Tunnel {
             listen: info.listen.map_or_else(|| "socks".into(), |listen| listen.to_string()),
             route: current.map(|(route, _)| route_ids(route)),
             paths: paths.map(|(route, _)| route_ids(route)).collect(),
+            paths_wanted: info.strands.len(),
             moved_ms: current.map(|(_, since)| view.now.since(*since).as_secs_f64() * 1e3),
             backup: destination.and_then(|d| d.backup.as_ref()).map(|b| route_ids(&b.route)),
             route_changes: destination.map_or(0, |d| d.changes),

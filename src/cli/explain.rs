@@ -1,5 +1,7 @@
 //! Printing of `meshwise model explain` and `meshwise route explain`.
 
+use std::collections::BTreeMap;
+
 use super::{Context, output};
 use crate::api::types::{Attribution, Counterfactual, Explanation, Outcome, RouteCandidate};
 use crate::engine::overlay::wire::Objective;
@@ -57,6 +59,7 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         "within-margin" => "another is better, but by less than the margin",
         "held" => "another is better, but the last change is too recent",
         "capped" => "another is better, but many tunnels of this node have just moved",
+        "refused" => "the one before refused the bandwidth that is to be set aside",
         "forced" => "its path was fixed with --via",
         _ => "no candidate is alive",
     };
@@ -72,6 +75,9 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         avoided(&answer.avoided),
         rule(answer.pessimism, answer.margin),
     ))?;
+    for line in kept_back(&answer.candidates) {
+        output::print(&line)?;
+    }
     if let Some(chosen) = chosen {
         output::print("")?;
         match &chosen.attribution {
@@ -86,6 +92,31 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         output::print(&format!("\n{}", result(outcome)))?;
     }
     Ok(())
+}
+
+/// What speaks against relays and routes, a line for each.
+fn kept_back(candidates: &[RouteCandidate]) -> Vec<String> {
+    let doubted = candidates.iter().flat_map(|candidate| &candidate.doubted);
+    let relays: BTreeMap<&str, f64> =
+        doubted.map(|doubted| (doubted.relay.as_str(), doubted.delivers)).collect();
+    let relay = |(relay, delivers): (&str, f64)| {
+        let percent = 100.0 * delivers;
+        format!(
+            "Doubted: relay {relay} delivers {percent:.0} % of what its links claim, and routes over \
+             it score as much less."
+        )
+    };
+    let routes = |is_it: fn(&RouteCandidate) -> bool, why: &'static str| {
+        let those = candidates.iter().filter(move |c| c.alive && is_it(c));
+        those.map(move |c| format!("{}: {why}.", output::route(&c.route)))
+    };
+    let mut lines: Vec<String> = relays.into_iter().map(relay).collect();
+    lines.extend(routes(
+        |c| c.held,
+        "held, because it failed of late; used when nothing else is there",
+    ));
+    lines.extend(routes(|c| c.refused, "has not the bandwidth that is to be set aside"));
+    lines
 }
 
 /// What a route is chosen for, as a sentence without its stop.
@@ -188,7 +219,8 @@ fn turn(found: &Counterfactual, reason: &str) -> String {
             format!("However low its own forecast, it wins only if {}.", other(above))
         }
         (None, None) => {
-            "No forecast of latency would make it win: its links or its relays speak against it."
+            "No forecast of latency would make it win: its links, its relays or its past speak \
+             against it."
                 .into()
         }
     };
@@ -222,12 +254,46 @@ fn result(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::DoubtedRelay;
 
     #[test]
     fn what_is_shown_are_features() {
         for name in SHOWN {
             assert!(crate::engine::predict::schema::index_of(name).is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn doubted_relays_and_routes_that_are_kept_back_are_named_once() {
+        let candidate = |relay: &str, held, refused| RouteCandidate {
+            route: vec!["s".into(), relay.into(), "t".into()],
+            hops: 2,
+            alive: true,
+            chosen: false,
+            held,
+            refused,
+            doubted: vec![],
+            score: 0.5,
+            baseline_score: 0.5,
+            predicted_ms: None,
+            interval_ms: None,
+            challenger_ms: None,
+            moving_average_ms: None,
+            last_value_ms: None,
+            features: BTreeMap::new(),
+            attribution: None,
+        };
+        let mut all = vec![candidate("a", false, false), candidate("b", true, false)];
+        all.extend([candidate("a", false, true), candidate("c", false, false)]);
+        assert_eq!(kept_back(&all).len(), 2);
+        for at in [0, 2] {
+            all[at].doubted = vec![DoubtedRelay { relay: "a".into(), delivers: 0.71 }];
+        }
+        let lines = kept_back(&all);
+        assert!(lines[0].contains("relay a delivers 71 % of what its links claim"), "{lines:?}");
+        assert!(lines[1].starts_with("s > b > t: held"), "{lines:?}");
+        assert!(lines[2].starts_with("s > a > t: has not the bandwidth"), "{lines:?}");
+        assert_eq!(lines.len(), 3);
     }
 
     #[test]

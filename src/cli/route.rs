@@ -1,7 +1,7 @@
 //! `meshwise route`
 
 use super::{Context, explain, output};
-use crate::api::types::Explanation;
+use crate::api::types::{Explanation, RouteCandidate};
 
 /// Look at routes, and at why one was chosen.
 #[derive(Debug, clap::Subcommand)]
@@ -45,10 +45,12 @@ pub(super) fn print_candidates(answer: &Explanation) -> anyhow::Result<()> {
         "route",
     ]);
     for candidate in &answer.candidates {
-        let mark = match (candidate.chosen, candidate.alive) {
-            (true, _) => "*",
-            (false, true) => "",
-            (false, false) => "dead",
+        let mark = match candidate {
+            RouteCandidate { chosen: true, .. } => "*",
+            RouteCandidate { alive: false, .. } => "dead",
+            RouteCandidate { held: true, .. } => "held",
+            RouteCandidate { refused: true, .. } => "refused",
+            _ => "",
         };
         let interval = candidate.interval_ms;
         table.add_row([

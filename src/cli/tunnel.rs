@@ -23,12 +23,12 @@ pub enum Verb {
         /// What it wants from its routes [default: what the service wants].
         #[arg(long, value_parser = super::objective())]
         objective: Option<Objective>,
-        /// Spread connections over this many routes, 1 to 4 [default: 2 for throughput, else the
-        /// setting routing.paths].
+        /// Spread connections over this many routes, 1 to 4, or as many as there are [default: 2 for
+        /// throughput, else the setting routing.paths].
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
         paths: Option<u8>,
         /// Have this much set aside on every link of its route, in each direction (such as
-        /// 5mbit; kbit, mbit or gbit a second).
+        /// 5mbit; kbit, mbit or gbit a second); the best routes are asked one after the other.
         #[arg(long, value_name = "RATE", value_parser = rate)]
         reserve: Option<u64>,
     },
@@ -57,12 +57,13 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
                 return output::json(&tunnel);
             }
             output::print(&format!(
-                "tunnel {}: {} ({}) -> {} over {}",
+                "tunnel {}: {} ({}) -> {} over {}{}",
                 tunnel.tunnel,
                 tunnel.listen,
                 tunnel.kind,
                 tunnel.service,
-                routes(&tunnel, " and ")
+                routes(&tunnel, " and "),
+                fewer(tunnel.paths.len(), tunnel.paths_wanted),
             ))
         }
         Verb::List => {
@@ -141,9 +142,25 @@ fn routes(tunnel: &Tunnel, between: &str) -> String {
     if routes.is_empty() { "-".into() } else { routes.join(between) }
 }
 
+/// What there is to say when a tunnel has fewer routes than it may use, as the end of a sentence.
+fn fewer(paths: usize, wanted: usize) -> String {
+    if paths >= wanted {
+        return String::new();
+    }
+    format!(
+        " ({paths} of {wanted} paths: no more different routes are known; it takes them when they come)"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fewer_routes_than_paths_are_told() {
+        assert_eq!((fewer(1, 1), fewer(2, 2)), (String::new(), String::new()));
+        assert!(fewer(3, 4).starts_with(" (3 of 4 paths: no more different routes"));
+    }
 
     #[test]
     fn rates_are_in_bits_and_bounded() {

@@ -44,6 +44,8 @@ struct Tunnel {
     /// Round trips in a row that were much slower than expected, and reports that lost much more.
     slow: u32,
     lossy: u32,
+    /// It was too much of either.
+    bad: bool,
 }
 
 /// See the module documentation.
@@ -61,7 +63,8 @@ impl Deciding {
     /// A tunnel is open: it is decided now.
     pub(super) fn open(&mut self, tunnel: TunnelId, now: Timestamp) {
         let expected = Expected::default();
-        let open = Tunnel { due_at: now, decided_at: None, expected, slow: 0, lossy: 0 };
+        let open =
+            Tunnel { due_at: now, decided_at: None, expected, slow: 0, lossy: 0, bad: false };
         self.tunnels.insert(tunnel, open);
     }
 
@@ -109,7 +112,8 @@ impl Deciding {
         if let Some(known) = self.tunnels.get_mut(&tunnel) {
             let factor = 1.0 - JITTER + 2.0 * JITTER * random.clamp(0.0, 1.0);
             let due_at = now + interval.mul_f64(factor);
-            *known = Tunnel { due_at, decided_at: Some(now), expected, slow: 0, lossy: 0 };
+            let decided_at = Some(now);
+            *known = Tunnel { due_at, decided_at, expected, slow: 0, lossy: 0, bad: false };
         }
     }
 
@@ -126,7 +130,20 @@ impl Deciding {
             known.lossy = if lossy { known.lossy + 1 } else { 0 };
         }
         if known.slow.max(known.lossy) >= BAD_IN_A_ROW {
+            known.bad = true;
             self.soon(tunnel, now);
+        }
+    }
+
+    /// Whether the route in use of a tunnel has turned bad since the last decision.
+    pub(super) fn has_turned_bad(&self, tunnel: TunnelId) -> bool {
+        self.tunnels.get(&tunnel).is_some_and(|known| known.bad)
+    }
+
+    /// The tunnel would leave a route that has turned bad, and may not yet.
+    pub(super) fn still_bad(&mut self, tunnel: TunnelId) {
+        if let Some(known) = self.tunnels.get_mut(&tunnel) {
+            known.bad = true;
         }
     }
 

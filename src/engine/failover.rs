@@ -104,8 +104,21 @@ impl Engine {
         chosen.map_or_else(Expected::default, |chosen| Expected {
             rtt_ms: chosen.forecast.best().map(|best| best.latency_ms),
             links_ms: self.links_ms(&chosen.route),
-            loss: self.histories.of(&chosen.route).map_or(0.0, |history| history.loss()),
+            loss: self.probe_loss(&chosen.route).max(1.0 - chosen.delivers()),
         })
+    }
+
+    /// Share of the newest probes over a route that were lost.
+    fn probe_loss(&self, route: &Route) -> f64 {
+        self.histories.of(route).map_or(0.0, |history| history.loss())
+    }
+
+    /// Share of what is sent over a route that arrives, as its links claim and probes over it say, the
+    /// lower of the two; `None` while a link is not advertised.
+    fn claimed(&self, route: &Route) -> Option<f64> {
+        let links = route.links().map(|(a, b)| Some(1.0 - self.graph.quality(a, b)?.loss));
+        let claimed: f64 = links.product::<Option<f64>>()?;
+        Some(claimed.min(1.0 - self.probe_loss(route)))
     }
 
     /// Sum of the advertised round-trip times of a route's links (ms).
@@ -150,7 +163,8 @@ impl Engine {
         self.deciding.by(tunnel, now);
     }
 
-    /// What traffic met: summed up to samples; a route that turned bad is decided about.
+    /// What traffic met: summed up to samples, and held against what the relays' links claim; a route
+    /// that turned bad is decided about.
     pub(super) fn routes_reported(
         &mut self,
         reports: Vec<(TunnelId, RouteReport)>,
@@ -168,8 +182,12 @@ impl Engine {
                 let loss = (report.sent >= LOSS_DATAGRAMS_MIN).then_some(loss);
                 self.deciding.met(tunnel, rtt_us as f64 / 1e3, loss, now);
             }
+            if let Some(claimed) = self.claimed(&report.route) {
+                self.honesty.carried(&report, claimed, now);
+            }
             self.add_to_totals(tunnel, report, now);
         }
+        self.graph.doubt(self.honesty.doubted(now));
     }
 
     fn add_to_totals(&mut self, tunnel: TunnelId, report: RouteReport, now: Timestamp) {

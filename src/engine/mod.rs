@@ -42,7 +42,9 @@ use failover::RouteTotals;
 use forward::{Binding, ForwardingSnapshot};
 use measure::churn::ChurnDetector;
 use measure::prober::Prober;
-use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
+use measure::{
+    Honesty, LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample,
+};
 use overlay::topology::TopologyManager;
 use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{
@@ -138,6 +140,7 @@ pub struct Engine {
     links: QualityMonitor,
     advertised: LinkHistories,
     histories: RouteHistories,
+    honesty: Honesty,
     prober: Prober,
     advertiser: Advertiser,
     graph: OverlayGraph,
@@ -187,6 +190,7 @@ impl Engine {
             links: QualityMonitor::default(),
             advertised: LinkHistories::default(),
             histories: RouteHistories::default(),
+            honesty: Honesty::default(),
             advertiser: Advertiser::default(),
             graph: OverlayGraph::default(),
             advertisements: BTreeMap::new(),
@@ -239,8 +243,10 @@ impl Engine {
             Input::RouteBroken { tunnel, route_id, at } => {
                 self.route_lost(tunnel, route_id, Some(at), now);
             }
-            Input::ReserveAnswered { tunnel, result, .. } => {
-                self.router.reserve_answered(tunnel, result);
+            Input::ReserveAnswered { tunnel, route_id, result } => {
+                if self.router.reserve_answered(tunnel, route_id, result) {
+                    self.deciding.by(tunnel, now);
+                }
             }
             Input::Routes(reports) => self.routes_reported(reports, now),
             Input::DhtStored { request, error } => {
@@ -275,6 +281,8 @@ impl Engine {
             self.expire_at = now + EXPIRY_INTERVAL;
             let changes = self.graph.expire(self.me, now);
             self.links_changed(changes, now);
+            // Doubts fade.
+            self.graph.doubt(self.honesty.doubted(now));
             let graph = &self.graph;
             let known: BTreeSet<NodeId> = graph.origins().map(|(o, _)| o).collect();
             self.advertisements.retain(|origin, _| known.contains(origin));
@@ -472,22 +480,29 @@ impl Engine {
             histories: &self.histories,
             predictor: &mut self.predictor,
         };
+        let used = self.router.tunnel(tunnel).and_then(|used| used.current.clone());
         let Some(decision) = self.router.decide(tunnel, &mut know, now) else {
             return self.deciding.close(tunnel);
         };
+        let turned_bad = self.deciding.has_turned_bad(tunnel);
         let expected = self.expected(&decision);
         let (interval, random) = (self.config.intervals.decide, self.random.random());
         self.deciding.decided(tunnel, expected, now, interval, random);
         // What held a better route back ends before the next regular time.
         match decision.reason {
             Reason::Held => {
-                let used = self.router.tunnel(tunnel).and_then(|used| used.current.as_ref());
                 let hold = self.config.paths.switching.hold;
-                if let Some((_, since)) = used {
+                if let Some((_, since)) = &used {
                     self.deciding.by(tunnel, *since + hold);
                 }
             }
             Reason::Capped => self.deciding.by(tunnel, now + MOVES_INTERVAL),
+            _ => {}
+        }
+        match (decision.reason, used) {
+            (Reason::CurrentDead, Some((left, _))) => self.histories.failed(&left, now),
+            (Reason::Better, Some((left, _))) if turned_bad => self.histories.failed(&left, now),
+            (Reason::Held | Reason::Capped, _) if turned_bad => self.deciding.still_bad(tunnel),
             _ => {}
         }
         if decision.changed {

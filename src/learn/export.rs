@@ -291,7 +291,7 @@ mod tests {
     use crate::engine::measure::{LinkQuality, RouteReport, Sample};
     use crate::engine::predict::schema::MISSING;
     use crate::engine::predict::{Forecast, Prediction, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason};
+    use crate::engine::route::{Candidate, Decision, Reason, Standing};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Writer};
 
@@ -355,6 +355,8 @@ mod tests {
         let candidate = Candidate {
             route: route.clone(),
             alive: true,
+            standing: Standing::default(),
+            doubted: Vec::new(),
             forecast,
             score: 0.5,
             baseline_score: 0.5,

@@ -104,7 +104,7 @@ mod tests {
     use crate::engine::measure::Sample;
     use crate::engine::predict::schema::{FEATURES, MISSING};
     use crate::engine::predict::{Forecast, Prediction, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason};
+    use crate::engine::route::{Candidate, Decision, Reason, Standing};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::learn::offpolicy::{OffPolicyError, judge};
     use crate::store::{Retention, Writer};
@@ -121,6 +121,8 @@ mod tests {
         let candidate = |relay, average_ms| Candidate {
             route: route(relay),
             alive: relay != 9,
+            standing: Standing::default(),
+            doubted: Vec::new(),
             forecast: Forecast {
                 features: [MISSING; FEATURES.len()],
                 model: None,

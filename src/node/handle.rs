@@ -65,10 +65,10 @@ pub enum RequestError {
     /// Several paths and a reservation.
     #[error("a tunnel with a reservation has one path; leave out --paths or --reserve")]
     ReservedPaths,
-    /// A link of the route has not so much left.
+    /// None of the routes that were asked has so much left.
     #[error(
-        "the route to {to} has not {:.1} Mbit/s free: the link {}-{} has {:.1}; ask for less, \
-         choose another route with --via, or see 'meshwise route explain {to}'",
+        "no route to {to} that was asked has {:.1} Mbit/s free: the link {}-{} has {:.1} on the best; \
+         ask for less, choose another route with --via, or see 'meshwise route explain {to}'",
         mbit(*.rate), .bottleneck.from, .bottleneck.to, mbit(.bottleneck.available)
     )]
     InsufficientBandwidth {
@@ -76,7 +76,7 @@ pub enum RequestError {
         to: NodeId,
         /// What was asked for (bytes/s).
         rate: u64,
-        /// The link, and what it has left.
+        /// The link of the best of them, and what it has left.
         bottleneck: Bottleneck,
     },
     /// Not all nodes of the route answered.

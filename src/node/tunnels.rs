@@ -17,7 +17,8 @@ use crate::net::tunnel::{GOODBYE, NewTunnel, StreamError, TunnelStream};
 
 /// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long it waits for its reservation: the data plane gives up sooner.
+/// How long it waits for its reservation: the data plane gives up sooner, also on all of
+/// [`RESERVE_TRIES`](crate::engine::route::router::RESERVE_TRIES) routes.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths of a tunnel for much data that does not say how many.
 const THROUGHPUT_PATHS: usize = 2;
@@ -29,8 +30,8 @@ pub struct TunnelOptions {
     pub via: Option<Vec<NodeId>>,
     /// What it wants from its routes, instead of what the service's record says.
     pub objective: Option<Objective>,
-    /// How many routes it uses at one time, 1 to [`PATHS_MAX`]; by default 1 over a fixed path,
-    /// 2 or more for throughput, else what the settings say.
+    /// How many routes it uses at one time, 1 to [`PATHS_MAX`], or as many as there are; by default 1
+    /// over a fixed path, 2 or more for throughput, else what the settings say.
     pub paths: Option<usize>,
     /// Bandwidth to be set aside for it on its route, in each direction (bytes/s), 1 to
     /// [`RATE_MAX`]; such a tunnel has one path.

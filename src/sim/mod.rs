@@ -56,7 +56,7 @@ const DHT_DELAY_MS: f64 = 40.0;
 pub enum Fate {
     /// It arrived.
     Delivered,
-    /// A link lost it.
+    /// A link or a relay lost it.
     Lost,
     /// The next node was gone, or no neighbour any more.
     NoLink,
@@ -89,6 +89,7 @@ pub struct World {
     by_id: BTreeMap<NodeId, usize>,
     keys: Vec<PublicKey>,
     links: BTreeMap<(usize, usize), LinkModel>,
+    droppers: BTreeMap<usize, f64>,
     events: BTreeMap<u64, Event>,
     queue: BinaryHeap<Reverse<(Timestamp, u64)>>,
     next_event: u64,
@@ -107,6 +108,7 @@ impl World {
             by_id: BTreeMap::new(),
             keys: Vec::new(),
             links: BTreeMap::new(),
+            droppers: BTreeMap::new(),
             events: BTreeMap::new(),
             queue: BinaryHeap::new(),
             next_event: 0,
@@ -163,6 +165,12 @@ impl World {
     /// Sets how the link between two nodes behaves. Nodes without a link cannot connect.
     pub fn set_link(&mut self, a: usize, b: usize, model: LinkModel) {
         self.links.insert((a.min(b), a.max(b)), model);
+    }
+
+    /// A relay that throws away this share (0 to 1) of the tunnels' data that it should pass on, and
+    /// lets all else pass.
+    pub fn set_dropper(&mut self, relay: usize, share: f64) {
+        self.droppers.insert(relay, share);
     }
 
     /// Stops a node: its neighbours see their connections close.
@@ -246,6 +254,10 @@ impl World {
                 forward::Verdict::Deliver => return Some((at, Fate::Delivered)),
                 forward::Verdict::Drop(_) => return Some((at, Fate::NoLink)),
                 forward::Verdict::Forward(_) => header.position += 1,
+            }
+            let drops = self.droppers.get(&next).copied().unwrap_or(0.0);
+            if drops > 0.0 && self.random.random::<f64>() < drops {
+                return Some((at, Fate::Lost));
             }
         }
     }

@@ -79,7 +79,7 @@ mod tests {
     use crate::engine::measure::{ProbeKind, Sample};
     use crate::engine::predict::schema::{FEATURES, MISSING};
     use crate::engine::predict::{Forecast, Prediction, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason};
+    use crate::engine::route::{Candidate, Decision, Reason, Standing};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Writer};
 
@@ -95,6 +95,8 @@ mod tests {
         let candidate = |relay| Candidate {
             route: route(relay),
             alive: true,
+            standing: Standing::default(),
+            doubted: Vec::new(),
             forecast: Forecast {
                 features: [MISSING; FEATURES.len()],
                 model,

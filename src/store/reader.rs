@@ -435,7 +435,7 @@ mod tests {
     use super::*;
     use crate::engine::predict::schema::{FEATURES, MISSING};
     use crate::engine::predict::{Forecast, Prediction, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason};
+    use crate::engine::route::{Candidate, Decision, Reason, Standing};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Store, Writer};
 
@@ -450,6 +450,8 @@ mod tests {
         let candidate = |relay, model| Candidate {
             route: route(relay),
             alive: true,
+            standing: Standing::default(),
+            doubted: Vec::new(),
             forecast: Forecast {
                 features,
                 model,

@@ -1,12 +1,14 @@
 //! Measure: what was observed ([`Sample`]), and what it says about this node's links
-//! ([`QualityMonitor`]), about every link that is advertised ([`LinkHistories`]) and about routes
-//! ([`RouteHistories`]).
+//! ([`QualityMonitor`]), about every link that is advertised ([`LinkHistories`]), about routes
+//! ([`RouteHistories`]) and about relays ([`Honesty`]).
 
 mod advertised;
 pub mod churn;
 mod coordinates;
+mod honesty;
 pub mod link;
 pub mod prober;
+pub mod quarantine;
 mod route;
 mod sample;
 mod statistics;
@@ -20,6 +22,7 @@ pub mod window_statistics {
 
 pub use advertised::{LinkHistories, LinkHistory};
 pub use coordinates::Coordinates;
+pub use honesty::Honesty;
 pub use link::{LinkQuality, LinkReport, LinkState, QualityMonitor};
 pub use route::{HISTORY_WINDOW, ROUTE_DEAD_AFTER, RouteHistories, RouteHistory, RouteReport};
 pub use sample::{EventKind, ProbeKind, Sample};

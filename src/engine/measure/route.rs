@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::quarantine::Quarantine;
 use super::statistics::{Statistics, WINDOW};
 use super::window::{Window, mean_absolute_difference};
 use crate::engine::types::{Route, Timestamp};
@@ -73,6 +74,7 @@ pub struct RouteHistory {
     last_done_at: Timestamp,
     /// Real traffic over it was not answered, and no probe since.
     silent: bool,
+    quarantine: Quarantine,
 }
 
 impl RouteHistory {
@@ -87,6 +89,7 @@ impl RouteHistory {
             failure_streak: 0,
             last_done_at: Timestamp::default(),
             silent: false,
+            quarantine: Quarantine::default(),
         }
     }
 
@@ -163,11 +166,22 @@ impl RouteHistories {
     /// Traffic over `route` was not answered: it is dead until a probe is. Its statistics stay what
     /// the probes say.
     pub fn silenced(&mut self, route: &Route, at: Timestamp) {
+        self.failed(route, at);
+        self.entry(route).silent = true;
+    }
+
+    /// A route in use had to be left because it failed: it is kept back for a while.
+    pub fn failed(&mut self, route: &Route, at: Timestamp) {
         let history = self.entry(route);
-        history.silent = true;
+        history.quarantine.failed(at);
         if history.completed == 0 {
             history.last_done_at = at;
         }
+    }
+
+    /// Whether a route has failed of late and should not be used while there is another.
+    pub fn is_held(&self, route: &Route, now: Timestamp) -> bool {
+        self.histories.get(route).is_some_and(|known| known.quarantine.is_held(now))
     }
 
     /// The history of a route that was probed at least once.

@@ -2,7 +2,7 @@
 
 use super::graph::OverlayGraph;
 use super::router::PathPolicy;
-use super::score::{RouteQuality, ScoreWeights, route_score, score_for_forecast};
+use super::score::{RouteQuality, ScoreWeights, factor, route_score, score_for_forecast};
 use super::switching::Reason;
 use crate::engine::measure::{
     HISTORY_WINDOW, LinkHistories, LinkQuality, RouteHistories, RouteHistory,
@@ -19,13 +19,59 @@ pub struct Wanted {
     /// Routes in use of the tunnels beside which this one was opened: it shares no relay with them
     /// where that is possible.
     pub avoid: Vec<Route>,
+    /// Bandwidth to be set aside for it (bytes/s).
+    pub reserve: Option<u64>,
+    /// Routes that have refused that.
+    pub refused: Vec<Route>,
 }
 
 impl Wanted {
     /// Whether a route shares nothing with those to avoid.
     pub fn is_apart(&self, route: &Route) -> bool {
-        self.avoid.iter().all(|other| disjoint(route, other))
+        self.overlap(route) == Overlap::Apart
     }
+
+    /// What a route shares with those to avoid.
+    fn overlap(&self, route: &Route) -> Overlap {
+        if self.avoid.contains(route) {
+            Overlap::Same
+        } else if self.avoid.iter().all(|other| disjoint(route, other)) {
+            Overlap::Apart
+        } else {
+            Overlap::Relay
+        }
+    }
+
+    /// What speaks against a route, of which so much is left (bytes/s) where that is known.
+    fn standing(&self, route: &Route, held: bool, residual: Option<f64>) -> Standing {
+        let short = self.reserve.zip(residual).is_some_and(|(rate, left)| left < rate as f64);
+        let refused = short || self.refused.contains(route);
+        Standing { held, refused, overlap: self.overlap(route) }
+    }
+}
+
+/// What a route shares with routes that are to be avoided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Overlap {
+    /// Nothing.
+    #[default]
+    Apart,
+    /// A relay at least.
+    Relay,
+    /// It is one of them.
+    Same,
+}
+
+/// What speaks against a route that lives, whatever its score: the one against which less speaks goes
+/// before, the first difference counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Standing {
+    /// It had to be left of late, and is kept back while there is another.
+    pub held: bool,
+    /// It has not the bandwidth that is to be set aside, as its nodes have answered or its links claim.
+    pub refused: bool,
+    /// What it shares with the tunnel's other paths.
+    pub overlap: Overlap,
 }
 
 /// Whether two routes between the same ends share no relay and are not the same.
@@ -40,6 +86,10 @@ pub struct Candidate {
     pub route: Route,
     /// Whether it can carry traffic now.
     pub alive: bool,
+    /// What speaks against it.
+    pub standing: Standing,
+    /// Its relays that deliver less than their links claim, and which share of it.
+    pub doubted: Vec<(NodeId, f64)>,
     /// What is forecast for it.
     pub forecast: Forecast,
     /// Score on the forecast in use, 0 to 1; 0 when dead.
@@ -56,7 +106,17 @@ impl Candidate {
             return self.score;
         };
         let lower_ms = bound_ms * (1.0 - margin);
-        score_for_forecast(weights, self.route.hop_count(), self.score, bound_ms, lower_ms)
+        score_for_forecast(weights, self.factor(), self.score, bound_ms, lower_ms)
+    }
+
+    /// Share that its relays deliver of what their links claim.
+    pub fn delivers(&self) -> f64 {
+        self.doubted.iter().map(|(_, share)| share).product()
+    }
+
+    /// What the terms of its score are multiplied by.
+    pub fn factor(&self) -> f64 {
+        factor(self.route.hop_count(), self.delivers())
     }
 }
 
@@ -71,7 +131,7 @@ pub struct Decision {
     pub destination: NodeId,
     /// What was wanted.
     pub wanted: Wanted,
-    /// All candidates: those that live, then those apart from what is to be avoided, then by score.
+    /// All candidates: those that live, then those against which the least speaks, then by score.
     pub candidates: Vec<Candidate>,
     /// Index of the route in use after the decision.
     pub chosen: Option<usize>,
@@ -124,26 +184,28 @@ pub(super) fn weigh(
         let links: Option<Vec<LinkQuality>> =
             route.links().map(|(a, b)| know.graph.quality(a, b)).collect();
         let alive = know.is_alive(&route);
+        let held = know.histories.is_held(&route, now);
+        let standing = wanted.standing(&route, held, know.graph.residual(&route));
+        let doubted = know.graph.doubted_on(&route);
+        let delivers = doubted.iter().map(|(_, share)| share).product();
         let loss = history.map_or(0.0, RouteHistory::loss);
         let probes = history.map_or(0, |h| h.completed().min(HISTORY_WINDOW as u64) as usize);
         let score = |prediction: Option<Prediction>| match (&links, prediction) {
             (Some(links), Some(prediction)) if alive => {
                 let forecast_ms = prediction.bound_ms;
-                route_score(&weights, &RouteQuality { links, loss, probes, forecast_ms })
+                let quality = RouteQuality { links, loss, probes, delivers, forecast_ms };
+                route_score(&weights, &quality)
             }
             _ => 0.0,
         };
         let (best, average) = (score(forecast.best()), score(forecast.moving_average));
-        Candidate { route, alive, forecast, score: best, baseline_score: average }
+        let (score, baseline_score) = (best, average);
+        Candidate { route, alive, standing, doubted, forecast, score, baseline_score }
     };
-    let mut candidates: Vec<(bool, Candidate)> = routes
-        .into_iter()
-        .map(candidate)
-        .map(|candidate| (wanted.is_apart(&candidate.route), candidate))
-        .collect();
-    candidates.sort_by(|(a_apart, a), (b_apart, b)| {
-        let by_kind = b.alive.cmp(&a.alive).then(b_apart.cmp(a_apart));
+    let mut candidates: Vec<Candidate> = routes.into_iter().map(candidate).collect();
+    candidates.sort_by(|a, b| {
+        let by_kind = b.alive.cmp(&a.alive).then(a.standing.cmp(&b.standing));
         by_kind.then(b.score.total_cmp(&a.score)).then_with(|| a.route.cmp(&b.route))
     });
-    candidates.into_iter().map(|(_, candidate)| candidate).collect()
+    candidates
 }

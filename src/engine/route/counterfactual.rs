@@ -23,8 +23,8 @@ pub struct Counterfactual {
 ///
 /// A tunnel's route is left when another scores better by the policy's margin than it would with a
 /// bound that is lower by the margin of the ranking; where nothing is in use yet, the best score
-/// wins. The time that a choice is held and the cap on moves are left aside. Between a route that is
-/// apart from what the tunnel is to avoid and one that is not, no forecast decides.
+/// wins. The time that a choice is held and the cap on moves are left aside. Between routes of
+/// different [`Standing`](super::candidate::Standing) no forecast decides.
 pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counterfactual> {
     if decision.reason == Reason::Forced {
         return None;
@@ -38,16 +38,14 @@ pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counte
         None => (1.0, 0.0),
     };
     let weights = policy.weights_for(decision.wanted.objective);
-    let apart = |candidate: &Candidate| decision.wanted.is_apart(&candidate.route);
-    if apart(in_use) != apart(other) {
-        // One keeps off the relays that are to be avoided and the other does not: no score counts.
+    if in_use.standing != other.standing {
         return Some(Counterfactual { runner_up, falls_below_ms: None, rises_above_ms: None });
     }
     // The score is made of the pessimistic bound, which is a fixed multiple of the forecast.
     let needed = |candidate: &Candidate, target: f64| {
-        let hops = candidate.route.hop_count();
+        let (factor, score) = (candidate.factor(), candidate.score);
         let best = candidate.forecast.best()?;
-        let bound_ms = forecast_for_score(&weights, hops, candidate.score, best.bound_ms, target)?;
+        let bound_ms = forecast_for_score(&weights, factor, score, best.bound_ms, target)?;
         Some(bound_ms * best.latency_ms / best.bound_ms)
     };
     Some(Counterfactual {
@@ -69,6 +67,7 @@ mod tests {
     use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::Candidate;
     use crate::engine::route::Wanted;
+    use crate::engine::route::candidate::{Overlap, Standing};
     use crate::engine::route::score::{RouteQuality, route_score};
     use crate::engine::route::switching::Current;
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
@@ -85,7 +84,8 @@ mod tests {
     }
 
     fn score_for(objective: Objective, hops: u8, forecast_ms: f64) -> f64 {
-        let quality = RouteQuality { links: &links(hops), loss: 0.0, probes: 0, forecast_ms };
+        let (links, delivers) = (&links(hops), 1.0);
+        let quality = RouteQuality { links, loss: 0.0, probes: 0, delivers, forecast_ms };
         route_score(&PathPolicy::default().weights_for(objective), &quality)
     }
 
@@ -106,7 +106,15 @@ mod tests {
             last_value: None,
         };
         let (route, score) = (Route::new(nodes).unwrap(), score(hops, ms));
-        Candidate { route, alive: true, forecast, score, baseline_score: 0.0 }
+        Candidate {
+            route,
+            alive: true,
+            standing: Standing::default(),
+            doubted: Vec::new(),
+            forecast,
+            score,
+            baseline_score: 0.0,
+        }
     }
 
     fn decision(candidates: Vec<Candidate>, chosen: usize, reason: Reason) -> Decision {
@@ -172,14 +180,20 @@ mod tests {
     }
 
     #[test]
-    fn between_what_is_apart_and_what_is_not_no_forecast_decides() {
+    fn between_routes_of_different_standing_no_forecast_decides() {
         let policy = PathPolicy::default();
         let mut made = decision(vec![candidate(3, 80.0), candidate(2, 60.0)], 0, Reason::Best);
         assert!(counterfactual(&policy, &made).unwrap().falls_below_ms.is_some());
-        // Of the relays 1 and 2 of the first, the second has 1 alone.
-        made.wanted.avoid = vec![Route::new([0, 2, 3].map(|byte| NodeId([byte; 8]))).unwrap()];
-        let found = counterfactual(&policy, &made).unwrap();
-        assert_eq!((found.falls_below_ms, found.rises_above_ms), (None, None));
+        let apart = Standing::default();
+        for standing in [
+            Standing { held: true, ..apart },
+            Standing { refused: true, ..apart },
+            Standing { overlap: Overlap::Relay, ..apart },
+        ] {
+            made.candidates[1].standing = standing;
+            let found = counterfactual(&policy, &made).unwrap();
+            assert_eq!((found.falls_below_ms, found.rises_above_ms), (None, None));
+        }
     }
 
     #[test]

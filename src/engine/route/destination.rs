@@ -2,6 +2,7 @@
 //! lost.
 
 use super::candidate::{Candidate, disjoint};
+use super::router::RESERVE_TRIES;
 use crate::engine::forward::Backup;
 use crate::engine::overlay::wire::Objective;
 use crate::engine::traffic::message::Bottleneck;
@@ -18,7 +19,8 @@ pub enum ReservationState {
     Pending,
     /// Every node of the route has set the rate aside.
     Granted,
-    /// A link has not enough left; `None` when nobody answered. It is asked again each slice.
+    /// No route that was asked can, and this link of the first of them has not enough left; `None`
+    /// when nobody answered there. The route in use is asked again each slice.
     Refused(Option<Bottleneck>),
 }
 
@@ -57,6 +59,9 @@ pub struct Destination {
     pub candidates: Vec<Route>,
     /// Bandwidth set aside for it on the route in use.
     pub reservation: Option<Reservation>,
+    /// Routes that have refused it since it was asked for anew, oldest first, and why; at most
+    /// [`RESERVE_TRIES`].
+    pub(super) refused: Vec<(Route, Option<Bottleneck>)>,
     /// The highest route number that was given away.
     numbered: u32,
 }
@@ -80,15 +85,56 @@ impl Destination {
             backup: None,
             candidates: Vec::new(),
             reservation: None,
+            refused: Vec::new(),
             numbered: 0,
         }
     }
 
-    /// Takes a route into use. The backup already has its number.
+    /// The route in use was asked to set bandwidth aside. Returns whether another is to be asked.
+    pub(super) fn reserve_answered(&mut self, answer: Result<(), Option<Bottleneck>>) -> bool {
+        let Some(reservation) = &mut self.reservation else { return false };
+        match (answer, reservation.state, &self.current) {
+            (Ok(()), ..) => reservation.state = ReservationState::Granted,
+            // Asked again after all have refused: it stays where it is.
+            (Err(bottleneck), ReservationState::Refused(_), _) | (Err(bottleneck), _, None) => {
+                reservation.state = ReservationState::Refused(bottleneck);
+            }
+            (Err(bottleneck), _, Some((route, _))) => {
+                self.refused.push((route.clone(), bottleneck));
+                reservation.state = ReservationState::Pending;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether the route in use has refused, and another may be asked.
+    pub(super) fn asks_another(&self) -> bool {
+        self.has_refused() && self.refused.len() < RESERVE_TRIES
+    }
+
+    fn has_refused(&self) -> bool {
+        let current = self.current.as_ref().map(|(route, _)| route);
+        self.refused.iter().any(|(refused, _)| Some(refused) == current)
+    }
+
+    /// After a decision: when the route in use has refused, and no other was taken, all have.
+    pub(super) fn settle_reservation(&mut self) {
+        let Some(reservation) = &self.reservation else { return };
+        if reservation.state == ReservationState::Pending && self.has_refused() {
+            let (rate, first) = (reservation.rate, self.refused[0].1);
+            self.refused.clear();
+            let state = ReservationState::Refused(first);
+            self.reservation = Some(Reservation { rate, state });
+        }
+    }
+
+    /// Takes a route into use, which has refused nothing. The backup already has its number.
     pub(super) fn move_to(&mut self, route: Route, now: Timestamp) {
         let prepared = self.backup.take().filter(|backup| backup.route == route);
         self.route_id = prepared.map_or_else(|| self.next_number(), |backup| backup.route_id);
         self.changes = self.changes.wrapping_add(1);
+        self.refused.clear();
         self.current = Some((route, now));
     }
 
@@ -107,8 +153,8 @@ impl Destination {
         self.numbered
     }
 
-    /// Which candidate should be the backup: of those that live and share no relay with the route
-    /// in use, the best or one within [`BACKUP_SHARE`] of it. Among these the one that is the
+    /// Which candidate should be the backup: of those that live, share no relay with the route in use
+    /// and are not kept back, the best or one within [`BACKUP_SHARE`] of it. Among these the one that is the
     /// backup already, else the one whose busiest relay backs up the fewest other tunnels, by
     /// `load`: what kills many routes at once must not send all their traffic to one relay.
     pub(super) fn choose_backup(
@@ -118,6 +164,9 @@ impl Destination {
     ) -> Option<Route> {
         let (current, _) = self.current.as_ref()?;
         let able = || candidates.iter().filter(|c| c.alive && disjoint(&c.route, current));
+        // One that fails again and again only where there is no other.
+        let held = able().map(|candidate| candidate.standing.held).min()?;
+        let able = || able().filter(|candidate| candidate.standing.held == held);
         let best = able().map(|candidate| candidate.score).reduce(f64::max)?;
         let good = || able().filter(|candidate| candidate.score >= best * BACKUP_SHARE);
         let kept = self.backup.as_ref().map(|backup| &backup.route);

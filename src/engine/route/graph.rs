@@ -3,7 +3,8 @@
 //!
 //! An advertisement replaces the older one of its origin when its sequence number is higher, and
 //! is forgotten [`LIFETIME`] after it was accepted. A link counts when both ends list it, so that
-//! nobody can invent a link to a node that does not agree.
+//! nobody can invent a link to a node that does not agree. What this node found out about relays that
+//! deliver less than their links claim is laid upon the claims.
 //!
 //! What path search reads is kept beside the advertisements. An advertisement of a known origin
 //! changes a few of its edges; only when origins come or go is it built anew. The newest changes are
@@ -65,6 +66,8 @@ pub struct EdgeChange {
 #[derive(Clone, Debug, Default)]
 pub struct OverlayGraph {
     adverts: BTreeMap<NodeId, Advertised>,
+    /// Relays that are not believed, and the share that they deliver of what their links claim.
+    doubted: BTreeMap<NodeId, f64>,
     /// `None` when it has to be built anew.
     topology: Option<Arc<Topology>>,
     /// Grows by one with each change of an edge and with each building anew.
@@ -128,6 +131,26 @@ impl OverlayGraph {
         changes
     }
 
+    /// These relays deliver only a share (above 0, below 1) of what their links claim; all others
+    /// what they claim.
+    pub fn doubt(&mut self, relays: BTreeMap<NodeId, f64>) {
+        let before = std::mem::replace(&mut self.doubted, relays);
+        let now = &self.doubted;
+        let either: BTreeSet<NodeId> = before.keys().chain(now.keys()).copied().collect();
+        let changed = either.into_iter().filter(|relay| before.get(relay) != now.get(relay));
+        for relay in changed.collect::<Vec<_>>() {
+            let Some(known) = self.adverts.get(&relay) else { continue };
+            let neighbours: Vec<NodeId> = known.links.keys().copied().collect();
+            self.patch(relay, neighbours.into_iter());
+        }
+    }
+
+    /// The relays of a route that deliver less than their links claim, and which share of it.
+    pub fn doubted_on(&self, route: &Route) -> Vec<(NodeId, f64)> {
+        let relays = route.relays().iter();
+        relays.filter_map(|relay| Some((*relay, *self.doubted.get(relay)?))).collect()
+    }
+
     /// What `from` says of its link to `to`.
     pub fn quality(&self, from: NodeId, to: NodeId) -> Option<LinkQuality> {
         self.adverts.get(&from)?.links.get(&to).copied()
@@ -185,7 +208,12 @@ impl OverlayGraph {
     /// The edge from one node to another, whose index is `to_index`, while both advertise it.
     fn edge(&self, from: NodeId, to: NodeId, to_index: u32) -> Option<Edge> {
         let (there, back) = (self.quality(from, to)?, self.quality(to, from)?);
-        let (cost_ms, back_ms) = (link_cost_ms(&there), link_cost_ms(&back));
+        // Every relay of a path sends over one link of it.
+        let cost_ms = |said: LinkQuality, relay| {
+            let delivers = self.doubted.get(&relay).unwrap_or(&1.0);
+            link_cost_ms(&LinkQuality { loss: 1.0 - (1.0 - said.loss) * delivers, ..said })
+        };
+        let (cost_ms, back_ms) = (cost_ms(there, from), cost_ms(back, to));
         Some(Edge { to: to_index, cost_ms, back_ms })
     }
 
@@ -350,6 +378,31 @@ mod tests {
     fn loss_makes_a_link_dearer() {
         let lossy = LinkQuality { loss: 0.5, ..quality(10.0) };
         assert_eq!(link_cost_ms(&lossy), 21.0);
+    }
+
+    #[test]
+    fn who_is_doubted_is_dearer_to_leave_by_and_nobody_else_is() {
+        let mut graph = OverlayGraph::default();
+        for (from, to) in [(1, [2, 3]), (2, [1, 3]), (3, [1, 2])] {
+            advertise(&mut graph, from, 1, &to, 0);
+        }
+        graph.topology();
+        let version = graph.version();
+        graph.doubt([(node(2), 0.5), (node(9), 0.5)].into());
+        let costs = |graph: &mut OverlayGraph| {
+            let topology = graph.topology();
+            [(0, 1), (1, 0), (1, 2), (2, 1), (0, 2)].map(|(a, b)| topology.cost_ms(a, b))
+        };
+        assert_eq!(costs(&mut graph), [11.0, 21.0, 21.0, 11.0, 11.0]);
+        assert_eq!(graph.changes_since(version).unwrap().count(), 2);
+        let route = Route::new([node(1), node(2), node(3)]).unwrap();
+        assert_eq!(graph.doubted_on(&route), [(node(2), 0.5)]);
+        assert_eq!(graph.doubted_on(&Route::new([node(2), node(3)]).unwrap()), []);
+        let version = graph.version();
+        graph.doubt([(node(2), 0.5), (node(9), 0.25)].into());
+        assert_eq!(graph.version(), version, "nothing new of a node that is there");
+        graph.doubt(BTreeMap::new());
+        assert_eq!(costs(&mut graph), [11.0; 5]);
     }
 
     #[test]

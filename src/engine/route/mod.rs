@@ -14,7 +14,7 @@ pub mod switching;
 #[cfg(test)]
 mod tests;
 
-pub use candidate::{Candidate, Decision, Wanted};
+pub use candidate::{Candidate, Decision, Overlap, Standing, Wanted};
 pub use counterfactual::{Counterfactual, counterfactual};
 pub use destination::{Destination, Reservation, ReservationState};
 pub use graph::{OverlayGraph, Topology};

@@ -5,12 +5,16 @@
 //! else a candidate that shares none of its relays, because nobody knows yet which of them died.
 //!
 //! A tunnel that was opened beside another one keeps off the relays of that one, and of those that
-//! were opened beside it with lower numbers: in this order, so that they do not chase each other.
+//! were opened beside it with lower numbers: in this order, so that they do not chase each other. While
+//! there is no route left for it but theirs it gets none.
+//!
+//! A tunnel with a reservation whose route refuses moves to the next candidate at once, until one
+//! grants or [`RESERVE_TRIES`] have refused.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::candidate::{Decision, Knowledge, Wanted, disjoint, weigh};
+use super::candidate::{Decision, Knowledge, Overlap, Wanted, disjoint, weigh};
 use super::destination::{Destination, Reservation, ReservationState};
 use super::finding::Finding;
 use super::graph::OverlayGraph;
@@ -29,6 +33,9 @@ pub const MOVES_INTERVAL: Duration = Duration::from_millis(500);
 const MOVES_SHARE: usize = 8;
 /// And so many may always.
 const MOVES_MIN: usize = 4;
+
+/// Routes that are asked for a reservation, one after the other. A refusal takes a round trip.
+pub const RESERVE_TRIES: usize = 3;
 
 /// How candidates are found, scored and changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,15 +115,17 @@ impl IntelligentRouter {
         }
     }
 
-    /// Whether it was, as the nodes of the route say.
-    pub fn reserve_answered(&mut self, tunnel: TunnelId, answer: Result<(), Option<Bottleneck>>) {
+    /// Whether it was, as the nodes of the route with this number say. Returns whether another route
+    /// is to be asked: the tunnel has to be decided now.
+    pub fn reserve_answered(
+        &mut self,
+        tunnel: TunnelId,
+        route_id: u32,
+        answer: Result<(), Option<Bottleneck>>,
+    ) -> bool {
         let destination = self.tunnels.get_mut(&tunnel);
-        if let Some(reservation) = destination.and_then(|d| d.reservation.as_mut()) {
-            reservation.state = match answer {
-                Ok(()) => ReservationState::Granted,
-                Err(bottleneck) => ReservationState::Refused(bottleneck),
-            };
-        }
+        let asked = destination.filter(|destination| destination.route_id == route_id);
+        asked.is_some_and(|destination| destination.reserve_answered(answer))
     }
 
     /// Forgets a tunnel. Returns whether it was there.
@@ -156,11 +165,15 @@ impl IntelligentRouter {
         let mut best = candidates.iter().position(|candidate| candidate.alive);
         let ranking = know.predictor.ranking();
         let weights = self.policy.weights_for(wanted.objective);
+        if current.is_none()
+            && best.is_some_and(|i| candidates[i].standing.overlap == Overlap::Same)
+        {
+            best = None;
+        }
         let to_beat = |index: usize| {
-            // The best is apart whenever one is: a route that is not has no claim to stay.
-            let apart = |i: usize| wanted.is_apart(&candidates[i].route);
+            // Against the best the least speaks: a route against which more does has no claim to stay.
             match best {
-                Some(best) if apart(best) && !apart(index) => 0.0,
+                Some(best) if candidates[best].standing < candidates[index].standing => 0.0,
                 _ => candidates[index].score_to_beat(&weights, ranking.margin),
             }
         };
@@ -180,6 +193,12 @@ impl IntelligentRouter {
             let apart = || candidates.iter().position(|c| c.alive && disjoint(&c.route, dead));
             best = backup.filter(alive).or_else(apart).or(best);
         }
+        if destination.asks_another()
+            && let (Some(best), Some(current)) = (best, current_at)
+            && candidates[best].standing < candidates[current].standing
+        {
+            (change, reason) = (true, Reason::Refused);
+        }
         if reason == Reason::Better && !self.may_move(now) {
             (change, reason) = (false, Reason::Capped);
         }
@@ -190,8 +209,13 @@ impl IntelligentRouter {
         };
         let destination = self.tunnels.get_mut(&tunnel)?;
         if change && let Some(index) = chosen {
+            let refused = std::mem::take(&mut destination.refused);
             destination.move_to(candidates[index].route.clone(), now);
+            if reason == Reason::Refused {
+                destination.refused = refused;
+            }
         }
+        destination.settle_reservation();
         destination.reachable = reason != Reason::NoRoute;
         destination.candidates = candidates.iter().map(|c| c.route.clone()).collect();
         let (node, is_forced) = (destination.node, destination.forced.is_some());
@@ -273,7 +297,12 @@ impl IntelligentRouter {
         };
         let avoid = self.tunnels().filter(|(id, other)| *id != tunnel && before(*id, other));
         let avoid = avoid.filter_map(|(_, other)| Some(other.current.as_ref()?.0.clone()));
-        Some(Wanted { objective: destination.objective, avoid: avoid.collect() })
+        Some(Wanted {
+            objective: destination.objective,
+            avoid: avoid.collect(),
+            reserve: destination.reservation.map(|reservation| reservation.rate),
+            refused: destination.refused.iter().map(|(route, _)| route.clone()).collect(),
+        })
     }
 
     /// All routes to weigh for a tunnel: the k shortest and the disjoint one beside the first, the

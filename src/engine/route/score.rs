@@ -32,6 +32,11 @@
 //!
 //! The loss from end to end is what the links claim, corrected by what probes over the whole route
 //! met: the claim counts as much as the probes that a link counts its loss over.
+//!
+//! What relays deliver of real traffic, as a share of what their links claim
+//! ([`Honesty`](crate::engine::measure::Honesty)), counts as loss in the reliability term of every
+//! objective, and every score is multiplied by it: the other terms come from claims and from probes, which
+//! such relays let pass.
 
 use crate::engine::measure::LinkQuality;
 use crate::engine::measure::link::LOSS_WINDOW;
@@ -110,6 +115,8 @@ pub struct RouteQuality<'a> {
     pub loss: f64,
     /// How many probes that is a share of.
     pub probes: usize,
+    /// Share that its relays deliver of what their links claim, above 0 to 1.
+    pub delivers: f64,
     /// Forecast round trip (ms).
     pub forecast_ms: f64,
 }
@@ -119,7 +126,8 @@ impl RouteQuality<'_> {
     fn total_loss(&self) -> f64 {
         let claimed = 1.0 - self.links.iter().map(|link| 1.0 - link.loss).product::<f64>();
         let (claims, probes) = (LOSS_WINDOW as f64, self.probes as f64);
-        (claimed * claims + self.loss * probes) / (claims + probes)
+        let loss = (claimed * claims + self.loss * probes) / (claims + probes);
+        1.0 - (1.0 - loss) * self.delivers
     }
 
     /// What is left on the link with the least (bytes/s); `None` when it is not known of every one.
@@ -147,7 +155,7 @@ pub fn route_score(weights: &ScoreWeights, route: &RouteQuality<'_>) -> f64 {
         Terms::Hops => {
             let hop_score = |link: &LinkQuality| {
                 let bandwidth = link.bandwidth.map_or(1.0, |b| (b / reference).min(1.0));
-                sum(bandwidth, 1.0 - link.loss, link.utilisation)
+                sum(bandwidth, (1.0 - link.loss) * route.delivers, link.utilisation)
             };
             route.links.iter().map(hop_score).sum::<f64>() / hops
         }
@@ -158,43 +166,44 @@ pub fn route_score(weights: &ScoreWeights, route: &RouteQuality<'_>) -> f64 {
             sum(bandwidth, reliability, fullest)
         }
     };
-    terms * HOP_PENALTY.powf(hops - 1.0)
+    terms * factor(route.links.len(), route.delivers)
 }
 
-/// What a route of `hops` links that scores `score` with `forecast_ms` would score with `other_ms`
+/// What the sum of the terms is multiplied by: for a route of `hops` links whose relays deliver this
+/// share of what they claim.
+pub fn factor(hops: usize, delivers: f64) -> f64 {
+    HOP_PENALTY.powf(hops as f64 - 1.0) * delivers
+}
+
+/// What a route with this [`factor`] that scores `score` with `forecast_ms` would score with `other_ms`
 /// instead, when everything else stays as it is.
 pub fn score_for_forecast(
     weights: &ScoreWeights,
-    hops: usize,
+    factor: f64,
     score: f64,
     forecast_ms: f64,
     other_ms: f64,
 ) -> f64 {
-    score + slope(weights, hops) * (latency_term(other_ms) - latency_term(forecast_ms))
+    score + weights.latency * factor * (latency_term(other_ms) - latency_term(forecast_ms))
 }
 
 /// The forecast round trip (ms) with which a route would score `target`, when everything else
-/// stays as it is: a route of `hops` links that scores `score` with `forecast_ms`. `None` when no
+/// stays as it is: a route with this [`factor`] that scores `score` with `forecast_ms`. `None` when no
 /// round trip would do; a route without latency in its score has none either.
 pub fn forecast_for_score(
     weights: &ScoreWeights,
-    hops: usize,
+    factor: f64,
     score: f64,
     forecast_ms: f64,
     target: f64,
 ) -> Option<f64> {
-    let latency = latency_term(forecast_ms) + (target - score) / slope(weights, hops);
+    // The score is a straight line in the latency term, see the module's documentation.
+    let latency = latency_term(forecast_ms) + (target - score) / (weights.latency * factor);
     (latency > 0.0 && latency <= 1.0).then(|| LATENCY_HALF_MS * (1.0 / latency - 1.0))
 }
 
 fn latency_term(ms: f64) -> f64 {
     1.0 / (1.0 + ms / LATENCY_HALF_MS)
-}
-
-/// How much the score of a route rises with its latency term: it is a straight line in that, see
-/// the module's documentation.
-fn slope(weights: &ScoreWeights, hops: usize) -> f64 {
-    weights.latency * HOP_PENALTY.powf(hops as f64 - 1.0)
 }
 
 #[cfg(test)]
@@ -208,8 +217,18 @@ mod tests {
     const OBJECTIVES: [Objective; 4] =
         [Objective::Balanced, Objective::Latency, Objective::Throughput, Objective::Reliability];
 
+    fn delivering(
+        delivers: f64,
+        weights: &ScoreWeights,
+        links: &[LinkQuality],
+        forecast_ms: f64,
+    ) -> f64 {
+        let quality = RouteQuality { links, loss: 0.0, probes: 0, delivers, forecast_ms };
+        route_score(weights, &quality)
+    }
+
     fn score_for(weights: &ScoreWeights, links: &[LinkQuality], forecast_ms: f64) -> f64 {
-        route_score(weights, &RouteQuality { links, loss: 0.0, probes: 0, forecast_ms })
+        delivering(1.0, weights, links, forecast_ms)
     }
 
     fn score(links: &[LinkQuality], forecast_ms: f64) -> f64 {
@@ -238,23 +257,26 @@ mod tests {
 
     #[test]
     fn the_forecast_for_a_score_gives_that_score_for_every_objective() {
-        for weights in OBJECTIVES.map(ScoreWeights::of) {
+        for (weights, delivers) in
+            OBJECTIVES.map(ScoreWeights::of).into_iter().zip([1.0, 0.7, 1.0, 0.4])
+        {
             let links = [LinkQuality { loss: 0.1, ..link(20.0) }, link(30.0), link(1.0)];
-            let score = |ms| score_for(&weights, &links, ms);
+            let score = |ms| delivering(delivers, &weights, &links, ms);
+            let factor = factor(3, delivers);
             let now = score(80.0);
             for wanted_ms in [0.0, 1.0, 79.0, 200.0, 5_000.0] {
                 let target = score(wanted_ms);
-                let found = forecast_for_score(&weights, 3, now, 80.0, target).unwrap();
+                let found = forecast_for_score(&weights, factor, now, 80.0, target).unwrap();
                 assert!((found - wanted_ms).abs() < 1e-6, "{found} {wanted_ms}");
-                let other = score_for_forecast(&weights, 3, now, 80.0, wanted_ms);
+                let other = score_for_forecast(&weights, factor, now, 80.0, wanted_ms);
                 assert!((other - target).abs() < 1e-12, "{other} {target}");
             }
             for target in [score(0.0) + 1e-9, score(f64::INFINITY) - 1e-9] {
-                assert_eq!(forecast_for_score(&weights, 3, now, 80.0, target), None);
+                assert_eq!(forecast_for_score(&weights, factor, now, 80.0, target), None);
             }
             let deaf = ScoreWeights { latency: 0.0, ..weights };
-            assert_eq!(forecast_for_score(&deaf, 1, 0.5, 80.0, 0.6), None);
-            assert_eq!(forecast_for_score(&deaf, 1, 0.5, 80.0, 0.5), None);
+            assert_eq!(forecast_for_score(&deaf, 1.0, 0.5, 80.0, 0.6), None);
+            assert_eq!(forecast_for_score(&deaf, 1.0, 0.5, 80.0, 0.5), None);
         }
     }
 
@@ -269,7 +291,7 @@ mod tests {
         let free = LinkQuality { utilisation: 0.0, ..wide(9_000_000.0, 0.1) };
         let links = [wide(4_000_000.0, 0.1), wide(1_000_000.0, 0.0), free];
         let of = |objective, links: &[LinkQuality], loss, probes| {
-            let quality = RouteQuality { links, loss, probes, forecast_ms: 100.0 };
+            let quality = RouteQuality { links, loss, probes, delivers: 1.0, forecast_ms: 100.0 };
             route_score(&ScoreWeights::of(objective), &quality)
         };
         let penalty = HOP_PENALTY * HOP_PENALTY;
@@ -287,6 +309,22 @@ mod tests {
         assert!((found - expected).abs() < 1e-12, "{found}");
         let balanced = |loss, probes| of(Objective::Balanced, &clean, loss, probes);
         assert_eq!(balanced(0.4, 20), balanced(0.0, 0));
+    }
+
+    #[test]
+    fn what_relays_keep_back_makes_every_objective_leave_for_a_route_that_is_much_slower() {
+        for weights in OBJECTIVES.map(ScoreWeights::of) {
+            let score = |delivers, ms| delivering(delivers, &weights, &[link(10.0); 2], ms);
+            assert!(score(0.7, 40.0) < 0.7 * score(1.0, 40.0));
+            assert!(score(0.7, 40.0) < score(1.0, 80.0));
+        }
+        let hop = LinkQuality { loss: 0.1, ..link(50.0) };
+        let balanced = delivering(0.5, &ScoreWeights::default(), &[hop; 2], 100.0);
+        let expected = (0.4 / 2.0 + 0.3 + 0.2 * 0.9 * 0.5 + 0.1) * HOP_PENALTY * 0.5;
+        assert!((balanced - expected).abs() < 1e-12, "{balanced}");
+        let reliable = delivering(0.5, &ScoreWeights::of(Objective::Reliability), &[hop], 100.0);
+        let expected = 0.1 * 0.5 + 0.05 * 0.5 + 0.8 / (1.0 + 0.55 / 0.01) + 0.05;
+        assert!((reliable - expected * 0.5).abs() < 1e-12, "{reliable}");
     }
 
     #[test]

@@ -37,9 +37,12 @@ pub enum Reason {
     Held,
     /// Another is better by the margin, but many of the node's tunnels have just moved.
     Capped,
+    /// The current route has refused the bandwidth that is to be set aside: the next one is asked.
+    Refused,
     /// The operator fixed the path.
     Forced,
-    /// No candidate is alive.
+    /// No candidate is alive; or, for one of several paths that has no route yet, none but those of
+    /// the others.
     NoRoute,
 }
 
@@ -54,6 +57,7 @@ impl Reason {
             Self::WithinMargin => "within-margin",
             Self::Held => "held",
             Self::Capped => "capped",
+            Self::Refused => "refused",
             Self::Forced => "forced",
             Self::NoRoute => "no-route",
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::candidate::{Knowledge, disjoint};
+use super::candidate::Knowledge;
 use super::*;
 use crate::engine::forward::Backup;
 use crate::engine::measure::{LinkHistories, LinkQuality, RouteHistories};
@@ -12,6 +12,8 @@ use crate::engine::predict::{
     FeatureVector, LastValue, Prediction, QualityModel, Ranking, RoutePredictor,
 };
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+
+mod standing;
 
 const TUNNEL: TunnelId = TunnelId(1);
 
@@ -379,20 +381,34 @@ fn tunnels_beside_one_another_share_no_relay_where_that_is_possible() {
         world.open_as(tunnel, Objective::Balanced, Some(first));
     }
     let decide = |world: &mut World, at| {
-        [first, second, third, fourth].map(|t| {
+        let reason = world.decide_for(fourth, Timestamp(at)).reason;
+        assert_eq!(
+            (reason, &world.router.tunnel(fourth).unwrap().current),
+            (Reason::NoRoute, &None)
+        );
+        [first, second, third].map(|t| {
             world.decide_for(t, Timestamp(at));
             world.current_of(t).relays()[0]
         })
     };
-    let apart = [1, 2, 3, 1].map(node);
-    assert_eq!(decide(&mut world, 0), apart, "the fourth takes the best");
+    for tunnel in [first, second, third] {
+        world.decide_for(tunnel, Timestamp(0));
+    }
+    let apart = [1, 2, 3].map(node);
+    assert_eq!(decide(&mut world, 0), apart, "nothing is left for the fourth");
     assert_eq!(decide(&mut world, 9_000_000), apart, "and nobody chases another");
     // The second's relay becomes the best: the first takes it, and the others make room.
     world.measured(&[0, 1, 9], 90.0);
     world.measured(&[0, 2, 9], 10.0);
-    assert_eq!(decide(&mut world, 20_000_000), [2, 1, 3, 2].map(node));
-    world.router.close(first);
+    assert_eq!(decide(&mut world, 20_000_000), [2, 1, 3].map(node));
     world.router.close(third);
+    world.decide_for(fourth, Timestamp(30_000_000));
+    assert_eq!(world.current_of(fourth), route(&[0, 3, 9]), "a way came");
+    world.kill(&[0, 3, 9]);
+    world.decide_for(fourth, Timestamp(30_000_000));
+    assert_ne!(world.current_of(fourth), route(&[0, 3, 9]), "who has a route shares when it dies");
+    world.router.close(fourth);
+    world.router.close(first);
     let decision = world.decide_for(second, Timestamp(30_000_000));
     assert!(decision.changed && decision.wanted.avoid.is_empty(), "{decision:?}");
     assert_eq!(world.current_of(second), route(&[0, 2, 9]));
@@ -410,10 +426,24 @@ fn a_way_apart_is_looked_for_beyond_the_candidates() {
         assert_eq!(world.current_of(TunnelId(tunnel)), route(&[0, relay, 9]));
         assert_eq!(decision.wanted.avoid.len(), usize::from(tunnel) - 1);
     }
-    // And where all have been taken, the best is shared.
+    // And where all have been taken, there is none.
     world.open_as(TunnelId(4), Objective::Throughput, Some(first));
-    world.decide_for(TunnelId(4), Timestamp(0));
-    assert!(!disjoint(&world.current_of(first), &world.current_of(TunnelId(4))));
+    assert_eq!(world.decide_for(TunnelId(4), Timestamp(0)).reason, Reason::NoRoute);
+}
+
+#[test]
+fn another_route_with_a_relay_in_common_is_better_than_the_same_one() {
+    // From 1 there are two ways to the far end, and none without it.
+    let links = [(0, 1, 10.0), (1, 9, 10.0), (1, 2, 10.0), (2, 9, 10.0)];
+    let mut world = World::with(PathPolicy::default(), &links);
+    world.open();
+    world.decide(0);
+    for (tunnel, expected) in [(2, Some(route(&[0, 1, 2, 9]))), (3, None)] {
+        world.open_as(TunnelId(tunnel), Objective::Throughput, Some(TUNNEL));
+        world.decide_for(TunnelId(tunnel), Timestamp(0));
+        let current = world.router.tunnel(TunnelId(tunnel)).unwrap().current.clone();
+        assert_eq!(current.map(|(route, _)| route), expected);
+    }
 }
 
 /// Four disjoint ways of two links each, one for every objective.

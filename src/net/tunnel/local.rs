@@ -112,13 +112,14 @@ impl LocalEnd {
 }
 
 impl Tunnels {
-    /// Connects the strands of a new tunnel. Only the first has to succeed.
+    /// Connects those strands of a new tunnel that have a route. Only the first has to succeed.
     pub(super) async fn connect_all(
         self: &Arc<Self>,
         local: &Arc<LocalEnd>,
     ) -> Result<(), TunnelError> {
-        let others: Vec<_> =
-            (1..local.strands.len()).map(|index| self.connect_soon(local, index)).collect();
+        let routed = |index: &usize| self.plane.is_reachable(local.strands[*index].tunnel);
+        let others = (1..local.strands.len()).filter(routed);
+        let others: Vec<_> = others.map(|index| self.connect_soon(local, index)).collect();
         self.connect_strand(local, 0).await?;
         let all = futures::future::join_all(others.into_iter().flatten());
         let _ = tokio::time::timeout(OTHERS_WAIT, all).await;
