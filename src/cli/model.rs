@@ -277,10 +277,11 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
         ),
     };
     output::print(&format!(
-        "{}\ntrained  {trained}\nfit      {}\nschema   {}, {} features\ntrees    {} with {} nodes\n\
-         ranking  {}\n",
+        "{}\ntrained  {trained}\nfit      {}\ncommit   {}\nschema   {}, {} features\n\
+         trees    {} with {} nodes\nranking  {}\n",
         model.version,
         card.parameters,
+        card.commit.as_deref().unwrap_or("not recorded"),
         model.schema_hash,
         model.feature_names.len(),
         model.latency.trees.roots.len(),

@@ -86,6 +86,10 @@ pub use train_config::TrainConfig;
 /// every few seconds, so that its windows are full long before.
 pub const HISTORY_LEAD_US: u64 = 2 * 3_600 * 1_000_000;
 
+/// The commit that this program was built from, 12 hexadecimal digits, or what the variable
+/// `MESHWISE_COMMIT` said then; `unknown` without either.
+pub const COMMIT: &str = env!("MESHWISE_COMMIT");
+
 /// Learning that did not succeed. The router goes on with the model it has.
 #[derive(Debug, thiserror::Error)]
 pub enum LearnError {
@@ -231,7 +235,9 @@ pub struct TrainOutcome {
 
 /// Judges the challenger on everything that the store holds, then trains a new model, saves it and
 /// [gives it its place](promotion). `now_us` (µs since the epoch) goes into the history only: the
-/// same measurements and seed give the same file, whenever it is trained.
+/// same measurements, seed and program give the same file, whenever it is trained. Of the program
+/// only [`COMMIT`] is in the file, which is written into the card here; a version that another
+/// commit has trained to the same model stays as it is.
 ///
 /// # Errors
 /// [`LearnError`]; what was judged before stays judged.
@@ -245,7 +251,8 @@ pub fn train_from_store(
     let registry = ModelRegistry::new(models_dir);
     let judged = promotion::judge_challenger(&registry, &rows, now_us)?;
     let newest_us = rows.iter().map(|row| row.done_us).max().unwrap_or(0);
-    let model = train_rows(&rows, config, newest_us)?;
+    let mut model = train_rows(&rows, config, newest_us)?;
+    model.card.commit = Some(COMMIT.into());
     registry.save(&model)?;
     let (promoted, reason) = promotion::place(&registry, &model, now_us)?;
     Ok(TrainOutcome { model, promoted, reason, judged })
@@ -309,6 +316,7 @@ mod tests {
         let name = format!("v{newest_ms}-");
         assert!(champion.version.starts_with(&name), "{}", champion.version);
         assert_eq!(card.created_us / 1_000, newest_ms);
+        assert_eq!(card.commit.as_deref(), Some(COMMIT));
         assert_eq!(card.profile.len(), crate::engine::predict::schema::FEATURES.len());
     }
 

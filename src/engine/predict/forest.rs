@@ -197,6 +197,12 @@ pub struct ModelCard {
     pub rows_test: usize,
     /// Seed of the fit.
     pub seed: u64,
+    /// Commit of the program that trained it; `unknown` when that was not built in a checkout,
+    /// `imported` or `shipped` when it was not trained here. Written when the model is registered,
+    /// not by the training: the same rows and seed give the same model with any program that
+    /// trains alike. `None` in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// The library's parameters, as text.
     pub parameters: String,
     /// Factor that the latency head's leaves were multiplied by, 0 to 1; 0: the reference alone.
@@ -453,6 +459,16 @@ mod tests {
         let before = text.replace("\"ranking\":null,", "");
         assert_ne!(text, before);
         assert_eq!(ForestModel::from_json(before.as_bytes()).unwrap(), stump());
+    }
+
+    #[test]
+    fn a_card_with_and_without_a_commit_is_read() {
+        let mut model = stump();
+        assert!(!model.to_json().contains("commit"));
+        model.card.commit = Some("0123456789ab".into());
+        let text = model.to_json();
+        assert!(text.contains("\"commit\":\"0123456789ab\""));
+        assert_eq!(ForestModel::from_json(text.as_bytes()).unwrap(), model);
     }
 
     #[test]
