@@ -325,6 +325,17 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
             reliability.log_loss_base,
         ))?;
     }
+    if let Some(throughput) = &card.throughput {
+        let last = throughput.rmse_ln_last.map(|last| format!(", last value's {last:.4}"));
+        output::print(&format!(
+            "throughput: rmse ln {:.4} on {} later rows (reference's {:.4}{}), {}",
+            throughput.rmse_ln,
+            throughput.rows_test,
+            throughput.rmse_ln_reference,
+            last.unwrap_or_default(),
+            if throughput.earns_its_place() { "decides" } else { "not used" },
+        ))?;
+    }
     for failure in &card.known_failures {
         output::print(&format!("known failure: {failure}"))?;
     }

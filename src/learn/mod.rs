@@ -51,6 +51,8 @@ mod regressor;
 mod reliability;
 mod routes;
 mod rows;
+mod slices;
+mod throughput;
 pub mod trace;
 pub mod train;
 mod train_config;
@@ -247,7 +249,10 @@ pub fn train_from_store(
     config: &TrainConfig,
     now_us: u64,
 ) -> Result<TrainOutcome, LearnError> {
-    let rows = newest_rows(&Reader::open(store_path)?, config.rows_max, 0)?;
+    let reader = Reader::open(store_path)?;
+    let from_us = newest_from_us(&reader, config.rows_max, 0)?;
+    let carried = slices::carried(&reader.route_slices(from_us)?);
+    let rows = rows_since(&reader, from_us, &carried)?;
     let registry = ModelRegistry::new(models_dir);
     let judged = promotion::judge_challenger(&registry, &rows, now_us)?;
     let newest_us = rows.iter().map(|row| row.done_us).max().unwrap_or(0);
@@ -265,11 +270,27 @@ fn newest_rows(
     rows_max: usize,
     after_us: u64,
 ) -> Result<Vec<TrainRow>, LearnError> {
+    rows_since(reader, newest_from_us(reader, rows_max, after_us)?, &[])
+}
+
+fn newest_from_us(reader: &Reader, rows_max: usize, after_us: u64) -> Result<u64, LearnError> {
     let from_us = reader.newest_route_probes_since(rows_max)?.unwrap_or(0);
-    let from_us = from_us.max(after_us.saturating_add(1));
+    Ok(from_us.max(after_us.saturating_add(1)))
+}
+
+/// The rows of what left at `from_us` or later: the probes of a store, and these slices.
+fn rows_since(
+    reader: &Reader,
+    from_us: u64,
+    carried: &[slices::Carried],
+) -> Result<Vec<TrainRow>, LearnError> {
     let lead_us = from_us.saturating_sub(HISTORY_LEAD_US);
     let probes = reader.probes(ProbeKind::Route, lead_us)?;
-    frame_rows::rows_of(&feature_frame(&probes, &reader.link_states(lead_us)?, from_us)?)
+    let states = reader.link_states(lead_us)?;
+    let (frame, bandwidths) = dataset::frame_with_traffic(&probes, &states, carried, from_us)?;
+    let mut rows = frame_rows::rows_of(&frame)?;
+    rows.iter_mut().zip(bandwidths).for_each(|(row, bandwidth)| row.bandwidth = bandwidth);
+    Ok(rows)
 }
 
 #[cfg(test)]

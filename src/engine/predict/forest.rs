@@ -41,7 +41,8 @@ pub struct ForestModel {
     pub feature_names: Vec<String>,
     /// Forecasts the next end-to-end round trip, ln(ms).
     pub latency: Head,
-    /// Forecasts the bandwidth of the route, ln(bytes/s).
+    /// Forecasts the bandwidth of the route, ln(bytes/s); asked when its card
+    /// [says that it may](ThroughputCard::earns_its_place).
     pub throughput: Option<Head>,
     /// Forecasts the probability that the route delivers.
     pub reliability: Option<ReliabilityHead>,
@@ -299,6 +300,12 @@ impl ForestModel {
         Ok(model)
     }
 
+    /// The throughput head, when its card says that it may decide.
+    fn throughput_in_use(&self) -> Option<&Head> {
+        let earns = self.card.throughput.is_some_and(|card| card.earns_its_place());
+        self.throughput.as_ref().filter(|_| earns)
+    }
+
     fn validate(&self) -> Result<(), String> {
         self.latency.validate()?;
         if let Some(throughput) = &self.throughput {
@@ -352,7 +359,7 @@ impl QualityModel for ForestModel {
             interval_ms: Some(((ln + low * scale).exp(), (ln + high * scale).exp())),
             scale: Some(scale),
             delivery: self.reliability.as_ref().map(|head| head.probability(features)),
-            bandwidth: self.throughput.as_ref().and_then(|head| Some(head.ln(features)?.exp())),
+            bandwidth: self.throughput_in_use().and_then(|head| Some(head.ln(features)?.exp())),
         })
     }
 

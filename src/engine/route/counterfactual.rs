@@ -85,7 +85,13 @@ mod tests {
     }
 
     fn score_for(objective: Objective, hops: u8, forecast_ms: f64) -> f64 {
-        let quality = RouteQuality { links: &links(hops), loss: 0.0, probes: 0, forecast_ms };
+        let quality = RouteQuality {
+            links: &links(hops),
+            loss: 0.0,
+            probes: 0,
+            forecast_ms,
+            forecast_bandwidth: None,
+        };
         route_score(&PathPolicy::default().weights_for(objective), &quality)
     }
 
