@@ -118,8 +118,13 @@ mod tests {
 
     /// A store of a node with two routes. Every 10 s the links are advertised anew, each route is
     /// probed, and a slice of traffic ends on each: `slice` says its rate (bytes/s) and the share
-    /// of marked datagrams, by the route, the step and the share of it that is taken by others.
-    fn store_of(path: &Path, mut slice: impl FnMut(usize, u64, f64) -> Option<(f64, f64)>) {
+    /// of marked datagrams, by the route, the step and the share of it that is taken by others. Links
+    /// advertise a bandwidth where it is `known`.
+    fn store_of(
+        path: &Path,
+        known: bool,
+        mut slice: impl FnMut(usize, u64, f64) -> Option<(f64, f64)>,
+    ) {
         let mut random = Pcg64Mcg::seed_from_u64(11);
         let writer = Writer::start(path, Retention::default()).unwrap();
         let node = |byte| NodeId([byte; 8]);
@@ -138,7 +143,7 @@ mod tests {
                         rtt_ms: 10.0,
                         jitter_ms: 1.0,
                         loss: 0.0,
-                        bandwidth: Some(1e6),
+                        bandwidth: known.then_some(1e6),
                         utilisation: taken,
                     });
                     writer.write(Sample::LinkState { at: stamp(), origin, neighbour, quality });
@@ -170,10 +175,13 @@ mod tests {
         writer.flush().unwrap();
     }
 
-    fn trained(slice: impl FnMut(usize, u64, f64) -> Option<(f64, f64)>) -> ForestModel {
+    fn trained(
+        known: bool,
+        slice: impl FnMut(usize, u64, f64) -> Option<(f64, f64)>,
+    ) -> ForestModel {
         let folder = tempfile::tempdir().unwrap();
         let store = folder.path().join("store.db");
-        store_of(&store, slice);
+        store_of(&store, known, slice);
         let config = TrainConfig { trees: 30, learning_rate: 0.3, ..TrainConfig::default() };
         train_from_store(&store, &folder.path().join("models"), &config, 1).unwrap().model
     }
@@ -199,9 +207,9 @@ mod tests {
     #[test]
     fn the_traffic_of_a_node_teaches_what_its_routes_deliver() {
         let mut random = Pcg64Mcg::seed_from_u64(1);
-        let model = trained(|_, _, taken| {
-            Some((1e6 * (1.0 - taken) * random.random_range(0.9..1.1), 0.05))
-        });
+        let mut delivered =
+            |taken: f64| Some((1e6 * (1.0 - taken) * random.random_range(0.9..1.1), 0.05));
+        let model = trained(true, |_, _, taken| delivered(taken));
         let card = model.card.throughput.unwrap();
         let last = card.rmse_ln_last.unwrap();
         assert!(card.rows_train > 500 && card.rows_test > 150, "{card:?}");
@@ -211,15 +219,20 @@ mod tests {
             let bandwidth = model.predict(&asked(taken)).unwrap().bandwidth.unwrap();
             assert!((bandwidth / (1e6 * (1.0 - taken))).ln().abs() < 0.25, "{taken}: {bandwidth}");
         }
+        // Without a word of the links it starts from what was delivered on the whole.
+        let unknown = trained(false, |_, _, taken| delivered(taken));
+        assert_eq!(unknown.throughput.unwrap().reference, Reference::Zero);
+        let card = unknown.card.throughput.unwrap();
+        assert!(card.rmse_ln < 0.4 * card.rmse_ln_last.unwrap(), "{card:?}");
         // The other heads are those of the same node without traffic.
-        let without = trained(|_, _, _| None);
+        let without = trained(true, |_, _, _| None);
         assert_eq!((&model.latency, &model.reliability), (&without.latency, &without.reliability));
         assert_eq!((without.throughput, without.card.throughput), (None, None));
     }
 
     #[test]
     fn traffic_that_the_route_did_not_hold_up_teaches_nothing() {
-        let model = trained(|_, _, taken| Some((1e5 * (1.0 - taken), 0.0)));
+        let model = trained(true, |_, _, taken| Some((1e5 * (1.0 - taken), 0.0)));
         assert_eq!((model.throughput, model.card.throughput), (None, None));
     }
 
@@ -228,7 +241,7 @@ mod tests {
         let mut random = Pcg64Mcg::seed_from_u64(2);
         let mut wander = [12.0_f64; 2];
         // What a route delivers wanders off, whatever its links say.
-        let model = trained(|route, step, _| {
+        let model = trained(true, |route, step, _| {
             let drift = if step < 300 { 0.0 } else { -0.02 };
             wander[route] += drift + random.random_range(-0.02..0.02);
             Some((wander[route].exp(), 0.05))
