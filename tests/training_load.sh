@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What training costs the traffic: the latency of HTTP requests through a tunnel over one relay,
 # (1) idle and (2) while a model is trained next to it as the node's schedule does it, in a child
-# process (`model train --background`, lowest priority), over and over on a store of nine simulated
-# hours. The goal is a ratio of the two p99s of at most 1.5 on two cores.
+# process (`model train --background`: Linux's idle class where `chrt` is installed, else the lowest
+# priority), over and over on a store of nine simulated hours. The goal is a ratio of the two p99s of at most 1.5 on two cores.
 #
 #   bash tests/training_load.sh [PROGRAM]        default: target/release/meshwise
 #
@@ -15,7 +15,8 @@
 # counts everything that ran, and other work shows in it when idle.
 #
 # Takes about 90 s. Needs curl and python3 (standard library only). Ends only what it started. The
-# exit code is 0 when it could measure, whatever the ratio. Variables of the environment reach the
+# exit code is 0 when it could measure, whatever the ratio; `policy` is the class that the kernel says
+# the training was in. Variables of the environment reach the
 # training, so `POLARS_MAX_THREADS=1 bash tests/training_load.sh` tries that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -132,6 +133,7 @@ cat >"$folder/report.py" <<'PYTHON'
 import json, os, random, sys
 
 samples, trainings, load = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+policy = sys.argv[4] or "unknown"
 phases = [json.loads(line) for line in open(samples)]
 chance = random.Random(0)
 
@@ -139,7 +141,7 @@ def quantile(blocks, share):
     pool = sorted(ms for block in blocks for ms in block)
     return pool[min(len(pool) - 1, int(share * len(pool)))]
 
-result = {"trainings": trainings, "load_before": load, "cores": len(os.sched_getaffinity(0))}
+result = {"trainings": trainings, "policy": policy, "load_before": load, "cores": len(os.sched_getaffinity(0))}
 conditions = ["idle", "training"]
 for condition in conditions:
     busy = [phase["busy_cores"] for phase in phases if phase["condition"] == condition]
@@ -234,6 +236,10 @@ train() {
     while rm -rf "$folder/store/models"; do
         "$program" model train --background --data-dir "$folder/store" \
             </dev/null >/dev/null 2>"$folder/train.log" &
+        if [ ! -s "$folder/policy" ]; then
+            sleep 0.2
+            chrt --pid "$!" 2>/dev/null | sed -n 's/.*policy: //p' >"$folder/policy" || true
+        fi
         wait "$!" || exit 1
         echo >>"$folder/trainings"
     done
@@ -261,4 +267,5 @@ done
 [ $(($(carried) - before)) -ge $((number * seconds * 40 * 2048)) ] || die "the relay did not carry it all"
 trainings=$(wc -l <"$folder/trainings")
 [ "$trainings" -gt 0 ] || echo "no training was completed within a phase; only its beginning was measured"
-python3 "$folder/report.py" "$folder/samples" "$trainings" "$load"
+python3 "$folder/report.py" "$folder/samples" "$trainings" "$load" \
+    "$(cat "$folder/policy" 2>/dev/null)"

@@ -74,6 +74,9 @@ pub struct RouteCandidate {
     pub predicted_ms: Option<f64>,
     /// Its interval (ms).
     pub interval_ms: Option<(f64, f64)>,
+    /// The model's forecast of the bandwidth that a tunnel gets (bytes/s); none without a head for
+    /// it that has earned its place.
+    pub predicted_bandwidth: Option<f64>,
     /// The forecast of the model in shadow (ms).
     pub challenger_ms: Option<f64>,
     /// The moving average (ms).
@@ -265,6 +268,7 @@ impl RouteCandidate {
             baseline_score: candidate.baseline_score,
             predicted_ms: ms(forecast.learned()),
             interval_ms: forecast.learned().and_then(|p| p.interval_ms),
+            predicted_bandwidth: forecast.learned().and_then(|p| p.bandwidth),
             challenger_ms: ms(forecast.challenger),
             moving_average_ms: ms(forecast.moving_average),
             last_value_ms: ms(forecast.last_value),

@@ -2,6 +2,7 @@
 //! file a group). Data goes to standard output, talk to standard error. Exit code 0 done, 1
 //! failed with one line (what, why, what to do), 2 wrong usage.
 
+mod background;
 mod champion;
 mod data;
 mod demo;

@@ -1,6 +1,5 @@
 //! `meshwise model`
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
 use super::{Context, champion, explain, import, output, route};
@@ -8,10 +7,6 @@ use crate::api::types::Explanation;
 use crate::engine::predict::ForestModel;
 use crate::learn::{ModelRegistry, TrainConfig, train_from_store};
 use crate::node::{DATABASE, MODELS};
-
-/// Most memory of a training in the background (bytes of address space): several times what the
-/// largest one needs, and far from what would push the router out of a small machine.
-const BACKGROUND_MEMORY_MAX: u64 = 4 << 30;
 
 /// Train, list and ask models.
 #[derive(Debug, clap::Subcommand)]
@@ -33,8 +28,9 @@ pub enum Verb {
         /// Name of the version [default: time and content].
         #[arg(long)]
         name: Option<String>,
-        /// Run at the lowest priority, in at most 4 GiB of memory, and leave it to the caller to tell the node, as scheduled
-        /// training does.
+        /// Run when nobody else wants the processor (Linux's idle class where 'chrt' is installed, else
+        /// the lowest priority), in at most 4 GiB of memory, and leave it to the caller to tell the
+        /// node, as scheduled training does.
         #[arg(long)]
         background: bool,
     },
@@ -123,9 +119,7 @@ pub(super) async fn run(verb: &Verb, context: &Context) -> anyhow::Result<()> {
 
 async fn train(config: TrainConfig, background: bool, context: &Context) -> anyhow::Result<()> {
     if background {
-        // Lowest priority: routing comes first.
-        let _ = rustix::process::nice(19);
-        limit_memory()?;
+        super::background::give_way()?;
     } else {
         // How long each head took, for people.
         let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
@@ -161,20 +155,6 @@ async fn train(config: TrainConfig, background: bool, context: &Context) -> anyh
     output::print(&outcome.model.version)?;
     output::print(&outcome.reason)?;
     champion::print_in_use(in_use_by_node.filter(|_| outcome.promoted))
-}
-
-/// Bounds the memory of this process, threads and all, for ever; a lower limit of the system stays.
-fn limit_memory() -> anyhow::Result<()> {
-    let before = getrlimit(Resource::As);
-    let least = |limit: Option<u64>| {
-        Some(limit.map_or(BACKGROUND_MEMORY_MAX, |limit| limit.min(BACKGROUND_MEMORY_MAX)))
-    };
-    let after = Rlimit { current: least(before.current), maximum: least(before.maximum) };
-    setrlimit(Resource::As, after).map_err(|error| {
-        anyhow::anyhow!(
-            "cannot bound the memory of the training: {error}; train without --background"
-        )
-    })
 }
 
 fn list(context: &Context) -> anyhow::Result<()> {
@@ -277,10 +257,11 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
         ),
     };
     output::print(&format!(
-        "{}\ntrained  {trained}\nfit      {}\nschema   {}, {} features\ntrees    {} with {} nodes\n\
-         ranking  {}\n",
+        "{}\ntrained  {trained}\nfit      {}\ncommit   {}\nschema   {}, {} features\n\
+         trees    {} with {} nodes\nranking  {}\n",
         model.version,
         card.parameters,
+        card.commit.as_deref().unwrap_or("not recorded"),
         model.schema_hash,
         model.feature_names.len(),
         model.latency.trees.roots.len(),
@@ -322,6 +303,17 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
             reliability.brier_base,
             reliability.log_loss,
             reliability.log_loss_base,
+        ))?;
+    }
+    if let Some(throughput) = &card.throughput {
+        let last = throughput.rmse_ln_last.map(|last| format!(", last value's {last:.4}"));
+        output::print(&format!(
+            "throughput: rmse ln {:.4} on {} later rows (reference's {:.4}{}), {}",
+            throughput.rmse_ln,
+            throughput.rows_test,
+            throughput.rmse_ln_reference,
+            last.unwrap_or_default(),
+            if throughput.earns_its_place() { "decides" } else { "not used" },
         ))?;
     }
     for failure in &card.known_failures {

@@ -122,6 +122,18 @@ pub(super) fn known_failures(card: &ModelCard) -> Vec<String> {
                 throughput.rmse_ln, throughput.rmse_ln_reference
             ));
         }
+        if let Some(last) = throughput.rmse_ln_last
+            && throughput.rmse_ln > last
+        {
+            failures.push(format!(
+                "throughput: worse than the last value of the route, {:.4} ln(bytes/s) against \
+                 {last:.4}",
+                throughput.rmse_ln
+            ));
+        }
+        if !throughput.earns_its_place() {
+            failures.push("throughput: not used for decisions".into());
+        }
         if (throughput.coverage - COVERAGE).abs() > COVERAGE_TOLERANCE
             && throughput.rows_test >= FAILURE_ROWS_MIN
         {
@@ -202,6 +214,7 @@ mod tests {
             rows_test: 50,
             rmse_ln: 0.5,
             rmse_ln_reference: 0.4,
+            rmse_ln_last: Some(0.3),
             coverage: 0.95,
             ..ThroughputCard::default()
         });
@@ -213,12 +226,14 @@ mod tests {
             "fewer rows forecast well than by the last value on 2 hops: 90.0 % against 95.0 %",
             "worse than the last value on 2 hops: 0.1000 ln(ms) against 0.0500",
             "throughput: worse than its reference, 0.5000 ln(bytes/s) against 0.4000",
+            "throughput: worse than the last value of the route, 0.5000 ln(bytes/s) against 0.3000",
+            "throughput: not used for decisions",
             "throughput: coverage 95 %",
         ] {
             assert!(told.iter().any(|failure| failure == expected), "{expected}: {told:?}");
         }
         assert!(told.iter().any(|failure| failure.contains("Brier 0.2000 against 0.1000")));
-        assert_eq!(told.len(), 7, "no word of a class of 29 rows: {told:?}");
+        assert_eq!(told.len(), 9, "no word of a class of 29 rows: {told:?}");
     }
 
     #[test]

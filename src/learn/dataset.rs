@@ -14,6 +14,7 @@ use super::frames::{Claim, Probe};
 use super::links::Links;
 use super::nodes::{deviation_features, replayed_features};
 use super::routes::route_features;
+use super::slices::Carried;
 use super::{LearnError, frame_error};
 use crate::engine::measure::ProbeKind;
 use crate::engine::predict::FeatureVector;
@@ -38,7 +39,21 @@ pub fn feature_frame(
     link_states: &[LinkStateRow],
     from_us: u64,
 ) -> Result<DataFrame, LearnError> {
-    build(probes, link_states, from_us).map_err(frame_error("compute the features"))
+    frame_with_traffic(probes, link_states, &[], from_us).map(|(frame, _)| frame)
+}
+
+/// The same with a row for each slice of traffic that began at `from_us` or later, too, whose
+/// `rtt_ms` is null, and beside each row the bandwidth (bytes/s) that it shows.
+///
+/// # Errors
+/// As [`feature_frame`].
+pub(super) fn frame_with_traffic(
+    probes: &[ProbeRow],
+    link_states: &[LinkStateRow],
+    carried: &[Carried],
+    from_us: u64,
+) -> Result<(DataFrame, Vec<Option<f64>>), LearnError> {
+    build(probes, link_states, carried, from_us).map_err(frame_error("compute the features"))
 }
 
 /// The feature columns of a frame as rows.
@@ -61,14 +76,23 @@ pub fn feature_rows(frame: &DataFrame) -> Result<Vec<FeatureVector>, LearnError>
 fn build(
     probes: &[ProbeRow],
     link_states: &[LinkStateRow],
+    carried: &[Carried],
     from_us: u64,
-) -> PolarsResult<DataFrame> {
+) -> PolarsResult<(DataFrame, Vec<Option<f64>>)> {
     let unreadable = |error: ParseError| polars_err!(ComputeError: "{error}");
-    let completed = completed(probes).map_err(unreadable)?;
+    let mut routes = HashMap::new();
+    let probes = probes.iter().filter(|row| row.kind == ProbeKind::Route);
+    let mut completed = parsed(probes, &mut routes).map_err(unreadable)?;
+    completed.sort_by_key(|probe| probe.row.done_us);
+    let moments = carried.iter().map(|carried| &carried.moment);
+    let moments = parsed(moments, &mut routes).map_err(unreadable)?;
     let claims = claims(link_states).map_err(unreadable)?;
-    let is_row = |probe: &&Probe<'_>| probe.row.sent_us >= from_us;
-    let mut rows: Vec<&Probe<'_>> = completed.iter().filter(is_row).collect();
-    rows.sort_by_key(|probe| probe.row.sent_us);
+    let bandwidths = carried.iter().map(|carried| Some(carried.bandwidth));
+    let mut asked: Vec<(&Probe<'_>, Option<f64>)> =
+        completed.iter().map(|probe| (probe, None)).chain(moments.iter().zip(bandwidths)).collect();
+    asked.retain(|(probe, _)| probe.row.sent_us >= from_us);
+    asked.sort_by_key(|(probe, _)| probe.row.sent_us);
+    let (rows, bandwidths): (Vec<&Probe<'_>>, Vec<Option<f64>>) = asked.into_iter().unzip();
 
     let mut features = vec![[MISSING; FEATURES.len()]; rows.len()];
     for (features, probe) in features.iter_mut().zip(&rows) {
@@ -99,23 +123,24 @@ fn build(
         let values: Vec<f64> = features.iter().map(|row| row[index]).collect();
         columns.push(Column::new(feature.name.into(), values));
     }
-    DataFrame::new(rows.len(), columns)
+    Ok((DataFrame::new(rows.len(), columns)?, bandwidths))
 }
 
-/// The route probes, in order of completion.
-fn completed(probes: &[ProbeRow]) -> Result<Vec<Probe<'_>>, ParseError> {
-    let mut routes: HashMap<&str, (Route, u32)> = HashMap::new();
-    let mut completed = Vec::new();
-    for row in probes.iter().filter(|row| row.kind == ProbeKind::Route) {
+/// The rows with their routes, which are numbered in `routes`.
+fn parsed<'a>(
+    rows: impl Iterator<Item = &'a ProbeRow>,
+    routes: &mut HashMap<&'a str, (Route, u32)>,
+) -> Result<Vec<Probe<'a>>, ParseError> {
+    let mut all = Vec::new();
+    for row in rows {
         let next = routes.len() as u32;
         let (route, route_id) = match routes.entry(&row.route) {
             Entry::Occupied(known) => known.get().clone(),
             Entry::Vacant(new) => new.insert((row.route.parse()?, next)).clone(),
         };
-        completed.push(Probe { row, route, route_id });
+        all.push(Probe { row, route, route_id });
     }
-    completed.sort_by_key(|probe| probe.row.done_us);
-    Ok(completed)
+    Ok(all)
 }
 
 /// What was advertised, in order of acceptance; within one advertisement in the order in which
@@ -181,6 +206,50 @@ mod tests {
                 assert!(full > 50, "{name}: {full}");
             }
         }
+    }
+
+    #[test]
+    fn a_slice_of_traffic_has_the_features_of_the_moment_in_which_it_began() {
+        let mut history = random_history(6, 1_500);
+        let plain = feature_frame(&history.probes, &history.link_states, 0).unwrap();
+        // Over the routes of the probes, each in between two things that happened.
+        let began = history.probes.iter().step_by(9).map(|probe| ProbeRow {
+            sent_us: probe.sent_us + 1,
+            done_us: probe.done_us + 10_000_000,
+            rtt_us: None,
+            ..probe.clone()
+        });
+        history.asked = began.collect();
+        let expected = online(&history);
+        let carried = history.asked.iter().enumerate();
+        let carried: Vec<Carried> = carried
+            .map(|(index, moment)| Carried { moment: moment.clone(), bandwidth: index as f64 })
+            .collect();
+        let (frame, bandwidths) =
+            frame_with_traffic(&history.probes, &history.link_states, &carried, 0).unwrap();
+        assert_eq!(frame.height(), expected.len());
+        let mut compared = 0;
+        let rows = feature_rows(&frame).unwrap();
+        for ((sent_us, row), bandwidth) in
+            micros(&frame, "sent_us").into_iter().zip(&rows).zip(&bandwidths)
+        {
+            let Some(bandwidth) = bandwidth else { continue };
+            assert_eq!(carried[*bandwidth as usize].moment.sent_us, sent_us);
+            for (index, online) in expected[&sent_us].iter().enumerate() {
+                let name = FEATURES[index].name;
+                let near = (row[index] - online).abs() <= 1e-9 * online.abs().max(1.0);
+                assert!(near, "{name} at {sent_us}: offline {}, online {online}", row[index]);
+            }
+            compared += 1;
+        }
+        assert!(compared > 100 && compared == carried.len(), "{compared}");
+        // They are rows and no history: those of the probes are what they were.
+        let keep = BooleanChunked::from_iter(bandwidths.iter().map(Option::is_none));
+        assert!(frame.filter(&keep).unwrap().equals_missing(&plain));
+        let from_us = micros(&frame, "sent_us")[300];
+        let (later, beside) =
+            frame_with_traffic(&history.probes, &history.link_states, &carried, from_us).unwrap();
+        assert_eq!((later.height(), beside.len()), (frame.height() - 300, frame.height() - 300));
     }
 
     #[test]

@@ -14,13 +14,15 @@ use crate::engine::predict::{ForestModel, ModelError};
 /// The file.
 const FIRST: &str = include_str!("../../models/first.json");
 
-/// The shipped model.
+/// The shipped model. Its card names `shipped` as commit when the file names none.
 ///
 /// # Errors
 /// [`ModelError`] when it was trained on another feature schema than this program computes; a
 /// test says so before that.
 pub fn first_model() -> Result<ForestModel, ModelError> {
-    ForestModel::from_json(FIRST.as_bytes())
+    let mut model = ForestModel::from_json(FIRST.as_bytes())?;
+    model.card.commit.get_or_insert_with(|| "shipped".into());
+    Ok(model)
 }
 
 /// Puts the shipped model into a registry that was never used, and makes it champion. Returns
@@ -50,6 +52,7 @@ mod tests {
     fn the_shipped_model_fits_this_program_and_says_what_it_is() {
         let model = first_model().unwrap();
         assert_eq!(model.version, "first");
+        assert_eq!(model.card.commit.as_deref(), Some("shipped"));
         assert!(model.card.rows_train > 1_000 && model.card.rows_test > 100);
         assert!(model.card.model.rmse_ln <= model.card.moving_average.rmse_ln);
     }

@@ -3,6 +3,8 @@
 //! The rule:
 //! - The trees are fitted on the fit rows with Huber's loss. Its range follows the rows:
 //!   the median distance from the reference, within [`CLIP_RANGE`].
+//!   Without a reference it is the distance from the median of the fit rows, which becomes part of
+//!   the trees' base.
 //! - Leaves are multiplied by the factor of [`SHRINKS`] with the smallest mean absolute error on
 //!   the calibration rows. The factor 0 leaves the reference alone, so that a head is never worse
 //!   than its reference, up to the noise of those rows.
@@ -74,7 +76,12 @@ pub(super) fn fit(
     calibration: &[Example<'_>],
     boosting: &Boosting,
 ) -> Result<Fitted, LearnError> {
-    let distances: Vec<f64> = examples.iter().map(Example::distance).collect();
+    let mut distances: Vec<f64> = examples.iter().map(Example::distance).collect();
+    let offset = match reference {
+        Reference::Zero => median(distances.clone()),
+        _ => 0.0,
+    };
+    distances.iter_mut().for_each(|distance| *distance -= offset);
     let median = median(distances.iter().map(|distance| distance.abs()).collect());
     let clip = (CLIP_MEDIANS * median).clamp(CLIP_RANGE.0, CLIP_RANGE.1);
     let boosting = Boosting { clip, ..boosting.clone() };
@@ -85,11 +92,12 @@ pub(super) fn fit(
     let forecasts: Vec<f64> = calibration.iter().map(|row| grown.evaluate(row.features)).collect();
     let error = |factor: f64| -> f64 {
         let rows = calibration.iter().zip(&forecasts);
-        rows.map(|(row, forecast)| (row.distance() - factor * forecast).abs()).sum()
+        rows.map(|(row, forecast)| (row.distance() - offset - factor * forecast).abs()).sum()
     };
     let shrink = SHRINKS.into_iter().min_by(|a, b| error(*a).total_cmp(&error(*b)));
     let shrink = shrink.unwrap_or_default();
     let mut trees = shrunk(grown, shrink);
+    trees.base += offset;
     trees.count_cover(examples.iter().map(|example| example.features));
 
     let mut head = Head {

@@ -105,7 +105,12 @@ pub fn import_xgboost(json: &[u8], options: &ImportOptions) -> Result<ForestMode
         throughput: None,
         reliability: None,
         ranking: Ranking::FORECAST,
-        card: ModelCard { created_us: options.now_us, parameters, ..ModelCard::default() },
+        card: ModelCard {
+            created_us: options.now_us,
+            parameters,
+            commit: Some("imported".into()),
+            ..ModelCard::default()
+        },
     })
 }
 

@@ -51,6 +51,8 @@ mod regressor;
 mod reliability;
 mod routes;
 mod rows;
+mod slices;
+mod throughput;
 pub mod trace;
 pub mod train;
 mod train_config;
@@ -85,6 +87,10 @@ pub use train_config::TrainConfig;
 /// History that is read before the first training row (µs): 2 hours. A candidate route is probed
 /// every few seconds, so that its windows are full long before.
 pub const HISTORY_LEAD_US: u64 = 2 * 3_600 * 1_000_000;
+
+/// The commit that this program was built from, 12 hexadecimal digits, or what the variable
+/// `MESHWISE_COMMIT` said then; `unknown` without either.
+pub const COMMIT: &str = env!("MESHWISE_COMMIT");
 
 /// Learning that did not succeed. The router goes on with the model it has.
 #[derive(Debug, thiserror::Error)]
@@ -231,7 +237,9 @@ pub struct TrainOutcome {
 
 /// Judges the challenger on everything that the store holds, then trains a new model, saves it and
 /// [gives it its place](promotion). `now_us` (µs since the epoch) goes into the history only: the
-/// same measurements and seed give the same file, whenever it is trained.
+/// same measurements, seed and program give the same file, whenever it is trained. Of the program
+/// only [`COMMIT`] is in the file, which is written into the card here; a version that another
+/// commit has trained to the same model stays as it is.
 ///
 /// # Errors
 /// [`LearnError`]; what was judged before stays judged.
@@ -241,11 +249,15 @@ pub fn train_from_store(
     config: &TrainConfig,
     now_us: u64,
 ) -> Result<TrainOutcome, LearnError> {
-    let rows = newest_rows(&Reader::open(store_path)?, config.rows_max, 0)?;
+    let reader = Reader::open(store_path)?;
+    let from_us = newest_from_us(&reader, config.rows_max, 0)?;
+    let carried = slices::carried(&reader.route_slices(from_us)?);
+    let rows = rows_since(&reader, from_us, &carried)?;
     let registry = ModelRegistry::new(models_dir);
     let judged = promotion::judge_challenger(&registry, &rows, now_us)?;
     let newest_us = rows.iter().map(|row| row.done_us).max().unwrap_or(0);
-    let model = train_rows(&rows, config, newest_us)?;
+    let mut model = train_rows(&rows, config, newest_us)?;
+    model.card.commit = Some(COMMIT.into());
     registry.save(&model)?;
     let (promoted, reason) = promotion::place(&registry, &model, now_us)?;
     Ok(TrainOutcome { model, promoted, reason, judged })
@@ -258,11 +270,27 @@ fn newest_rows(
     rows_max: usize,
     after_us: u64,
 ) -> Result<Vec<TrainRow>, LearnError> {
+    rows_since(reader, newest_from_us(reader, rows_max, after_us)?, &[])
+}
+
+fn newest_from_us(reader: &Reader, rows_max: usize, after_us: u64) -> Result<u64, LearnError> {
     let from_us = reader.newest_route_probes_since(rows_max)?.unwrap_or(0);
-    let from_us = from_us.max(after_us.saturating_add(1));
+    Ok(from_us.max(after_us.saturating_add(1)))
+}
+
+/// The rows of what left at `from_us` or later: the probes of a store, and these slices.
+fn rows_since(
+    reader: &Reader,
+    from_us: u64,
+    carried: &[slices::Carried],
+) -> Result<Vec<TrainRow>, LearnError> {
     let lead_us = from_us.saturating_sub(HISTORY_LEAD_US);
     let probes = reader.probes(ProbeKind::Route, lead_us)?;
-    frame_rows::rows_of(&feature_frame(&probes, &reader.link_states(lead_us)?, from_us)?)
+    let states = reader.link_states(lead_us)?;
+    let (frame, bandwidths) = dataset::frame_with_traffic(&probes, &states, carried, from_us)?;
+    let mut rows = frame_rows::rows_of(&frame)?;
+    rows.iter_mut().zip(bandwidths).for_each(|(row, bandwidth)| row.bandwidth = bandwidth);
+    Ok(rows)
 }
 
 #[cfg(test)]
@@ -309,6 +337,7 @@ mod tests {
         let name = format!("v{newest_ms}-");
         assert!(champion.version.starts_with(&name), "{}", champion.version);
         assert_eq!(card.created_us / 1_000, newest_ms);
+        assert_eq!(card.commit.as_deref(), Some(COMMIT));
         assert_eq!(card.profile.len(), crate::engine::predict::schema::FEATURES.len());
     }
 

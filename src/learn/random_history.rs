@@ -15,6 +15,8 @@ use crate::store::{LinkStateRow, ProbeRow};
 pub(crate) struct History {
     pub(crate) probes: Vec<ProbeRow>,
     pub(crate) link_states: Vec<LinkStateRow>,
+    /// Moments to compute features for in which nothing happened.
+    pub(crate) asked: Vec<ProbeRow>,
 }
 
 /// The routes probed, node by node. Nobody ever mentions node 9.
@@ -81,7 +83,8 @@ fn heavy_tailed(random: &mut Pcg64Mcg) -> f64 {
     10_f64.powf(random.random_range(-1.0..4.5))
 }
 
-/// The features of each route probe as the engine computes them, by the time it left.
+/// The features of each route probe as the engine computes them, by the time it left, and of each
+/// moment asked for.
 pub(crate) fn online(history: &History) -> BTreeMap<u64, FeatureVector> {
     enum Happening<'a> {
         Completed(&'a ProbeRow),
@@ -93,6 +96,7 @@ pub(crate) fn online(history: &History) -> BTreeMap<u64, FeatureVector> {
         happenings.push((probe.sent_us, Happening::Sent(probe)));
         happenings.push((probe.done_us, Happening::Completed(probe)));
     }
+    happenings.extend(history.asked.iter().map(|asked| (asked.sent_us, Happening::Sent(asked))));
     let advertisements = history.link_states.chunk_by(|one, other| one.at_us == other.at_us);
     happenings.extend(advertisements.map(|said| (said[0].at_us, Happening::Advertised(said))));
     happenings.sort_by_key(|(at, _)| *at);

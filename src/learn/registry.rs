@@ -54,7 +54,7 @@ impl ModelRegistry {
     }
 
     /// Saves a model under its version and returns the file. Saving the same model again changes
-    /// nothing.
+    /// nothing, also when another commit of the program trained it.
     ///
     /// # Errors
     /// [`LearnError::VersionName`], [`LearnError::VersionTaken`], [`LearnError::File`].
@@ -62,7 +62,9 @@ impl ModelRegistry {
         let path = self.path_of(&model.version)?;
         let text = model.to_json();
         match fs::read(&path) {
-            Ok(known) if known == text.as_bytes() => return Ok(path),
+            Ok(known) if known == text.as_bytes() || is_but_for_commit(&known, model) => {
+                return Ok(path);
+            }
             Ok(_) => return Err(LearnError::VersionTaken(path)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(file_error("read", &path)(error)),
@@ -299,6 +301,14 @@ impl ModelRegistry {
     }
 }
 
+/// Whether a file holds this model, whichever commit trained it.
+fn is_but_for_commit(file: &[u8], model: &ForestModel) -> bool {
+    ForestModel::from_json(file).is_ok_and(|mut known| {
+        known.card.commit.clone_from(&model.card.commit);
+        known == *model
+    })
+}
+
 /// Whether a version may be a file name here.
 ///
 /// # Errors
@@ -396,6 +406,9 @@ pub(super) mod tests {
         registry.save(&model("v1", 1.0)).unwrap();
         let taken = registry.save(&model("v1", 2.0));
         assert!(matches!(taken, Err(LearnError::VersionTaken(_))));
+        let mut later = model("v1", 1.0);
+        later.card.commit = Some("0123456789ab".into());
+        registry.save(&later).unwrap();
         assert_eq!(registry.load("v1").unwrap(), model("v1", 1.0));
     }
 

@@ -36,16 +36,17 @@ fn hash(parts: &[&str]) -> u64 {
     hasher.finalize().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// One probe of a route: what was known when it left, and what came of it.
+/// One probe of a route, or one slice of traffic over it: what was known when it left, and what came
+/// of it. A row without a round trip is a lost probe, or with a bandwidth a slice of traffic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainRow {
     /// Which route it is of.
     pub key: RouteKey,
-    /// When it left (µs since the epoch).
+    /// When it left or began (µs since the epoch).
     pub sent_us: u64,
-    /// When the answer came or the probe was given up (µs since the epoch).
+    /// When the answer came, the probe was given up or the slice ended (µs since the epoch).
     pub done_us: u64,
-    /// Round-trip time (ms); `None`: lost.
+    /// Round-trip time (ms); `None`: lost, or not probed.
     pub rtt_ms: Option<f64>,
     /// Bandwidth of the route (bytes/s), when it was measured.
     pub bandwidth: Option<f64>,
@@ -53,10 +54,23 @@ pub struct TrainRow {
     pub features: FeatureVector,
 }
 
-/// The newest rows with a history, in order of `sent_us`, their numbers made sound.
-pub(super) fn usable_rows(rows: &[TrainRow], rows_max: usize) -> Vec<TrainRow> {
+impl TrainRow {
+    /// Whether it is a slice of traffic and no probe.
+    pub fn is_traffic(&self) -> bool {
+        self.rtt_ms.is_none() && self.bandwidth.is_some()
+    }
+}
+
+/// The newest of the wanted rows with a history, in order of `sent_us`, their numbers made sound.
+pub(super) fn usable_rows(
+    rows: &[TrainRow],
+    rows_max: usize,
+    wanted: impl Fn(&TrainRow) -> bool,
+) -> Vec<TrainRow> {
     let usable = |row: &&TrainRow| {
-        row.rtt_ms.is_none_or(f64::is_finite) && MovingAverage.predict(&row.features).is_some()
+        wanted(row)
+            && row.rtt_ms.is_none_or(f64::is_finite)
+            && MovingAverage.predict(&row.features).is_some()
     };
     let mut rows: Vec<TrainRow> = rows.iter().filter(usable).copied().collect();
     rows.sort_by_key(|row| (row.sent_us, row.done_us));
@@ -95,11 +109,16 @@ pub(super) fn split<'a>(
             what: "route probes (answered, with a history)",
         });
     }
+    Ok(parts(rows, config))
+}
+
+/// The same, however few they are.
+pub(super) fn parts<'a>(rows: &'a [TrainRow], config: &TrainConfig) -> Parts<&'a [TrainRow]> {
     let share = |share: f64| (rows.len() as f64 * share).ceil() as usize;
     let (before, test) = rows.split_at(rows.len() - share(config.test_share));
     let (fit, calibrate) =
         before.split_at(before.len().saturating_sub(share(config.calibrate_share)));
-    Ok(Parts { fit, calibrate, test })
+    Parts { fit, calibrate, test }
 }
 
 impl<'a> Parts<&'a [TrainRow]> {

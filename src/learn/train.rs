@@ -14,7 +14,8 @@
 //! - How pessimistic and with which margin forecasts are compared is chosen on the calibration rows
 //!   too (`ranking`).
 //! - Lost probes are rows of the reliability head, rows with a bandwidth those of the throughput
-//!   head. A head without enough rows is left out, and the card says so.
+//!   head (`throughput`), which are split by time among themselves. A head without enough rows is
+//!   left out, and the card says so.
 //!
 //! [`Level`]: crate::engine::predict::Level
 //! [`LastValue`]: crate::engine::predict::LastValue
@@ -29,25 +30,19 @@ use super::ranking;
 use super::reliability::{self, Outcome};
 use super::rows::{Parts, best_reference, example, split, usable_rows};
 use super::train_config::TrainConfig;
-use super::{LearnError, TrainRow};
+use super::{LearnError, TrainRow, throughput};
 use crate::engine::predict::profile::profile;
 use crate::engine::predict::schema::{FEATURES, schema_hash};
 use crate::engine::predict::{
-    FORMAT, FORMAT_VERSION, ForestModel, Head, ModelCard, Reference, ReliabilityCard,
-    ReliabilityHead, ThroughputCard,
+    FORMAT, FORMAT_VERSION, ForestModel, ModelCard, Reference, ReliabilityCard, ReliabilityHead,
 };
 
 /// Fewest answered rows to fit on, after the split.
 pub const ROWS_FIT_MIN: usize = 50;
 /// Fewest answered rows to calibrate on, and to test on: below, a 90 % interval is all there is.
 pub const ROWS_HELD_MIN: usize = 10;
-/// Fewest fit rows with a bandwidth for a throughput head. A guess.
-pub const THROUGHPUT_ROWS_MIN: usize = 200;
-/// The throughput head starts from the links' bandwidth when this share of its rows know it.
-pub const BANDWIDTH_KNOWN_MIN: f64 = 0.5;
 
 const LATENCY_TARGET: &str = "ln_route_rtt_ms";
-const THROUGHPUT_TARGET: &str = "ln_route_bandwidth_bytes_s";
 
 /// Trains on rows in any order. `now_us` is the time of training (µs since the epoch). The same
 /// rows and seed give the same model.
@@ -61,11 +56,12 @@ pub fn train_rows(
     now_us: u64,
 ) -> Result<ForestModel, LearnError> {
     config.check()?;
-    let rows = usable_rows(rows, config.rows_max);
-    let parts = split(&rows, config)?;
+    let probes = usable_rows(rows, config.rows_max, |row| !row.is_traffic());
+    let carried = usable_rows(rows, config.rows_max, |row| row.bandwidth.is_some());
+    let parts = split(&probes, config)?;
     let reference = config.reference.unwrap_or_else(|| best_reference(parts.calibrate));
     let (latency, examples) = fit_latency(&parts, reference, config)?;
-    let (throughput, throughput_card) = fit_throughput(&parts, config)?.unzip();
+    let (throughput, throughput_card) = throughput::fit(&carried, config)?.unzip();
     let reliability = fit_reliability(&parts, config.seed);
 
     let Fitted { head, shrink, clip } = latency;
@@ -146,42 +142,6 @@ fn fit_latency<'a>(
     Ok((fitted, examples))
 }
 
-fn fit_throughput(
-    parts: &Parts<&[TrainRow]>,
-    config: &TrainConfig,
-) -> Result<Option<(Head, ThroughputCard)>, LearnError> {
-    let with_reference =
-        |reference| parts.known(move |row: &TrainRow| example(row, row.bandwidth?.ln(), reference));
-    let all = with_reference(Reference::Zero);
-    let known = with_reference(Reference::LinkBandwidth);
-    let enough = known.fit.len() as f64 >= BANDWIDTH_KNOWN_MIN * all.fit.len() as f64
-        && !known.calibrate.is_empty()
-        && !known.test.is_empty();
-    let (reference, examples) =
-        if enough { (Reference::LinkBandwidth, known) } else { (Reference::Zero, all) };
-    let held = examples.calibrate.len().min(examples.test.len());
-    if examples.fit.len() < THROUGHPUT_ROWS_MIN || held < ROWS_HELD_MIN {
-        return Ok(None);
-    }
-    let since = Instant::now();
-    let (fit, calibrate) = (&examples.fit, &examples.calibrate);
-    let fitted = head::fit(THROUGHPUT_TARGET, reference, fit, calibrate, &config.boosting())?;
-    told("throughput", fit.len(), since);
-    let Fitted { head, shrink, .. } = fitted;
-    let held = head::held_on(&head, &examples.test);
-    let (rmse_ln, rmse_ln_reference) = head::rmse_ln(&head, &examples.test);
-    let card = ThroughputCard {
-        rows_train: fit.len(),
-        rows_test: examples.test.len(),
-        shrink,
-        rmse_ln,
-        rmse_ln_reference,
-        coverage: held.coverage,
-        width_ln: held.width,
-    };
-    Ok(Some((head, card)))
-}
-
 fn fit_reliability(
     parts: &Parts<&[TrainRow]>,
     seed: u64,
@@ -195,7 +155,7 @@ fn fit_reliability(
     Ok((head, card))
 }
 
-fn told(head: &str, rows: usize, since: Instant) {
+pub(super) fn told(head: &str, rows: usize, since: Instant) {
     tracing::info!("{head} head: {rows} rows fitted in {:.1} s", since.elapsed().as_secs_f64());
 }
 
@@ -327,7 +287,7 @@ mod tests {
     }
 
     /// Rows of a world with routes of 1 to 3 hops whose noise differs by the jitter, where busy
-    /// links lose and slow probes; of every second row the bandwidth is known.
+    /// links lose and slow probes; of every second answered row the bandwidth is known.
     fn world(seed: u64, count: u64) -> Vec<TrainRow> {
         let mut random = Pcg64Mcg::seed_from_u64(seed);
         let row = |index: u64| {
@@ -356,8 +316,7 @@ mod tests {
                 sent_us: index * 1_000_000,
                 done_us: index * 1_000_000 + 500_000,
                 rtt_ms: (!lost).then_some(rtt_ms),
-                bandwidth: index
-                    .is_multiple_of(2)
+                bandwidth: (index.is_multiple_of(2) && !lost)
                     .then_some(bandwidth * random.random_range(0.9..1.1)),
                 features,
             }

@@ -1,5 +1,5 @@
-//! Training on a schedule, in a child process of the `meshwise` program at low priority and with
-//! bounded memory, so that neither its load nor its crash reaches the router.
+//! Training on a schedule, in a child process of the `meshwise` program that gives way to all others,
+//! in bounded memory, so that neither its load nor its crash reaches the router.
 //!
 //! It is time to train when the interval is over, when enough new measurements have come, or when
 //! the residuals of the model in use have drifted; one training at a time, and with a pause

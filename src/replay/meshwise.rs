@@ -319,9 +319,7 @@ impl Meshwise {
         }
         let (rtt_ms, bandwidth) = match self.quantity {
             Quantity::Latency => (ms, None),
-            Quantity::Throughput => {
-                (ms.map(|_| 1.0), ms.map(|ms| (TO_MS_PER_MEGABIT - ms.ln()).exp()))
-            }
+            Quantity::Throughput => (ms.map(|_| 1.0), ms.map(ms_of_bandwidth)),
         };
         let (mut sent_us, mut done_us) = (timestamp(sent_s).0, timestamp(done_s).0 + 1);
         if self.quantity == Quantity::Throughput {
@@ -349,8 +347,8 @@ impl Meshwise {
                 (None, Some(known)) => (known.rtt_ms, known.jitter_ms),
                 (None, None) => continue,
             };
-            let bandwidth = (self.quantity == Quantity::Throughput)
-                .then(|| (TO_MS_PER_MEGABIT - rtt_ms.ln()).exp());
+            let bandwidth =
+                (self.quantity == Quantity::Throughput).then(|| ms_of_bandwidth(rtt_ms));
             let quality = LinkQuality { rtt_ms, jitter_ms, loss, bandwidth, utilisation: 0.0 };
             changes.push((self.ids[dst], Some(quality)));
         }
@@ -427,8 +425,13 @@ impl Meshwise {
 /// second.
 const TO_MS_PER_MEGABIT: f64 = 18.643_824_295_266_69;
 
+/// The time (ms) that a megabit takes at so many bytes a second, and the other way round.
+pub(super) fn ms_of_bandwidth(bandwidth: f64) -> f64 {
+    (TO_MS_PER_MEGABIT - bandwidth.ln()).exp()
+}
+
 /// A forecast of throughput as the time that a megabit takes: the logarithm turns its sign.
-fn of_throughput(head: &Head, features: &FeatureVector) -> Option<Prediction> {
+pub(super) fn of_throughput(head: &Head, features: &FeatureVector) -> Option<Prediction> {
     let ms = (TO_MS_PER_MEGABIT - head.ln(features)?).exp();
     let scale = head.scale(features);
     let at = |offset: f64| ms * (-offset * scale).exp();

@@ -28,6 +28,7 @@ pub mod charts;
 pub mod estimates;
 pub mod judged;
 pub mod knowledge;
+mod life;
 pub mod meshwise;
 pub mod output;
 pub mod policy;

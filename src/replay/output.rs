@@ -9,7 +9,7 @@ use super::{Quantity, ReplayError, TraceWorld, charts};
 use crate::engine::measure::{ProbeKind, Sample};
 use crate::engine::types::{Route, Timestamp};
 use crate::learn::trace::{ReplayDecisionRow, write_decisions};
-use crate::learn::{LearnError, ModelRegistry};
+use crate::learn::{COMMIT, LearnError, ModelRegistry};
 use crate::store::{QUEUE_MAX, Retention, Writer};
 
 /// File of all decisions.
@@ -40,7 +40,9 @@ pub fn write(
     let model = runs.first().and_then(|run| run.champion.as_ref());
     if let Some(model) = model.filter(|_| quantity == Quantity::Latency) {
         let registry = ModelRegistry::new(folder.join("models"));
-        registry.save(model)?;
+        let mut model = model.as_ref().clone();
+        model.card.commit = Some(COMMIT.into());
+        registry.save(&model)?;
         files.push(format!("models/{}.json", model.version));
     }
     Ok(files)

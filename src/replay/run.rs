@@ -8,13 +8,14 @@ use rand::seq::SliceRandom;
 use rand_pcg::Pcg64Mcg;
 
 use super::knowledge::Knowledge;
+use super::life::Life;
 use super::meshwise::{Meshwise, Weighed};
 use super::policy::{self, Pair, Policy, Relay};
 use super::probing::{Cursor, Probe, Prober};
-use super::world::{Quantity, Sample, TraceWorld};
+use super::world::{Sample, TraceWorld};
 use super::{ReplayConfig, ReplayError};
-use crate::engine::predict::{ForestModel, QualityModel, Ranking};
-use crate::learn::{LearnError, TrainConfig, TrainRow, train_rows};
+use crate::engine::predict::{ForestModel, Ranking};
+use crate::learn::TrainConfig;
 
 /// Link rows that a round adds to the training data, drawn at random.
 const LINK_ROWS_A_ROUND: usize = 3_000;
@@ -138,17 +139,24 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
     let mut own_prober = Prober::new(world.nodes(), config.probes);
     let mut lessons: Lessons = BTreeMap::new();
     let mut changed_s: BTreeMap<Pair, f64> = BTreeMap::new();
+    let mut life = Life::new(config.quantity);
     let mut result = Run { seed, ..Run::default() };
     result.scored_s = world.rounds[rounds] - world.rounds[warmup];
 
     for round in 0..rounds {
         let t_s = world.rounds[round];
         cursor.outcomes_at(t_s);
-        if round > 0
+        if config.learning
+            && round > 0
             && round >= warmup
             && (round - warmup).is_multiple_of(config.retrain_rounds(rounds))
         {
-            train(&mut meshwise, config, seed, round, &mut result)?;
+            let version = Some(format!("replay-{seed}-{round}"));
+            let train = TrainConfig { seed, version, ..config.train.clone() };
+            let champion = meshwise.champion().map(AsRef::as_ref);
+            if let Some(model) = life.train(&meshwise.rows(), champion, &train)? {
+                meshwise.promote(Arc::new(model));
+            }
         }
         if round > 0 {
             meshwise.begin_round(t_s);
@@ -244,6 +252,7 @@ pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, 
         }
         meshwise.resolve(round, until_s);
     }
+    (result.models_trained, result.models_promoted) = (life.trained, life.promoted);
     result.ranking = meshwise.ranking();
     result.weights = meshwise.weights();
     result.champion = meshwise.champion().cloned();
@@ -378,64 +387,4 @@ impl Decision<'_> {
             chosen: weighed.chosen,
         })
     }
-}
-
-/// Trains a challenger on what was measured so far, and promotes it when it forecasts the newest
-/// rows, which it did not see, no worse than the champion.
-fn train(
-    meshwise: &mut Meshwise,
-    config: &ReplayConfig,
-    seed: u64,
-    round: usize,
-    result: &mut Run,
-) -> Result<(), ReplayError> {
-    if !config.learning {
-        return Ok(());
-    }
-    let rows = meshwise.rows();
-    let now_us = rows.last().map_or(0, |row| row.done_us);
-    let version = Some(format!("replay-{seed}-{round}"));
-    let train = TrainConfig { seed, version, ..config.train.clone() };
-    let challenger = match train_rows(&rows, &train, now_us) {
-        Ok(model) => model,
-        Err(LearnError::TooFewRows { .. }) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    result.models_trained += 1;
-    let better = match (error(&challenger, &rows, config.quantity), meshwise.champion()) {
-        (None, _) => false,
-        (Some(_), None) => true,
-        (Some(own), Some(champion)) => {
-            error(champion, &rows, config.quantity).is_none_or(|other| own <= other)
-        }
-    };
-    if better {
-        result.models_promoted += 1;
-        meshwise.promote(Arc::new(challenger));
-    }
-    Ok(())
-}
-
-/// Share of the rows, the newest, that challenger and champion are compared on: what the
-/// challenger was tested on, and not fitted or calibrated on.
-const LATER_SHARE: f64 = 0.2;
-
-/// Mean absolute ln error of the head that matters on the newest rows; `None` when it forecasts
-/// none of them.
-fn error(model: &ForestModel, rows: &[TrainRow], quantity: Quantity) -> Option<f64> {
-    let later = &rows[rows.len() - (rows.len() as f64 * LATER_SHARE) as usize..];
-    let errors: Vec<f64> = later
-        .iter()
-        .filter_map(|row| match quantity {
-            Quantity::Latency => {
-                let forecast = model.predict(&row.features)?;
-                Some((forecast.latency_ms.ln() - row.rtt_ms?.max(1e-3).ln()).abs())
-            }
-            Quantity::Throughput => {
-                let ln = model.throughput.as_ref()?.ln(&row.features)?;
-                Some((ln - row.bandwidth?.ln()).abs())
-            }
-        })
-        .collect();
-    (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
 }

@@ -71,7 +71,7 @@ const SCENARIO_MAX: Duration = Duration::from_secs(600);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Traffic and measuring before the model; the source trains when this is over.
 pub(super) const LEARN_S: u64 = 40;
-/// Longest training: half a second on an idle machine, but it runs at the lowest priority.
+/// Longest training: half a second on an idle machine, but everybody else comes first.
 const TRAINING_MAX: Duration = Duration::from_secs(30);
 /// Traffic while the model's forecasts are compared with what then happens.
 const PREDICT: Duration = Duration::from_secs(15);

@@ -72,8 +72,22 @@ pub struct ThroughputCard {
     pub rmse_ln: f64,
     /// The same of its reference alone.
     pub rmse_ln_reference: f64,
+    /// The same of the last bandwidth that the same route had delivered, or the mean of the rows
+    /// fitted on where it had delivered none; `None` in older files.
+    #[serde(default)]
+    pub rmse_ln_last: Option<f64>,
     /// Share of rows inside the interval, 0 to 1.
     pub coverage: f64,
     /// Mean width of the interval, ln(bytes/s).
     pub width_ln: f64,
+}
+
+impl ThroughputCard {
+    /// Whether the head may take part in decisions: it was measured, and does at least as well as
+    /// its reference and as the last value.
+    pub fn earns_its_place(&self) -> bool {
+        self.rows_test > 0
+            && self.rmse_ln <= self.rmse_ln_reference
+            && self.rmse_ln_last.is_none_or(|last| self.rmse_ln <= last)
+    }
 }

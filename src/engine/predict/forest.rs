@@ -41,7 +41,8 @@ pub struct ForestModel {
     pub feature_names: Vec<String>,
     /// Forecasts the next end-to-end round trip, ln(ms).
     pub latency: Head,
-    /// Forecasts the bandwidth of the route, ln(bytes/s).
+    /// Forecasts the bandwidth of the route, ln(bytes/s); asked when its card
+    /// [says that it may](ThroughputCard::earns_its_place).
     pub throughput: Option<Head>,
     /// Forecasts the probability that the route delivers.
     pub reliability: Option<ReliabilityHead>,
@@ -197,6 +198,12 @@ pub struct ModelCard {
     pub rows_test: usize,
     /// Seed of the fit.
     pub seed: u64,
+    /// Commit of the program that trained it; `unknown` when that was not built in a checkout,
+    /// `imported` or `shipped` when it was not trained here. Written when the model is registered,
+    /// not by the training: the same rows and seed give the same model with any program that
+    /// trains alike. `None` in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// The library's parameters, as text.
     pub parameters: String,
     /// Factor that the latency head's leaves were multiplied by, 0 to 1; 0: the reference alone.
@@ -293,6 +300,12 @@ impl ForestModel {
         Ok(model)
     }
 
+    /// The throughput head, when its card says that it may decide.
+    fn throughput_in_use(&self) -> Option<&Head> {
+        let earns = self.card.throughput.is_some_and(|card| card.earns_its_place());
+        self.throughput.as_ref().filter(|_| earns)
+    }
+
     fn validate(&self) -> Result<(), String> {
         self.latency.validate()?;
         if let Some(throughput) = &self.throughput {
@@ -346,7 +359,7 @@ impl QualityModel for ForestModel {
             interval_ms: Some(((ln + low * scale).exp(), (ln + high * scale).exp())),
             scale: Some(scale),
             delivery: self.reliability.as_ref().map(|head| head.probability(features)),
-            bandwidth: self.throughput.as_ref().and_then(|head| Some(head.ln(features)?.exp())),
+            bandwidth: self.throughput_in_use().and_then(|head| Some(head.ln(features)?.exp())),
         })
     }
 
@@ -453,6 +466,16 @@ mod tests {
         let before = text.replace("\"ranking\":null,", "");
         assert_ne!(text, before);
         assert_eq!(ForestModel::from_json(before.as_bytes()).unwrap(), stump());
+    }
+
+    #[test]
+    fn a_card_with_and_without_a_commit_is_read() {
+        let mut model = stump();
+        assert!(!model.to_json().contains("commit"));
+        model.card.commit = Some("0123456789ab".into());
+        let text = model.to_json();
+        assert!(text.contains("\"commit\":\"0123456789ab\""));
+        assert_eq!(ForestModel::from_json(text.as_bytes()).unwrap(), model);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Prediction {
     pub scale: Option<f64>,
     /// Probability that the route delivers, 0 to 1.
     pub delivery: Option<f64>,
-    /// Bandwidth of the route (bytes/s).
+    /// Bandwidth that a tunnel gets on the route (bytes/s), above 0.
     pub bandwidth: Option<f64>,
 }
 
@@ -53,6 +53,7 @@ impl Prediction {
             && self.latency_ms <= LATENCY_MS_MAX
             && self.bound_ms >= self.latency_ms
             && self.bound_ms.is_finite()
+            && self.bandwidth.is_none_or(|bandwidth| bandwidth.is_finite() && bandwidth > 0.0)
     }
 }
 

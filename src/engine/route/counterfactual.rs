@@ -84,8 +84,14 @@ mod tests {
     }
 
     fn score_for(objective: Objective, hops: u8, forecast_ms: f64) -> f64 {
-        let (links, delivers) = (&links(hops), 1.0);
-        let quality = RouteQuality { links, loss: 0.0, probes: 0, delivers, forecast_ms };
+        let quality = RouteQuality {
+            links: &links(hops),
+            loss: 0.0,
+            probes: 0,
+            delivers: 1.0,
+            forecast_ms,
+            forecast_bandwidth: None,
+        };
         route_score(&PathPolicy::default().weights_for(objective), &quality)
     }
 

@@ -7,12 +7,13 @@
 //! route = mean of its hops x 0.97^(hops - 1)
 //!
 //! latency     1 / (1 + ms / 100), the forecast round trip of the whole route
-//! bandwidth   min(1, bytes/s / reference), reference 1,000,000 bytes/s; 1 when not known
+//! bandwidth   min(1, bytes/s / reference), reference 1,000,000 bytes/s; the forecast of the route,
+//!             else what is advertised of the link; 1 when neither is known
 //! reliability 1 - loss
 //! congestion  utilisation of the link
 //! ```
 //!
-//! The forecast is of the route, so every hop carries the same latency term: taken hop by hop, a
+//! A forecast is of the route, so every hop carries the same latency term: taken hop by hop, a
 //! detour of two short links would look better than one direct link of the same total.
 //!
 //! The other objectives look at the route as a whole, because who wants room or few losses is not
@@ -21,7 +22,8 @@
 //! ```text
 //! route = (l latency + b bandwidth + r reliability + c (1 - congestion)) x 0.97^(hops - 1)
 //!
-//! bandwidth   of the link with the least left: left / (left + reference); 0.5 when not known
+//! bandwidth   left / (left + reference), left: the forecast of the route, else what is left on the
+//!             link with the least; 0.5 when neither is known
 //! reliability 1 / (1 + loss / 0.01), loss from end to end
 //! congestion  utilisation of the fullest link
 //!                  l     b     r     c
@@ -119,6 +121,8 @@ pub struct RouteQuality<'a> {
     pub delivers: f64,
     /// Forecast round trip (ms).
     pub forecast_ms: f64,
+    /// Forecast of the bandwidth that a tunnel gets (bytes/s); `None` when nobody forecasts it.
+    pub forecast_bandwidth: Option<f64>,
 }
 
 impl RouteQuality<'_> {
@@ -130,8 +134,12 @@ impl RouteQuality<'_> {
         1.0 - (1.0 - loss) * self.delivers
     }
 
-    /// What is left on the link with the least (bytes/s); `None` when it is not known of every one.
-    fn least_left(&self) -> Option<f64> {
+    /// What a tunnel gets (bytes/s): the forecast, else what is left on the link with the least;
+    /// `None` when that is not known of every one.
+    fn left(&self) -> Option<f64> {
+        if self.forecast_bandwidth.is_some() {
+            return self.forecast_bandwidth;
+        }
         let left = self.links.iter().map(|link| Some(link.bandwidth? * (1.0 - link.utilisation)));
         left.reduce(|least, left| Some(least?.min(left?))).flatten()
     }
@@ -154,13 +162,14 @@ pub fn route_score(weights: &ScoreWeights, route: &RouteQuality<'_>) -> f64 {
     let terms = match weights.terms {
         Terms::Hops => {
             let hop_score = |link: &LinkQuality| {
-                let bandwidth = link.bandwidth.map_or(1.0, |b| (b / reference).min(1.0));
+                let bandwidth = route.forecast_bandwidth.or(link.bandwidth);
+                let bandwidth = bandwidth.map_or(1.0, |b| (b / reference).min(1.0));
                 sum(bandwidth, (1.0 - link.loss) * route.delivers, link.utilisation)
             };
             route.links.iter().map(hop_score).sum::<f64>() / hops
         }
         Terms::Route => {
-            let bandwidth = route.least_left().map_or(BANDWIDTH_UNKNOWN, |b| b / (b + reference));
+            let bandwidth = route.left().map_or(BANDWIDTH_UNKNOWN, |b| b / (b + reference));
             let reliability = 1.0 / (1.0 + route.total_loss() / LOSS_HALF);
             let fullest = route.links.iter().map(|link| link.utilisation).fold(0.0, f64::max);
             sum(bandwidth, reliability, fullest)
@@ -214,6 +223,11 @@ mod tests {
         LinkQuality { rtt_ms, jitter_ms: 0.0, loss: 0.0, bandwidth: None, utilisation: 0.0 }
     }
 
+    fn quality(links: &[LinkQuality], forecast_ms: f64) -> RouteQuality<'_> {
+        let (delivers, forecast_bandwidth) = (1.0, None);
+        RouteQuality { links, loss: 0.0, probes: 0, delivers, forecast_ms, forecast_bandwidth }
+    }
+
     const OBJECTIVES: [Objective; 4] =
         [Objective::Balanced, Objective::Latency, Objective::Throughput, Objective::Reliability];
 
@@ -223,8 +237,7 @@ mod tests {
         links: &[LinkQuality],
         forecast_ms: f64,
     ) -> f64 {
-        let quality = RouteQuality { links, loss: 0.0, probes: 0, delivers, forecast_ms };
-        route_score(weights, &quality)
+        route_score(weights, &RouteQuality { delivers, ..quality(links, forecast_ms) })
     }
 
     fn score_for(weights: &ScoreWeights, links: &[LinkQuality], forecast_ms: f64) -> f64 {
@@ -291,7 +304,7 @@ mod tests {
         let free = LinkQuality { utilisation: 0.0, ..wide(9_000_000.0, 0.1) };
         let links = [wide(4_000_000.0, 0.1), wide(1_000_000.0, 0.0), free];
         let of = |objective, links: &[LinkQuality], loss, probes| {
-            let quality = RouteQuality { links, loss, probes, delivers: 1.0, forecast_ms: 100.0 };
+            let quality = RouteQuality { loss, probes, ..quality(links, 100.0) };
             route_score(&ScoreWeights::of(objective), &quality)
         };
         let penalty = HOP_PENALTY * HOP_PENALTY;
@@ -325,6 +338,28 @@ mod tests {
         let reliable = delivering(0.5, &ScoreWeights::of(Objective::Reliability), &[hop], 100.0);
         let expected = 0.1 * 0.5 + 0.05 * 0.5 + 0.8 / (1.0 + 0.55 / 0.01) + 0.05;
         assert!((reliable - expected * 0.5).abs() < 1e-12, "{reliable}");
+    }
+
+    #[test]
+    fn a_forecast_of_bandwidth_stands_for_what_is_advertised() {
+        let links = [
+            LinkQuality { bandwidth: Some(4_000_000.0), utilisation: 0.5, ..link(10.0) },
+            LinkQuality { bandwidth: None, utilisation: 0.5, ..link(10.0) },
+        ];
+        let of = |objective, forecast_bandwidth| {
+            let quality = RouteQuality { forecast_bandwidth, ..quality(&links, 100.0) };
+            route_score(&ScoreWeights::of(objective), &quality) / HOP_PENALTY
+        };
+        let rest = 0.1 * 0.5 + 0.05 + 0.1 * 0.5;
+        for (forecast, term) in [(None, 0.5), (Some(3_000_000.0), 0.75), (Some(250_000.0), 0.2)] {
+            let found = of(Objective::Throughput, forecast);
+            assert!((found - rest - 0.75 * term).abs() < 1e-12, "{forecast:?}: {found}");
+        }
+        let rest = 0.4 * 0.5 + 0.2 + 0.1 * 0.5;
+        for (forecast, term) in [(None, 1.0), (Some(3_000_000.0), 1.0), (Some(250_000.0), 0.25)] {
+            let found = of(Objective::Balanced, forecast);
+            assert!((found - rest - 0.3 * term).abs() < 1e-12, "{forecast:?}: {found}");
+        }
     }
 
     #[test]

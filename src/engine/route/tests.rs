@@ -8,6 +8,7 @@ use super::*;
 use crate::engine::forward::Backup;
 use crate::engine::measure::{LinkHistories, LinkQuality, RouteHistories};
 use crate::engine::overlay::wire::Objective;
+use crate::engine::predict::schema::index_of;
 use crate::engine::predict::{
     FeatureVector, LastValue, Prediction, QualityModel, Ranking, RoutePredictor,
 };
@@ -477,6 +478,30 @@ fn every_objective_takes_another_way() {
         assert_eq!(world.current(), route(&[0, relay, 9]), "{objective:?} {scores:?}");
         assert_eq!(decision.wanted.objective, objective);
     }
+}
+
+/// Says that the way over relay 4 delivers most, whatever is advertised.
+struct Foresees;
+
+impl QualityModel for Foresees {
+    fn version(&self) -> &str {
+        "foresees"
+    }
+
+    fn predict(&self, features: &FeatureVector) -> Option<Prediction> {
+        let narrowest = features[index_of("link_bandwidth_min").unwrap()];
+        let bandwidth = Some(if narrowest == 1_000_000.0 { 30_000_000.0 } else { 100_000.0 });
+        Some(Prediction { bandwidth, ..LastValue.predict(features)? })
+    }
+}
+
+#[test]
+fn a_forecast_of_bandwidth_decides_for_throughput() {
+    let mut world = four_ways();
+    world.predictor.set_model(Some(Arc::new(Foresees)));
+    world.open_as(TUNNEL, Objective::Throughput, None);
+    world.decide(0);
+    assert_eq!(world.current(), route(&[0, 4, 9]));
 }
 
 #[test]
