@@ -389,3 +389,106 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         Pin::new(&mut self.inner).poll_close(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, future};
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use super::*;
+
+    /// A handshake of two nodes: what each end has, and the cipher.
+    async fn handshake(
+        client: ClientConfig,
+        server: &Keypair,
+    ) -> (Result<PeerId, TlsError>, Option<rustls::CipherSuite>) {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let server = LinkTls::new(server).unwrap();
+        let accepting = server.upgrade_inbound(far.compat(), PROTOCOL);
+        let client = LinkTls { client: Arc::new(client), ..LinkTls::new(&key()).unwrap() };
+        let dialling = client.upgrade_outbound(near.compat(), PROTOCOL);
+        let (dialled, _accepted) = future::join(dialling, accepting).await;
+        match dialled {
+            Ok((peer, link)) => {
+                let suite = link.inner.get_ref().1.negotiated_cipher_suite();
+                (Ok(peer), suite.map(|suite| suite.suite()))
+            }
+            Err(error) => (Err(error), None),
+        }
+    }
+
+    fn key() -> Keypair {
+        Keypair::generate_ed25519()
+    }
+
+    #[tokio::test]
+    async fn ends_know_each_other_and_take_the_fast_cipher() {
+        let (client, server) = (key(), key());
+        let expected = server.public().to_peer_id();
+        let (peer, suite) =
+            handshake(client_config(&client, Some(expected)).unwrap(), &server).await;
+        assert_eq!(peer.unwrap(), expected);
+        let fast = match has_aes() {
+            true => rustls::CipherSuite::TLS13_AES_128_GCM_SHA256,
+            false => rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+        };
+        assert_eq!(suite, Some(fast));
+        let (peer, _) = handshake(client_config(&client, None).unwrap(), &server).await;
+        assert_eq!(peer.unwrap(), expected, "whoever it is");
+    }
+
+    #[tokio::test]
+    async fn another_node_than_the_expected_is_refused() {
+        let other = key().public().to_peer_id();
+        let (peer, _) = handshake(client_config(&key(), Some(other)).unwrap(), &key()).await;
+        assert!(matches!(peer, Err(TlsError::Io(_))), "{peer:?}");
+    }
+
+    #[tokio::test]
+    async fn the_library_and_we_speak_the_same_tls() {
+        let (ours, theirs) = (key(), key());
+        for we_dial in [true, false] {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let (near, far) = (near.compat(), far.compat());
+            let our = LinkTls::new(&ours).unwrap();
+            let their = libp2p_tls::Config::new(&theirs).unwrap();
+            let (seen_by_us, seen_by_them) = if we_dial {
+                let (a, b) = future::join(
+                    our.upgrade_outbound(near, PROTOCOL),
+                    their.upgrade_inbound(far, PROTOCOL),
+                )
+                .await;
+                (a.unwrap().0, b.unwrap().0)
+            } else {
+                let (a, b) = future::join(
+                    our.upgrade_inbound(far, PROTOCOL),
+                    their.upgrade_outbound(near, PROTOCOL),
+                )
+                .await;
+                (a.unwrap().0, b.unwrap().0)
+            };
+            assert_eq!(seen_by_us, theirs.public().to_peer_id());
+            assert_eq!(seen_by_them, ours.public().to_peer_id());
+        }
+    }
+
+    #[tokio::test]
+    async fn writes_leave_together_in_order_and_at_the_latest_when_there_are_many() {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (mut gathered, mut far) = (Gathered::new(near.compat()), far.compat());
+        let mut buffer = vec![0; 1 << 20];
+        gathered.write_all(b"one").await.unwrap();
+        assert!(gathered.flush().now_or_never().is_none(), "put off, with a wake-up");
+        gathered.write_all(b"two").await.unwrap();
+        assert!(far.read(&mut buffer).now_or_never().is_none());
+        gathered.flush().await.unwrap();
+        let read = far.read(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..read], b"onetwo");
+        let much: Vec<u8> = (0..GATHERED_BYTES + 5).map(|n| n as u8).collect();
+        gathered.write_all(&much).await.unwrap();
+        far.read_exact(&mut buffer[..GATHERED_BYTES]).await.unwrap();
+        gathered.close().await.unwrap();
+        far.read_exact(&mut buffer[GATHERED_BYTES..much.len()]).await.unwrap();
+        assert_eq!(buffer[..much.len()], much);
+    }
+}
