@@ -29,6 +29,8 @@ const INCOMING_MAX: usize = 2 * LANES;
 const BUSY_MIN: Duration = Duration::from_millis(1);
 /// How long a lane may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// What is read from a lane at once (bytes).
+const READ_BYTES: usize = 64 * 1024;
 /// Longest wait between two tries to open the lanes.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 const ACKNOWLEDGED: u8 = 1;
@@ -180,21 +182,91 @@ async fn read_lane(mut stream: Stream, neighbour: NodeId, plane: &DataPlane) {
     if acknowledged.await.is_err() {
         return;
     }
-    let mut stream = futures::io::BufReader::with_capacity(64 * 1024, stream);
+    let mut frames = Frames::default();
+    let mut datagrams = Vec::new();
     loop {
-        let mut length = [0; 2];
-        if stream.read_exact(&mut length).await.is_err() {
-            return;
+        match stream.read(frames.space()).await {
+            Ok(0) | Err(_) => return,
+            Ok(read) => frames.end += read,
         }
-        let length = usize::from(u16::from_be_bytes(length));
-        if length > FRAME_BYTES_MAX {
-            plane.counters().count("oversized-frame");
-            return;
+        let fits = frames.take(&mut datagrams);
+        plane.received_all(neighbour, datagrams.drain(..));
+        if !fits {
+            return plane.counters().count("oversized-frame");
         }
-        let mut bytes = vec![0; length];
-        if stream.read_exact(&mut bytes).await.is_err() {
-            return;
+    }
+}
+
+/// What a lane brought, until it is a whole frame.
+struct Frames {
+    buffer: Vec<u8>,
+    begin: usize,
+    end: usize,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { buffer: vec![0; READ_BYTES + 2 + FRAME_BYTES_MAX], begin: 0, end: 0 }
+    }
+}
+
+impl Frames {
+    /// Where to read to: [`READ_BYTES`] at least, as no more than a part of a frame is left.
+    fn space(&mut self) -> &mut [u8] {
+        self.buffer.copy_within(self.begin..self.end, 0);
+        (self.begin, self.end) = (0, self.end - self.begin);
+        &mut self.buffer[self.end..]
+    }
+
+    /// Takes all whole frames. Returns false at one that is too long.
+    fn take(&mut self, datagrams: &mut Vec<Vec<u8>>) -> bool {
+        while let Some((length, rest)) = self.buffer[self.begin..self.end].split_first_chunk() {
+            let length = usize::from(u16::from_be_bytes(*length));
+            if length > FRAME_BYTES_MAX {
+                return false;
+            }
+            let Some(datagram) = rest.get(..length) else { break };
+            datagrams.push(datagram.to_vec());
+            self.begin += 2 + length;
         }
-        plane.received(neighbour, bytes);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads `bytes` in pieces of this size: the datagrams, and whether all fit.
+    fn read(mut bytes: &[u8], piece: usize) -> (Vec<Vec<u8>>, bool) {
+        let (mut frames, mut datagrams) = (Frames::default(), Vec::new());
+        while !bytes.is_empty() {
+            let space = frames.space();
+            assert!(space.len() >= READ_BYTES);
+            let (now, later) = bytes.split_at(piece.min(bytes.len()));
+            space[..now.len()].copy_from_slice(now);
+            frames.end += now.len();
+            bytes = later;
+            if !frames.take(&mut datagrams) {
+                return (datagrams, false);
+            }
+        }
+        (datagrams, true)
+    }
+
+    #[test]
+    fn frames_are_whole_whatever_the_pieces() {
+        let lengths = (0..60).map(|n| n * 97 % 4_200).chain([FRAME_BYTES_MAX, 0, 1]);
+        let sent: Vec<Vec<u8>> = lengths.map(|length| vec![length as u8; length]).collect();
+        let mut bytes = Vec::new();
+        for datagram in &sent {
+            bytes.extend((datagram.len() as u16).to_be_bytes());
+            bytes.extend(datagram);
+        }
+        for piece in [1, 2, 7, 4_096, READ_BYTES] {
+            assert_eq!(read(&bytes, piece), (sent.clone(), true), "in pieces of {piece}");
+        }
+        bytes.extend((FRAME_BYTES_MAX as u16 + 1).to_be_bytes());
+        assert_eq!(read(&bytes, READ_BYTES), (sent, false), "at once, not when it is there");
     }
 }

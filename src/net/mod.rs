@@ -2,6 +2,7 @@
 //!
 //! - [`identity`]: the node's key, and peer ids.
 //! - [`swarm`]: connections, identify, Kademlia ([`dht`]), gossip, synchronisation, mDNS.
+//! - [`tls`]: how links and tunnels are encrypted.
 //! - [`link`] and [`lanes`]: bounded queues to neighbours, and the libp2p streams behind them;
 //!   [`emulation`] can slow them down.
 //! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped; [`flows`]
@@ -24,6 +25,7 @@ pub mod plane;
 pub mod reservations;
 pub mod sending;
 pub mod swarm;
+pub mod tls;
 pub mod tunnel;
 pub mod watch;
 

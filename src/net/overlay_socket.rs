@@ -23,6 +23,9 @@ use super::identity::Identity;
 use super::plane::{DataPlane, FarEnd, Inbound};
 use crate::engine::types::TunnelId;
 
+/// Packets that are handed over at once: quinn gives no more.
+const SEGMENTS_MAX: usize = 10;
+
 /// See the module documentation.
 pub struct OverlaySocket {
     plane: Arc<DataPlane>,
@@ -104,9 +107,7 @@ impl AsyncUdpSocket for OverlaySocket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let length = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        for packet in transmit.contents.chunks(length) {
-            self.plane.send_packet(transmit.destination, packet);
-        }
+        self.plane.send_packets(transmit.destination, transmit.contents.chunks(length));
         Ok(())
     }
 
@@ -152,5 +153,9 @@ impl AsyncUdpSocket for OverlaySocket {
 
     fn may_fragment(&self) -> bool {
         false
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        SEGMENTS_MAX
     }
 }

@@ -277,10 +277,33 @@ impl DataPlane {
         self.inbound_receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// A datagram arrived from a neighbour.
-    pub(super) fn received(&self, from: NodeId, mut bytes: Vec<u8>) {
+    /// Datagrams arrived from a neighbour. Those that go on leave by the neighbour that they go to,
+    /// as many at once as come in a row.
+    pub(super) fn received_all(&self, from: NodeId, datagrams: impl Iterator<Item = Vec<u8>>) {
+        let mut passing: Option<NodeId> = None;
+        let mut batch = Vec::new();
+        for bytes in datagrams {
+            let Some((next, bytes)) = self.judge(from, bytes) else { continue };
+            if let Some(before) = passing.replace(next).filter(|before| *before != next) {
+                self.send_all(before, batch.drain(..));
+            }
+            batch.push(bytes);
+        }
+        if let Some(next) = passing {
+            self.send_all(next, batch.drain(..));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn received(&self, from: NodeId, bytes: Vec<u8>) {
+        self.received_all(from, std::iter::once(bytes));
+    }
+
+    /// A datagram arrived from a neighbour. Returns it, and where to, when it goes on.
+    fn judge(&self, from: NodeId, mut bytes: Vec<u8>) -> Option<(NodeId, Vec<u8>)> {
         let Ok(view) = HeaderView::parse(&bytes) else {
-            return self.counters.count("malformed");
+            self.counters.count("malformed");
+            return None;
         };
         let verdict = decide(&view, self.me, from, |node| self.carries_to(node));
         match verdict {
@@ -299,10 +322,11 @@ impl DataPlane {
                 if let Some(tap) = self.tap.load().as_ref() {
                     let _ = tap.try_send(bytes.clone());
                 }
-                self.send(next, bytes);
+                return Some((next, bytes));
             }
             Verdict::Deliver => self.arrived(&bytes),
         }
+        None
     }
 
     fn arrived(&self, bytes: &[u8]) {
@@ -334,8 +358,8 @@ impl DataPlane {
         self.send(route.nodes()[1], header.encode(&[]));
     }
 
-    /// Sends a packet of a tunnel. Without a route it is lost, as on any network.
-    pub(super) fn send_packet(&self, to: SocketAddr, packet: &[u8]) {
+    /// Sends packets of a tunnel. Without a route they are lost, as on any network.
+    pub(super) fn send_packets<'a>(&self, to: SocketAddr, packets: impl Iterator<Item = &'a [u8]>) {
         let Some(far_end) = FarEnd::from_addr(to) else {
             return self.counters.count("not-a-tunnel-address");
         };
@@ -354,35 +378,48 @@ impl DataPlane {
         };
         let Some(flow) = flow else { return self.counters.count("no-route") };
         let mut flow = hold(&flow);
-        if let Some((route, route_id)) = flow.claimed_way(packet) {
-            let header = Header::new(DatagramKind::Data, far_end.tunnel, route_id, 0, route);
-            let header = Header { reply: true, ..header };
-            self.send(header.route.nodes()[1], header.encode(packet));
-            return;
-        }
-        if flow.out.route().is_none() {
-            return self.counters.count("no-route");
-        }
-        if flow.out.push(packet.to_vec(), now) {
-            self.counters.count("resend-queue-full");
-        }
+        let mut is_new = false;
         // What waits before it is being sent again, and goes first.
-        if flow.out.waiting() == 1 {
-            self.send_waiting(&mut flow, packet.len(), now);
+        let is_resending = flow.out.waiting() > 0;
+        for packet in packets {
+            if let Some((route, route_id)) = flow.claimed_way(packet) {
+                let header = Header::new(DatagramKind::Data, far_end.tunnel, route_id, 0, route);
+                let header = Header { reply: true, ..header };
+                self.send(header.route.nodes()[1], header.encode(packet));
+            } else if flow.out.route().is_none() {
+                self.counters.count("no-route");
+            } else {
+                if flow.out.push(packet.to_vec(), now) {
+                    self.counters.count("resend-queue-full");
+                }
+                is_new = true;
+            }
         }
-        self.awake.within_reach(now);
+        if is_new {
+            if !is_resending {
+                self.send_waiting(&mut flow, usize::MAX, now);
+            }
+            self.awake.within_reach(now);
+        }
     }
 
     /// Sends what waits in a tunnel, up to about this many bytes.
     pub(super) fn send_waiting(&self, flow: &mut Flow, bytes_max: usize, now: Timestamp) {
         let mut bytes = 0;
+        let mut batch = Vec::new();
+        let mut towards = None;
         while bytes < bytes_max.max(1)
             && let Some((next, datagram)) = flow.next_datagram(now)
         {
             bytes += datagram.len();
-            if !self.send(next, datagram) {
-                return self.route_broken(flow, 0, now);
-            }
+            // The route, and with it the neighbour, stays while the flow is held.
+            towards = Some(next);
+            batch.push(datagram);
+        }
+        if let Some(next) = towards
+            && !self.send_all(next, batch.into_iter())
+        {
+            self.route_broken(flow, 0, now);
         }
     }
 
@@ -394,12 +431,17 @@ impl DataPlane {
 
     /// Returns false when there is no such link.
     pub(super) fn send(&self, next: NodeId, bytes: Vec<u8>) -> bool {
+        self.send_all(next, std::iter::once(bytes))
+    }
+
+    /// Returns false when there is no such link.
+    fn send_all(&self, next: NodeId, datagrams: impl Iterator<Item = Vec<u8>>) -> bool {
         let links = self.links.load();
         let Some(link) = links.get(&next) else {
-            self.counters.count("no-link");
+            datagrams.for_each(|_| self.counters.count("no-link"));
             return false;
         };
-        link.enqueue(bytes);
+        link.enqueue_batch(datagrams);
         true
     }
 
@@ -490,7 +532,7 @@ mod tests {
         plane.received(node(0), header(1, &[0, 2]).encode(b""));
         plane.received(node(5), header(1, &[0, 1]).encode(b""));
         plane.received(node(0), header(1, &[0, 1, 2]).encode(b""));
-        plane.send_packet("[::1]:9".parse().unwrap(), b"x");
+        plane.send_packets("[::1]:9".parse().unwrap(), [&b"x"[..]].into_iter());
         let beat = Header { kind: DatagramKind::Beat, ..header(1, &[0, 1]) };
         plane.received(node(0), beat.encode(b""));
         let expected = BTreeMap::from([

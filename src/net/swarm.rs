@@ -26,6 +26,7 @@ use super::behaviour::{Behaviour, BehaviourEvent, Protocols};
 use super::dht::{self, Dht};
 use super::identity::{self, Identity};
 use super::plane::DataPlane;
+use super::tls::LinkTls;
 use super::{Members, NetError, lanes};
 use crate::config::Config;
 use crate::engine::event::{Input, Output, Verdict};
@@ -87,7 +88,11 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
     let mdns = network.mdns && !only_loopback;
     let mut swarm = SwarmBuilder::with_existing_identity(start.identity.keypair())
         .with_tokio()
-        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .with_tcp(
+            tcp::Config::default(),
+            (LinkTls::new, noise::Config::new),
+            yamux::Config::default,
+        )
         .map_err(|error| build(&error))?
         .with_quic()
         .with_behaviour(|key| Behaviour::new(key, &protocols, mdns))

@@ -85,6 +85,7 @@ fn no_import_points_up() {
 #[test]
 fn each_library_stays_in_its_layer() {
     let owners = [
+        ("futures_rustls", "net"),
         ("libp2p", "net"),
         ("libp2p_stream", "net"),
         ("libp2p_tls", "net"),

@@ -206,9 +206,8 @@ impl Tunnels {
     ) -> Result<Arc<Self>, TunnelError> {
         let crypto = |error: &dyn std::fmt::Display| TunnelError::Crypto(error.to_string());
         let mut tls =
-            libp2p_tls::make_server_config(&identity.keypair()).map_err(|error| crypto(&error))?;
+            super::tls::server_config(&identity.keypair()).map_err(|error| crypto(&error))?;
         tls.alpn_protocols = vec![PROTOCOL.to_vec()];
-        tls.key_log = Arc::new(quinn::rustls::NoKeyLog {});
         let quic = QuicServerConfig::try_from(tls).map_err(|error| crypto(&error))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(quic));
         server.transport_config(transport(None));
@@ -368,11 +367,9 @@ impl Tunnels {
         let crypto = |error: &dyn std::fmt::Display| TunnelError::Crypto(error.to_string());
         let peer = identity::peer_id(provider);
         let peer = peer.ok_or_else(|| TunnelError::Crypto("the key is no identity".into()))?;
-        let mut tls = libp2p_tls::make_client_config(&self.identity.keypair(), Some(peer))
+        let mut tls = super::tls::client_config(&self.identity.keypair(), Some(peer))
             .map_err(|error| crypto(&error))?;
         tls.alpn_protocols = vec![PROTOCOL.to_vec()];
-        tls.key_log = Arc::new(quinn::rustls::NoKeyLog {});
-        tls.resumption = quinn::rustls::client::Resumption::disabled();
         let quic = QuicClientConfig::try_from(tls).map_err(|error| crypto(&error))?;
         let mut client = quinn::ClientConfig::new(Arc::new(quic));
         client.transport_config(transport(Some(KEEP_ALIVE)));

@@ -85,7 +85,7 @@ impl End {
 
     fn send(&self, far_end: FarEnd, packets: impl IntoIterator<Item = u8>) {
         for packet in packets {
-            self.plane.send_packet(far_end.to_addr(), &[packet]);
+            self.plane.send_packets(far_end.to_addr(), [&[packet][..]].into_iter());
         }
     }
 }
