@@ -351,7 +351,12 @@ impl DataPlane {
         if flow.out.waiting() == 1 {
             self.send_waiting(&mut flow, packet.len(), now);
         }
-        self.awake.within_reach(now);
+        self.plan(&mut flow, now);
+        if let Some((next, copy)) = flow.copy_of(packet, now)
+            && self.carries_to(next)
+        {
+            self.send(next, copy);
+        }
     }
 
     /// Sends what waits in a tunnel, up to about this many bytes.
@@ -399,6 +404,7 @@ impl DataPlane {
                 Proof::Proved(heard) => {
                     if let End::Own(own) = &mut flow.end {
                         own.watch.heard(now);
+                        self.plan(&mut flow, now);
                     } else if header.receipt && heard == Heard::New {
                         self.send_receipt(&flow, header);
                     }
