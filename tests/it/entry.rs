@@ -290,6 +290,8 @@ async fn udp_clients_each_have_their_flow() {
     }
     assert_eq!(pair.tunnel().open, 3);
     assert_eq!(pair.tunnel().connections, 3);
+    let sent: u64 = 3 * (5 + 1 + 1 + 3_900 + 1);
+    assert_eq!(pair.tunnel().bytes, (sent, sent + 9), "answers are one byte longer");
 
     clients[0].send(&vec![1; 9_000]).await.unwrap();
     eventually("what does not fit a packet is counted", || async {
@@ -300,6 +302,7 @@ async fn udp_clients_each_have_their_flow() {
     let receiving = clients[0].recv(&mut answer);
     let length = tokio::time::timeout(PATIENCE, receiving).await.unwrap().unwrap();
     assert_eq!(answer[1..length], *b"still");
+    assert_eq!(pair.tunnel().bytes, (sent + 5, sent + 9 + 6), "and does not count as sent");
     assert!(pair.user.handle().close_tunnel(tunnel).await.unwrap());
     eventually("the address is free again", || async { UdpSocket::bind(address).await.is_ok() })
         .await;
