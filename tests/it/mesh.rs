@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwise::config::EmulatedLink;
+use meshwise::config::{Config, EmulatedLink};
 use meshwise::engine::event::CommandError;
 use meshwise::engine::measure::ProbeKind;
 use meshwise::engine::predict::ForestModel;
@@ -37,6 +37,11 @@ pub const T: usize = 3;
 
 impl Diamond {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With other settings.
+    pub async fn start_with(change: impl Fn(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identities: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
         let ids: Vec<NodeId> = identities.iter().map(Identity::node_id).collect();
@@ -50,6 +55,7 @@ impl Diamond {
             let mut config = config(bootstrap);
             let neighbours: Vec<NodeId> = links[index].iter().map(|other| ids[*other]).collect();
             config.emulation = only_links_to(&neighbours);
+            change(&mut config);
             nodes.push(start(&folder.path().join(index.to_string()), identity, config).await);
         }
         let diamond = Self { _folder: folder, nodes, ids };
