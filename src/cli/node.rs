@@ -116,3 +116,17 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     node.stop().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxy_has_an_address_or_is_off() {
+        assert_eq!(proxy("127.0.0.1:1080"), Ok("127.0.0.1:1080".into()));
+        assert_eq!(proxy(""), Ok(String::new()));
+        for wrong in ["1080", "localhost:1080", "off"] {
+            assert!(proxy(wrong).unwrap_err().contains("\"\" for none"), "{wrong}");
+        }
+    }
+}

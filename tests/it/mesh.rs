@@ -286,6 +286,12 @@ async fn what_cannot_work_says_why() {
     let options = TunnelOptions { via: Some(nowhere), ..TunnelOptions::default() };
     let forced = handle.open_tunnel(name(NAME), any, options).await.unwrap_err();
     assert!(matches!(forced, RequestError::UnknownNode(_)), "{forced}");
+    for end in [S, T] {
+        let options =
+            TunnelOptions { via: Some(vec![diamond.ids[end]]), ..TunnelOptions::default() };
+        let no_relay = handle.open_tunnel(name(NAME), any, options).await.unwrap_err();
+        assert!(no_relay.to_string().contains("--via \"\""), "{no_relay}");
+    }
     assert_eq!(handle.tunnels().len(), 1, "nothing stays open");
     let bound = |view: &mut meshwise::node::View<'_>| view.engine.tunnels().count();
     eventually("nothing stays bound", || async { handle.inspect(bound).await.unwrap() == 1 }).await;
