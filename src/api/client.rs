@@ -49,6 +49,13 @@ pub enum ClientError {
     Protocol(String),
 }
 
+impl ClientError {
+    /// Whether the node found no sense in what it was asked.
+    pub fn is_wrong_usage(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::BAD_REQUEST, .. })
+    }
+}
+
 /// Talks to the node of one data directory.
 #[derive(Clone, Debug)]
 pub struct Client {

@@ -114,11 +114,12 @@ impl From<RequestError> for Failure {
             RequestError::Tunnel(_) => StatusCode::BAD_GATEWAY,
             RequestError::UnknownNode(_) => StatusCode::NOT_FOUND,
             RequestError::Path(_)
+            | RequestError::NoRelay(_)
             | RequestError::Paths(_)
             | RequestError::FixedPaths
             | RequestError::ReservedPaths
-            | RequestError::Rate
-            | RequestError::OwnService(_) => StatusCode::BAD_REQUEST,
+            | RequestError::Rate => StatusCode::BAD_REQUEST,
+            RequestError::OwnService(_) => StatusCode::CONFLICT,
             RequestError::InsufficientBandwidth { .. } => StatusCode::CONFLICT,
             RequestError::ReservationUnanswered(_) => StatusCode::BAD_GATEWAY,
             RequestError::TooManyTunnels => StatusCode::TOO_MANY_REQUESTS,
@@ -134,7 +135,8 @@ fn wrong(error: impl std::fmt::Display) -> Failure {
 type Answer<T> = Result<Json<T>, Failure>;
 
 async fn status(State(node): State<NodeHandle>) -> Answer<Status> {
-    Ok(Json(node.inspect(Status::of).await?))
+    let socks = node.socks();
+    Ok(Json(node.inspect(move |view| Status::of(view, socks)).await?))
 }
 
 async fn peers(State(node): State<NodeHandle>) -> Answer<Vec<Peer>> {
@@ -257,9 +259,8 @@ async fn routes(
     };
     let me = node.key().node_id();
     if destination == me {
-        return Err(wrong(format!(
-            "{target} is on this node itself; there is no route to explain"
-        )));
+        let text = format!("{target} is on this node itself; there is no route to explain");
+        return Err(Failure(StatusCode::CONFLICT, text));
     }
     let known = move |view: &mut crate::node::View<'_>| view.knows(destination);
     if !node.inspect(known).await? {

@@ -1,12 +1,12 @@
 //! What the control API says and takes, as JSON. Units are in the names.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::measure::{LinkQuality, LinkState};
 use crate::engine::overlay::{Objective, ServiceRecord};
-use crate::engine::predict::ModelCard;
 use crate::engine::route::ReservationState;
 use crate::engine::types::{PublicKey, Route};
 
@@ -34,6 +34,8 @@ pub struct Status {
     pub join_ms: Option<f64>,
     /// Multiaddresses.
     pub listening: Vec<String>,
+    /// Where the SOCKS5 proxy listens; none when it is off.
+    pub socks: Option<String>,
     /// Connected peers.
     pub peers: usize,
     /// Links that carry traffic.
@@ -44,8 +46,9 @@ pub struct Status {
     pub tunnels: usize,
     /// What decides: a model version or `moving-average`.
     pub model: String,
-    /// Card of the model in use.
-    pub model_card: Option<ModelCard>,
+    /// How well the model in use did on what it was not trained on; `meshwise model show` has the
+    /// whole card.
+    pub accuracy: Option<Accuracy>,
     /// Why the champion on disk is not in use.
     pub model_error: Option<String>,
     /// Forecasts of the model that failed and were replaced by the moving average.
@@ -68,6 +71,15 @@ pub struct Status {
     pub samples_dropped: u64,
     /// What the database said last when it failed.
     pub store_error: Option<String>,
+}
+
+/// Shares of the forecasts that were close to what was measured later, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// Of the model.
+    pub model: f64,
+    /// Of the moving average.
+    pub moving_average: f64,
 }
 
 /// Median and 99th percentile.
@@ -279,8 +291,8 @@ pub(super) fn route_ids(route: &Route) -> Vec<String> {
 }
 
 impl Status {
-    /// From the node's state.
-    pub fn of(view: &mut View<'_>) -> Self {
+    /// From the node's state, and where its proxy listens.
+    pub fn of(view: &mut View<'_>, socks: Option<SocketAddr>) -> Self {
         let plane = view.net.plane().counters();
         let (datagrams, bytes) = plane.forwarded();
         let dropped = plane.dropped().into_iter().chain(view.dropped.clone());
@@ -293,12 +305,16 @@ impl Status {
             joined: view.engine.joined_after().is_some(),
             join_ms: view.engine.joined_after().map(|after| after.as_secs_f64() * 1e3),
             listening: view.net.listening(),
+            socks: socks.map(|address| address.to_string()),
             peers: view.engine.peers().len(),
             links_up: view.engine.links().filter(|(_, state, _)| *state == LinkState::Up).count(),
             nodes_known: view.engine.graph().origins().count(),
             tunnels: view.net.tunnels().list().len(),
             model: view.engine.predictor().version(),
-            model_card: view.model.map(|(_, card)| card.clone()),
+            accuracy: view.model.map(|(_, card)| Accuracy {
+                model: card.model.accuracy,
+                moving_average: card.moving_average.accuracy,
+            }),
             model_error: view.model_error.cloned(),
             model_failures: view.engine.predictor().failures(),
             learning: Learning::of(view),

@@ -27,9 +27,9 @@ pub struct Args {
     /// Join through this node too; may be given several times.
     #[arg(long, value_name = "MULTIADDRESS")]
     bootstrap: Vec<String>,
-    /// Offer the SOCKS5 proxy for names of the mesh here instead of on 127.0.0.1:1080.
-    #[arg(long, value_name = "ADDRESS")]
-    socks: Option<SocketAddr>,
+    /// Offer the SOCKS5 proxy for names of the mesh here instead of on 127.0.0.1:1080; "" for none.
+    #[arg(long, value_name = "ADDRESS", value_parser = proxy)]
+    socks: Option<String>,
     /// Do not search the local network for nodes.
     #[arg(long)]
     no_mdns: bool,
@@ -39,6 +39,15 @@ pub struct Args {
     /// Print all settings with their defaults and exit.
     #[arg(long)]
     print_config: bool,
+}
+
+/// An address and a port, or nothing.
+fn proxy(text: &str) -> Result<String, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) => Ok(address.to_string()),
+        Err(_) if text.is_empty() => Ok(String::new()),
+        Err(_) => Err("write an address and a port as in 127.0.0.1:1080, or \"\" for none".into()),
+    }
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
@@ -53,7 +62,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         config.network.listen = args.listen;
     }
     if let Some(address) = args.socks {
-        config.entry.socks = address.to_string();
+        config.entry.socks = address;
     }
     config.network.bootstrap.extend(args.bootstrap);
     config.network.mdns &= !args.no_mdns;
@@ -76,6 +85,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         // The moving average decides then.
         Err(error) => tracing::warn!("no shipped model: {error}"),
     }
+    let wanted = config.entry.socks.clone();
     let node = Node::start(NodeOptions { config, data_dir, trainer: std::env::current_exe().ok() })
         .await?;
     let server = Server::start(node.handle().clone())?;
@@ -90,9 +100,12 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         for address in &status {
             output::print(&format!("listening  {address}"))?;
         }
-        if let Some(address) = node.handle().socks() {
-            output::print(&format!("proxy      socks5h://{address}"))?;
-        }
+        let proxy = match node.handle().socks() {
+            Some(address) => format!("socks5h://{address}"),
+            None if wanted.is_empty() => "off".into(),
+            None => format!("none, {wanted} cannot be used"),
+        };
+        output::print(&format!("proxy      {proxy}"))?;
     }
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
@@ -102,4 +115,18 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     drop(server);
     node.stop().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxy_has_an_address_or_is_off() {
+        assert_eq!(proxy("127.0.0.1:1080"), Ok("127.0.0.1:1080".into()));
+        assert_eq!(proxy(""), Ok(String::new()));
+        for wrong in ["1080", "localhost:1080", "off"] {
+            assert!(proxy(wrong).unwrap_err().contains("\"\" for none"), "{wrong}");
+        }
+    }
 }

@@ -6,6 +6,12 @@ use std::process::ExitCode;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
+use crate::api::ClientError;
+use crate::node::NodeError;
+
+/// Exit code of wrong usage, as clap has it.
+const WRONG_USAGE: u8 = 2;
+
 /// Turns the result of a command into the exit code, and says the error in one line.
 pub fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
@@ -14,9 +20,15 @@ pub fn finish(result: anyhow::Result<()>) -> ExitCode {
         Err(error) => {
             let text = error.to_string().replace('\n', " ");
             let _ = writeln!(std::io::stderr(), "meshwise: {text}");
-            ExitCode::FAILURE
+            if is_wrong_usage(&error) { WRONG_USAGE.into() } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Whether nothing was tried, because what was typed makes no sense.
+fn is_wrong_usage(error: &anyhow::Error) -> bool {
+    let of_client = error.downcast_ref::<ClientError>().is_some_and(ClientError::is_wrong_usage);
+    of_client || error.downcast_ref::<NodeError>().is_some_and(NodeError::is_wrong_usage)
 }
 
 /// Whoever read our output has seen enough, as `head` does.

@@ -3,6 +3,9 @@
 use super::{Context, explain, output};
 use crate::api::types::{Explanation, RouteCandidate};
 
+/// The feature that is the rate of a route's narrowest link (bytes/s), as advertised.
+const NARROWEST: &str = "link_bandwidth_min";
+
 /// Look at routes, and at why one was chosen.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
@@ -42,6 +45,7 @@ pub(super) fn print_candidates(answer: &Explanation) -> anyhow::Result<()> {
         "interval",
         "moving avg",
         "last",
+        "bandwidth",
         "route",
     ]);
     for candidate in &answer.candidates {
@@ -53,6 +57,7 @@ pub(super) fn print_candidates(answer: &Explanation) -> anyhow::Result<()> {
             _ => "",
         };
         let interval = candidate.interval_ms;
+        let bandwidth = candidate.features.get(NARROWEST);
         table.add_row([
             mark.to_owned(),
             format!("{:.3}", candidate.score),
@@ -61,8 +66,19 @@ pub(super) fn print_candidates(answer: &Explanation) -> anyhow::Result<()> {
             interval.map_or_else(|| "-".into(), |(low, high)| format!("{low:.1}..{high:.1}")),
             output::number(candidate.moving_average_ms, 1),
             output::number(candidate.last_value_ms, 1),
+            bandwidth.map_or_else(|| "-".into(), |rate| format!("{:.1} Mbit/s", rate * 8.0 / 1e6)),
             output::route(&candidate.route),
         ]);
     }
     output::rows(&table, "no route is known")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bandwidth_that_is_shown_is_a_feature() {
+        assert!(crate::engine::predict::schema::index_of(NARROWEST).is_some());
+    }
 }

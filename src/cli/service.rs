@@ -2,7 +2,9 @@
 
 use super::{Context, output};
 use crate::api::types::{Publish, Published, Resolved, Service};
+use crate::config::parse_target;
 use crate::engine::overlay::Objective;
+use crate::engine::types::ServiceName;
 
 /// Publish, find and withdraw services.
 #[derive(Debug, clap::Subcommand)]
@@ -10,10 +12,10 @@ pub enum Verb {
     /// Offer a local TCP or UDP service to the mesh under a name.
     Publish {
         /// The name, for example byronwade.local.
-        name: String,
+        name: ServiceName,
         /// Where its connections go: tcp://, http:// or udp:// and an address, for example
         /// tcp://127.0.0.1:8080.
-        #[arg(long, value_name = "TARGET")]
+        #[arg(long, value_name = "TARGET", value_parser = target)]
         to: String,
         /// Let only this node connect (node id or peer id); may be given several times.
         #[arg(long, value_name = "NODE")]
@@ -28,14 +30,14 @@ pub enum Verb {
     /// Stop offering a service.
     Withdraw {
         /// The name.
-        name: String,
+        name: ServiceName,
     },
     /// List the services known here.
     List,
     /// Find out who provides a name.
     Resolve {
         /// The name.
-        name: String,
+        name: ServiceName,
         /// Ask the DHT even when gossip brought the answer already.
         #[arg(long)]
         dht: bool,
@@ -46,7 +48,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     let client = context.client();
     match verb {
         Verb::Publish { name, to, allow, ttl, objective } => {
-            let body = Publish { name, to, allow, ttl_s: ttl, objective };
+            let body = Publish { name: name.to_string(), to, allow, ttl_s: ttl, objective };
             let published: Published = client.post("/v1/services", &body).await?;
             if context.json {
                 return output::json(&published);
@@ -77,6 +79,11 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
             print(&resolved.providers)
         }
     }
+}
+
+/// A target as it is sent to the node, once it makes sense.
+fn target(text: &str) -> Result<String, String> {
+    parse_target(text).map(|_| text.to_owned())
 }
 
 fn print(services: &[Service]) -> anyhow::Result<()> {

@@ -20,6 +20,8 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
     for address in &status.listening {
         row("listening", address.clone());
     }
+    let proxy = status.socks.as_ref().map(|address| format!("socks5h://{address}"));
+    row("proxy", proxy.unwrap_or_else(|| "off".into()));
     row("peers", format!("{}, {} links up", status.peers, status.links_up));
     for link in &status.links {
         row("link", link_line(link));
@@ -30,14 +32,14 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
     if let Some(error) = &status.model_error {
         row("champion refused", error.clone());
     }
-    if let Some(card) = &status.model_card {
+    if let Some(accuracy) = &status.accuracy {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         row(
             "held-out accuracy",
             format!(
                 "{} (moving average {})",
-                percent(card.model.accuracy),
-                percent(card.moving_average.accuracy)
+                percent(accuracy.model),
+                percent(accuracy.moving_average)
             ),
         );
     }

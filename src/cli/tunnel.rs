@@ -1,9 +1,12 @@
 //! `meshwise tunnel`
 
+use std::net::SocketAddr;
+
 use super::{Context, output};
 use crate::api::types::{OpenTunnel, Tunnel};
 use crate::engine::overlay::Objective;
 use crate::engine::traffic::message::RATE_MAX;
+use crate::engine::types::ServiceName;
 
 /// Carry local connections to a service.
 #[derive(Debug, clap::Subcommand)]
@@ -12,12 +15,12 @@ pub enum Verb {
     /// address.
     Open {
         /// Name of the service.
-        name: String,
+        name: ServiceName,
         /// Local address; port 0 takes any free one.
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
-        listen: String,
-        /// Fix the relays instead of having routes chosen (node ids or peer ids, in order,
-        /// separated by commas; empty for the direct link).
+        listen: SocketAddr,
+        /// Fix the relays between this node and the provider instead of having routes chosen (node
+        /// ids or peer ids, in order, separated by commas; "" for the direct link).
         #[arg(long, value_name = "NODES")]
         via: Option<String>,
         /// What it wants from its routes [default: what the service wants].
@@ -51,7 +54,8 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
             };
             let paths = paths.map(usize::from);
             let via = via.map(split);
-            let body = OpenTunnel { service: name, listen, via, objective, paths, reserve };
+            let (service, listen) = (name.to_string(), listen.to_string());
+            let body = OpenTunnel { service, listen, via, objective, paths, reserve };
             let tunnel: Tunnel = client.post("/v1/tunnels", &body).await?;
             if context.json {
                 return output::json(&tunnel);

@@ -9,7 +9,8 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicUsize, Ordering as Atomic};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -85,7 +86,9 @@ enum Gate {
 /// The emulator of one node.
 pub struct Emulator {
     state: Mutex<State>,
-    waiting: SyncSender<Waiting>,
+    waiting: Sender<Waiting>,
+    /// How many are under way.
+    count: Arc<AtomicUsize>,
 }
 
 impl Emulator {
@@ -104,10 +107,12 @@ impl Emulator {
                 link.clone(),
             );
         }
-        let (waiting, receiver) = sync_channel(WAITING_MAX);
+        let (waiting, receiver) = channel();
+        let count = Arc::new(AtomicUsize::new(0));
+        let released = count.clone();
         std::thread::Builder::new()
             .name("emulation".into())
-            .spawn(move || release(&receiver))
+            .spawn(move || release(&receiver, &released))
             .map_err(|error| error.to_string())?;
         let state = State {
             links,
@@ -115,7 +120,7 @@ impl Emulator {
             random: Pcg64Mcg::seed_from_u64(since_epoch().as_micros() as u64),
             order: 0,
         };
-        Ok(Some(Arc::new(Self { state: Mutex::new(state), waiting })))
+        Ok(Some(Arc::new(Self { state: Mutex::new(state), waiting, count })))
     }
 
     /// The neighbours that links may exist to, when `config` emulates.
@@ -177,7 +182,9 @@ impl Emulator {
     ) -> bool {
         state.order += 1;
         let waiting = Waiting { release_at, order: state.order, link: link.clone(), datagram };
-        self.waiting.try_send(waiting).is_ok()
+        let enter = |count| (count < WAITING_MAX).then_some(count + 1);
+        self.count.fetch_update(Atomic::Relaxed, Atomic::Relaxed, enter).is_ok()
+            && self.waiting.send(waiting).is_ok()
     }
 }
 
@@ -233,7 +240,7 @@ fn since_epoch() -> Duration {
 }
 
 /// Hands on datagrams in order of their time, until the emulator is gone.
-fn release(receiver: &Receiver<Waiting>) {
+fn release(receiver: &Receiver<Waiting>, count: &AtomicUsize) {
     let mut heap: BinaryHeap<Reverse<Waiting>> = BinaryHeap::new();
     loop {
         let wait = heap.peek().map_or(Duration::from_secs(3_600), |Reverse(first)| {
@@ -241,15 +248,12 @@ fn release(receiver: &Receiver<Waiting>) {
         });
         if wait.is_zero() {
             if let Some(Reverse(first)) = heap.pop() {
+                count.fetch_sub(1, Atomic::Relaxed);
                 match first.datagram {
                     Some((lane, bytes)) => first.link.arrived(lane, bytes),
                     None => first.link.wake(),
                 }
             }
-            continue;
-        }
-        if heap.len() >= WAITING_MAX {
-            std::thread::sleep(wait);
             continue;
         }
         match receiver.recv_timeout(wait) {
@@ -259,9 +263,6 @@ fn release(receiver: &Receiver<Waiting>) {
         }
         while let Ok(waiting) = receiver.try_recv() {
             heap.push(Reverse(waiting));
-            if heap.len() >= WAITING_MAX {
-                break;
-            }
         }
     }
 }

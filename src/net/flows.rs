@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::copies::Copies;
 use super::plane::FarEnd;
 use super::sending::Outgoing;
 use super::watch::OwnEnd;
@@ -85,6 +86,9 @@ pub(super) struct Flow {
     pub(super) end: End,
     pub(super) out: Outgoing,
     pub(super) arrivals: Arrivals,
+    pub(super) copies: Copies,
+    /// When the watch looks at it next; `None` while nothing is due.
+    pub(super) due_at: Option<Timestamp>,
     key: Option<(RouteKey, u64)>,
 }
 
@@ -107,11 +111,12 @@ impl Flow {
         if !matches!(header.kind, DatagramKind::Data | DatagramKind::Beat) {
             return Proof::Proved(Heard::New);
         }
-        Proof::Proved(self.arrivals.heard(header.route_id, header.sequence, header.congestion))
+        let arrivals = if header.copy { &mut self.copies.arrivals } else { &mut self.arrivals };
+        Proof::Proved(arrivals.heard(header.route_id, header.sequence, header.congestion))
     }
 
     /// Takes note of the way that a caller's datagram took. A proof moves the way back to a newer
-    /// route; a claim moves only what handshakes take.
+    /// route, or if it is a copy, the way of copies; a claim moves only what handshakes take.
     pub(super) fn came_over(
         &mut self,
         header: &Header,
@@ -126,9 +131,10 @@ impl Flow {
                     self.out.move_to(header.route.reversed(), header.route_id);
                 }
             }
+            Proof::Proved(Heard::New) => self.copies.heard(header, now),
             Proof::Proved(_) => {}
             Proof::Unknown | Proof::Forged => {
-                if self.key.is_none() || handshake {
+                if !header.copy && (self.key.is_none() || handshake) {
                     their.claim(header, now);
                 }
             }
@@ -227,7 +233,8 @@ impl Flows {
             false => End::Their(TheirEnd::default()),
         };
         let out = Outgoing::new(self.kept.clone());
-        let flow = Flow { far_end, end, out, arrivals: Arrivals::default(), key: None };
+        let (arrivals, copies) = Default::default();
+        let flow = Flow { far_end, end, out, arrivals, copies, due_at: None, key: None };
         let flow = Arc::new(Mutex::new(flow));
         known.flows.insert(far_end, flow.clone());
         flow
@@ -250,7 +257,7 @@ impl Flows {
             let known = self.of_or_new(far_end);
             let mut flow = hold(&known);
             flow.key = Some((key.clone(), number));
-            flow.arrivals = Arrivals::default();
+            (flow.arrivals, flow.copies) = Default::default();
             if let End::Their(their) = &mut flow.end {
                 their.resumed = 0;
                 flow.out = Outgoing::new(self.kept.clone());
@@ -286,7 +293,7 @@ impl Flows {
             return;
         }
         flow.key = None;
-        flow.arrivals = Arrivals::default();
+        (flow.arrivals, flow.copies) = Default::default();
         match &mut flow.end {
             End::Own(own) => own.forget(),
             End::Their(_) => {

@@ -7,13 +7,14 @@
 //!   [`emulation`] can slow them down.
 //! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped; [`flows`]
 //!   knows each tunnel's far end, [`sending`] keeps what may be lost with a route, [`watch`] leaves
-//!   routes that fell silent, [`reservations`] asks and answers for bandwidth that is set aside.
+//!   routes that fell silent, [`copies`] doubles what must not be lost, [`reservations`] asks and answers for bandwidth that is set aside.
 //! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
 //!
 //! What happens becomes an [`Input`] for the engine; what the engine
 //! wants done comes in through [`Net::carry_out`].
 
 mod behaviour;
+pub mod copies;
 pub mod dht;
 pub mod emulation;
 pub mod flows;

@@ -359,7 +359,11 @@ impl DataPlane {
     }
 
     /// Sends packets of a tunnel. Without a route they are lost, as on any network.
-    pub(super) fn send_packets<'a>(&self, to: SocketAddr, packets: impl Iterator<Item = &'a [u8]>) {
+    pub(super) fn send_packets<'a>(
+        &self,
+        to: SocketAddr,
+        packets: impl Iterator<Item = &'a [u8]> + Clone,
+    ) {
         let Some(far_end) = FarEnd::from_addr(to) else {
             return self.counters.count("not-a-tunnel-address");
         };
@@ -381,7 +385,7 @@ impl DataPlane {
         let mut is_new = false;
         // What waits before it is being sent again, and goes first.
         let is_resending = flow.out.waiting() > 0;
-        for packet in packets {
+        for packet in packets.clone() {
             if let Some((route, route_id)) = flow.claimed_way(packet) {
                 let header = Header::new(DatagramKind::Data, far_end.tunnel, route_id, 0, route);
                 let header = Header { reply: true, ..header };
@@ -395,11 +399,16 @@ impl DataPlane {
                 is_new = true;
             }
         }
-        if is_new {
-            if !is_resending {
-                self.send_waiting(&mut flow, usize::MAX, now);
+        if is_new && !is_resending {
+            self.send_waiting(&mut flow, usize::MAX, now);
+        }
+        self.plan(&mut flow, now);
+        for packet in packets {
+            if let Some((next, copy)) = flow.copy_of(packet, now)
+                && self.carries_to(next)
+            {
+                self.send(next, copy);
             }
-            self.awake.within_reach(now);
         }
     }
 
@@ -460,6 +469,7 @@ impl DataPlane {
                 Proof::Proved(heard) => {
                     if let End::Own(own) = &mut flow.end {
                         own.watch.heard(now);
+                        self.plan(&mut flow, now);
                     } else if header.receipt && heard == Heard::New {
                         self.send_receipt(&flow, header);
                     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::copies::{BUSY_PACKETS, BUSY_WITHIN};
 use crate::engine::types::{Route, Timestamp};
 
 /// How long a packet is kept: QUIC has sent it again by then.
@@ -107,6 +108,18 @@ impl Outgoing {
     /// Packets that wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Whether so much is under way that nothing is copied.
+    pub(super) fn is_busy(&self, now: Timestamp) -> bool {
+        let before = self.flight.len().checked_sub(BUSY_PACKETS);
+        let before = before.and_then(|index| self.flight.get(index));
+        !self.waiting.is_empty() || before.is_some_and(|kept| now.since(kept.at) < BUSY_WITHIN)
+    }
+
+    /// When the oldest packet that is kept was handed over.
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        self.flight.front().map(|kept| kept.at)
     }
 
     /// Everything sent over this route up to this sequence number, and over older ones, needs no

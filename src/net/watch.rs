@@ -2,11 +2,14 @@
 //! ends of a tunnel, the notice of a relay whose next link is gone, the move to the backup that the
 //! snapshot names, and what is told the engine. The rule is [`RouteWatch`]; this carries it out.
 //!
+//! Only tunnels of which something is due are looked at: each has one timer at most.
+//!
 //! A route that the data plane took keeps its number, which is higher than that of the one it left:
 //! it stays in use until the snapshot names one at least as high.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::Connection;
@@ -15,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::flows::{End, Flow, Proof, hold};
 use super::plane::{DataPlane, FarEnd};
-use super::sending::{RESEND_BYTES, RESEND_EVERY};
+use super::sending::{KEPT_FOR, RESEND_BYTES, RESEND_EVERY};
 use crate::engine::event::Input;
 use crate::engine::forward::{
     Binding, DatagramKind, Due, ForwardingSnapshot, Header, Heard, Receipt, RouteKey, RouteWatch,
@@ -26,32 +29,75 @@ use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// How often the engine is told what traffic met.
 pub const REPORT_EVERY: Duration = Duration::from_millis(500);
-/// Longest sleep of the watch: what is kept of idle tunnels is forgotten by then.
+/// How often what is kept of a tunnel is looked through for what is too old.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Shortest sleep while nothing is sent again: bounds what many tunnels cost.
 const SLEEP_MIN: Duration = Duration::from_millis(4);
-/// A packet wakes a watch that would sleep longer than this: half of the shortest patience.
-const REACH: Duration = Duration::from_millis(20);
 /// Notices of broken routes that a relay sends in a second; further datagrams are dropped without.
 pub const BROKEN_PER_S: u64 = 100;
 /// Names the secret that both ends draw from their TLS session (RFC 5705).
 const KEY_LABEL: &[u8] = b"meshwise-route/1";
 
-/// When the watch wakes.
+/// When the watch wakes, and for which tunnels.
 #[derive(Default)]
 pub(super) struct Awake {
-    wakes_at: AtomicU64,
+    timers: Mutex<Timers>,
     pub(super) early: Notify,
     /// Second in which broken routes were told, and how many.
     told: AtomicU64,
 }
 
+/// The tunnels of which something is due: those in use, and those with packets that are kept.
+#[derive(Default)]
+struct Timers {
+    due: BTreeSet<(Timestamp, FarEnd)>,
+    /// Until when the watch sleeps; in the past while it does not.
+    wakes_at: Timestamp,
+}
+
 impl Awake {
-    /// Wakes the watch when it would sleep past what a packet that left now asks for.
-    pub(super) fn within_reach(&self, now: Timestamp) {
-        if self.wakes_at.load(Ordering::Relaxed) > (now + REACH).0 {
+    fn lock(&self) -> MutexGuard<'_, Timers> {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The watch looks at a tunnel at this time, or sooner.
+    fn set(&self, flow: &mut Flow, at: Timestamp) {
+        if flow.due_at.is_some_and(|due_at| due_at <= at) {
+            return;
+        }
+        let mut timers = self.lock();
+        if let Some(before) = flow.due_at.replace(at) {
+            timers.due.remove(&(before, flow.far_end));
+        }
+        timers.due.insert((at, flow.far_end));
+        if at < timers.wakes_at {
             self.early.notify_one();
         }
+    }
+
+    /// Takes out what is due.
+    fn take_due(&self, now: Timestamp) -> Vec<(Timestamp, FarEnd)> {
+        let mut timers = self.lock();
+        timers.wakes_at = now;
+        let mut due = Vec::new();
+        while timers.due.first().is_some_and(|(at, _)| *at <= now) {
+            due.extend(timers.due.pop_first());
+        }
+        due
+    }
+
+    /// Until when the watch is to sleep, at most `at_most`.
+    fn sleep(&self, at_most: Timestamp) -> Timestamp {
+        let mut timers = self.lock();
+        let first = timers.due.first().map_or(at_most, |(at, _)| *at);
+        timers.wakes_at = first.min(at_most);
+        timers.wakes_at
+    }
+
+    /// All tunnels of this node of which something is due.
+    fn own(&self) -> BTreeSet<FarEnd> {
+        let timers = self.lock();
+        timers.due.iter().map(|(_, far_end)| *far_end).filter(|far_end| far_end.ours).collect()
     }
 
     /// Whether one more broken route may be told in this second.
@@ -124,15 +170,13 @@ pub(super) async fn run(plane: Arc<DataPlane>, stop: CancellationToken) {
     let mut report_at = plane.flows.now() + REPORT_EVERY;
     loop {
         let now = plane.flows.now();
-        // Whoever sends meanwhile, on a tunnel that was looked at already, wakes this again.
-        plane.awake.wakes_at.store(u64::MAX, Ordering::Relaxed);
-        let mut wakes_at = plane.watch_all(now).min(plane.reserve_all(now));
+        plane.watch_due(now);
+        let reserve_at = plane.reserve_all(now);
         if report_at <= now {
             report_at = now + REPORT_EVERY;
             plane.report(now);
         }
-        wakes_at = wakes_at.min(report_at);
-        plane.awake.wakes_at.store(wakes_at.0, Ordering::Relaxed);
+        let wakes_at = plane.awake.sleep(reserve_at.min(report_at));
         tokio::select! {
             () = stop.cancelled() => return,
             () = plane.awake.early.notified() => {}
@@ -171,37 +215,55 @@ impl DataPlane {
 
     // --- what is due ---------------------------------------------------------------------------
 
-    /// Does what is due in all tunnels; returns when to come again.
-    fn watch_all(&self, now: Timestamp) -> Timestamp {
-        let mut wakes_at = now + SWEEP_EVERY;
-        for flow in self.flows.all() {
+    /// Does what is due. A tunnel that is idle costs nothing.
+    fn watch_due(&self, now: Timestamp) {
+        for (at, far_end) in self.awake.take_due(now) {
+            let Some(flow) = self.flows.of(far_end) else { continue };
             let mut flow = hold(&flow);
-            flow.out.forget_older_than(now);
-            if flow.out.waiting() > 0 {
-                self.send_waiting(&mut flow, RESEND_BYTES, now);
-                wakes_at = wakes_at.min(now + RESEND_EVERY);
+            // Another one of the same name sets its own timer.
+            if flow.due_at != Some(at) {
+                continue;
             }
-            let End::Own(own) = &mut flow.end else { continue };
-            match own.watch.due(now) {
-                Some(Due::Beat) => self.send_beat(&mut flow, now),
-                Some(Due::Silent) => {
-                    self.counters.count("route-silent");
-                    self.leave(&mut flow, None, now);
-                }
-                None => {}
-            }
-            let End::Own(own) = &flow.end else { continue };
-            if let Some(at) = own.watch.next_timeout(now) {
-                wakes_at = wakes_at.min(at.max(now + SLEEP_MIN));
-            }
+            flow.due_at = None;
+            self.watch(&mut flow, now);
+            self.plan(&mut flow, now);
         }
-        wakes_at
+    }
+
+    fn watch(&self, flow: &mut Flow, now: Timestamp) {
+        flow.out.forget_older_than(now);
+        if flow.out.waiting() > 0 {
+            self.send_waiting(flow, RESEND_BYTES, now);
+        }
+        let End::Own(own) = &mut flow.end else { return };
+        match own.watch.due(now) {
+            Some(Due::Beat) => self.send_beat(flow, now),
+            Some(Due::Silent) => {
+                self.counters.count("route-silent");
+                self.leave(flow, None, now);
+            }
+            None => {}
+        }
+    }
+
+    /// Has the watch look at a tunnel when something of it is due next.
+    pub(super) fn plan(&self, flow: &mut Flow, now: Timestamp) {
+        let resend =
+            (flow.out.waiting() > 0 && flow.out.route().is_some()).then_some(now + RESEND_EVERY);
+        let forget = flow.out.oldest().map(|at| (at + KEPT_FOR).max(now + SWEEP_EVERY));
+        let watch = match &flow.end {
+            End::Own(own) => own.watch.next_timeout(now).map(|at| at.max(now + SLEEP_MIN)),
+            End::Their(_) => None,
+        };
+        if let Some(at) = [resend, forget, watch].into_iter().flatten().min() {
+            self.awake.set(flow, at);
+        }
     }
 
     /// Tells the engine what traffic met in tunnels that are in use.
     fn report(&self, now: Timestamp) {
         let mut reports = Vec::new();
-        for flow in self.flows.all() {
+        for flow in self.awake.own().into_iter().filter_map(|far_end| self.flows.of(far_end)) {
             let mut flow = hold(&flow);
             let Some((route, route_id)) = flow.out.route() else { continue };
             let (tunnel, route) = (flow.far_end.tunnel, route.clone());
@@ -238,6 +300,7 @@ impl DataPlane {
         {
             self.take_route(flow, route.clone(), binding.route_id, now);
         }
+        flow.copies.follow(binding.backup.as_ref().filter(|_| binding.copies));
     }
 
     /// Moves a tunnel of this node. What may be lost with the route before is sent again, so that
@@ -253,7 +316,7 @@ impl DataPlane {
             self.send_beat(flow, now);
             flow.out.resend(now);
             self.send_waiting(flow, RESEND_BYTES, now);
-            self.awake.early.notify_one();
+            self.plan(flow, now);
         }
     }
 
@@ -351,7 +414,7 @@ impl DataPlane {
             their.resumed = header.route_id;
             flow.out.resend(now);
             self.send_waiting(&mut flow, RESEND_BYTES, now);
-            self.awake.early.notify_one();
+            self.plan(&mut flow, now);
         }
     }
 
@@ -389,7 +452,9 @@ impl DataPlane {
     pub(super) fn say_broken(&self, datagram: &[u8]) {
         let Ok((header, _)) = Header::decode(datagram) else { return };
         let of_a_tunnel = matches!(header.kind, DatagramKind::Data | DatagramKind::Beat);
-        if header.reply || !of_a_tunnel || !self.awake.may_tell(self.flows.now()) {
+        // The loss of a copy is no news: the packet itself travels over the route in use.
+        let matters = of_a_tunnel && !header.reply && !header.copy;
+        if !matters || !self.awake.may_tell(self.flows.now()) {
             return;
         }
         let so_far = header.route.nodes()[..=usize::from(header.position)].iter().rev();
@@ -425,7 +490,7 @@ impl DataPlane {
     }
 
     /// The tunnel of this node that a relay writes about: its far end is not the sender.
-    fn own_flow(&self, header: &Header) -> Option<Arc<std::sync::Mutex<Flow>>> {
+    fn own_flow(&self, header: &Header) -> Option<Arc<Mutex<Flow>>> {
         let tunnel: TunnelId = header.tunnel;
         let node = self.snapshot.load().tunnels.get(&tunnel)?.destination;
         self.flows.of(FarEnd { node, tunnel, ours: true }).filter(|_| header.reply)

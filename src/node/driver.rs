@@ -81,6 +81,12 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
+    /// Whether a link to a node is known that both of its ends have.
+    pub fn is_linked(&self, node: NodeId) -> bool {
+        let graph = self.engine.graph();
+        graph.origins().any(|(neighbour, _)| graph.is_link(neighbour, node))
+    }
+
     /// Whether this node has heard of another one: it is connected, or its links are known.
     pub fn knows(&self, node: NodeId) -> bool {
         self.engine.peers().contains_key(&node)

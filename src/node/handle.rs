@@ -47,6 +47,12 @@ pub enum RequestError {
     /// A node that nobody advertises.
     #[error("{0} is not known here; see 'meshwise peer list' for the nodes that are connected")]
     UnknownNode(NodeId),
+    /// A fixed path that names one of its ends.
+    #[error(
+        "{0} is an end of the path; --via names only the relays in between, and --via \"\" means the \
+         direct link"
+    )]
+    NoRelay(NodeId),
     /// A path that is none.
     #[error("the path is wrong: {0}")]
     Path(#[from] ParseError),
@@ -88,6 +94,19 @@ pub enum RequestError {
     /// Every tunnel id is taken.
     #[error("{TUNNELS_MAX} tunnels are open; close one with 'meshwise tunnel close'")]
     TooManyTunnels,
+}
+
+impl RequestError {
+    /// Whether another provider of the same service may do better.
+    pub(super) fn is_of_the_provider(&self) -> bool {
+        matches!(
+            self,
+            Self::NoRoute(_)
+                | Self::Tunnel(TunnelError::Unreachable { .. })
+                | Self::InsufficientBandwidth { .. }
+                | Self::ReservationUnanswered(_)
+        )
+    }
 }
 
 /// A rate (bytes/s) in Mbit/s.

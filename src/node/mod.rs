@@ -9,6 +9,7 @@ mod driver;
 mod handle;
 mod hot_swap;
 pub mod network;
+mod providers;
 mod published;
 mod retrain;
 mod socks;
@@ -77,6 +78,14 @@ pub enum NodeError {
     /// The database is unusable.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl NodeError {
+    /// Whether an address that was given is none.
+    pub fn is_wrong_usage(&self) -> bool {
+        use crate::net::NetError;
+        matches!(self, Self::Net(NetError::Address(_) | NetError::Bootstrap { .. }))
+    }
 }
 
 /// Where a node keeps its things, and how it behaves.

@@ -2,13 +2,14 @@
 //!
 //! Without authentication, CONNECT to a domain name only: the name is resolved in the mesh, and the
 //! port is that of the service whatever the program asks for. An address in numbers is refused: a
-//! node is no exit to the internet. All connections to a name share one tunnel, which is opened for
-//! the first one and closed when it has not been used for some time. The answer says whether the
-//! provider has accepted the stream.
+//! node is no exit to the internet. All connections to a provider of a name share one tunnel, which
+//! is opened for the first one and closed when it has not been used for some time. The answer says
+//! whether a provider has accepted the stream. Of several providers the first that accepts is taken
+//! (`providers`); when it is lost, its connections are ended, and new ones go to the next.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,10 +19,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{NodeHandle, RequestError};
+use super::providers::{Standing, first, order};
 use super::tunnels::TunnelOptions;
 use crate::engine::event::CommandError;
-use crate::engine::overlay::ServiceKind;
-use crate::engine::types::{PublicKey, ServiceName, TunnelId};
+use crate::engine::overlay::{ServiceKind, ServiceRecord};
+use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
 use crate::net::tunnel::{STREAMS_MAX, StreamError, TunnelStream};
 
 /// How long a program may take to say what it wants.
@@ -34,6 +36,12 @@ const TUNNEL_IDLE: Duration = Duration::from_secs(600);
 const SWEEP: Duration = Duration::from_secs(30);
 /// How long a tunnel that did not come up speaks for the next connections.
 const FAILURE_SPEAKS: Duration = Duration::from_secs(1);
+/// How often to look whether providers can still be reached.
+const WATCH: Duration = Duration::from_millis(250);
+/// After how long without a route to a provider its connections are ended, when there is another.
+const LOST_FOR: Duration = Duration::from_secs(1);
+/// For how long a provider that failed is tried after the others.
+const DOUBT: Duration = Duration::from_secs(10);
 /// SOCKS version 5.
 const VERSION: u8 = 5;
 /// No authentication.
@@ -99,26 +107,50 @@ pub(super) async fn listen(setting: &str) -> Option<TcpListener> {
     }
 }
 
-/// The tunnel that the connections to a name share.
+/// What the connections to one provider of a name share.
 #[derive(Default)]
 struct Shared {
-    tunnel: Option<(TunnelId, PublicKey)>,
+    known: std::sync::Mutex<Known>,
+    /// Held while the tunnel is being opened.
+    opening: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    tunnel: Option<TunnelId>,
+    /// Why there is none.
     failed: Option<(Instant, Reply)>,
     used_at: Option<Instant>,
+    accepted_at: Option<Instant>,
+    /// When a connection failed, and none was accepted since.
+    doubted_at: Option<Instant>,
+    /// Since when no route to it is alive.
+    lost_at: Option<Instant>,
+    /// Others provide the same.
+    has_others: bool,
 }
+
+impl Shared {
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Provider = (PublicKey, ServiceRecord);
 
 struct Proxy {
     node: NodeHandle,
-    /// By name; each is held while its tunnel is being opened.
-    shared: Mutex<BTreeMap<ServiceName, Arc<Mutex<Shared>>>>,
+    shared: std::sync::Mutex<BTreeMap<(ServiceName, NodeId), Arc<Shared>>>,
 }
 
 /// Serves until `stop`.
 pub(super) async fn run(listener: TcpListener, node: NodeHandle, stop: CancellationToken) {
-    let proxy = Arc::new(Proxy { node, shared: Mutex::default() });
+    let proxy = Arc::new(Proxy { node, shared: std::sync::Mutex::default() });
     let places = Arc::new(Semaphore::new(STREAMS_MAX as usize));
     let mut connections = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP);
+    let mut watch = tokio::time::interval(WATCH);
+    watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let accepting = async {
             let place = places.clone().acquire_owned().await.ok();
@@ -127,7 +159,8 @@ pub(super) async fn run(listener: TcpListener, node: NodeHandle, stop: Cancellat
         tokio::select! {
             () = stop.cancelled() => return,
             Some(_) = connections.join_next() => {}
-            _ = sweep.tick() => proxy.sweep().await,
+            _ = sweep.tick() => proxy.sweep(),
+            _ = watch.tick() => proxy.watch(),
             accepted = accepting => match accepted {
                 Ok((tcp, place)) => {
                     let proxy = proxy.clone();
@@ -176,19 +209,98 @@ impl Proxy {
     async fn connect(&self, name: &ServiceName) -> Result<Connected, Reply> {
         let resolved = self.node.resolve(name.clone(), false).await;
         let (providers, _) = resolved.map_err(|error| Reply::from(&error))?;
-        let (_, record) = providers.first().ok_or(Reply::UnknownName)?;
-        if record.kind == ServiceKind::Udp {
+        self.connect_to(name, providers).await
+    }
+
+    /// Connects to whichever of the providers accepts first.
+    async fn connect_to(
+        &self,
+        name: &ServiceName,
+        providers: Vec<Provider>,
+    ) -> Result<Connected, Reply> {
+        let able = |(_, record): &Provider| record.kind != ServiceKind::Udp;
+        let providers: Vec<Provider> = providers.into_iter().filter(able).collect();
+        if providers.is_empty() {
             return Err(Reply::CommandNotSupported);
         }
-        let providers: Vec<PublicKey> = providers.iter().map(|(key, _)| *key).collect();
-        if providers.first() == Some(&self.node.key()) {
+        let providers = self.in_order(name, providers).await?;
+        let connected = first(providers, |provider| self.connect_one(name, provider)).await;
+        connected.map_err(|failures| {
+            // What a provider answered says more than that another one did not.
+            let telling = |reply: &Reply| match reply {
+                Reply::NoRoute => 0,
+                Reply::Failure => 1,
+                _ => 2,
+            };
+            failures.into_iter().max_by_key(telling).unwrap_or(Reply::Failure)
+        })
+    }
+
+    async fn in_order(
+        &self,
+        name: &ServiceName,
+        providers: Vec<Provider>,
+    ) -> Result<Vec<Provider>, Reply> {
+        let has_others = providers.len() > 1;
+        let nodes = providers.iter().map(|(key, _)| key.node_id());
+        let linked = match has_others {
+            true => self.node.linked(nodes).await.map_err(|error| Reply::from(&error))?,
+            false => nodes.collect(),
+        };
+        let known = providers.into_iter().map(|provider| {
+            let node = provider.0.node_id();
+            let shared = self.shared_with(name, node);
+            let mut known = shared.known();
+            known.has_others = has_others;
+            let doubted = known.doubted_at.is_some_and(|at| at.elapsed() < DOUBT);
+            let reachable = |tunnel| self.node.tunnels.is_reachable(tunnel);
+            let standing = match known.tunnel {
+                _ if provider.0 == self.node.key() => Standing::Here,
+                _ if doubted => Standing::Doubtful,
+                Some(tunnel) if reachable(tunnel) => Standing::InUse,
+                None if linked.contains(&node) => Standing::Fresh,
+                _ => Standing::Doubtful,
+            };
+            (provider, standing, known.accepted_at)
+        });
+        Ok(order(known.collect()))
+    }
+
+    fn shared_with(&self, name: &ServiceName, node: NodeId) -> Arc<Shared> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.entry((name.clone(), node)).or_default().clone()
+    }
+
+    async fn connect_one(
+        &self,
+        name: &ServiceName,
+        provider: Provider,
+    ) -> Result<Connected, Reply> {
+        if provider.0 == self.node.key() {
             let target = self.node.target(name).ok_or(Reply::UnknownName)?;
             let connecting = tokio::time::timeout(TARGET_TIMEOUT, TcpStream::connect(target));
             let connected = connecting.await.ok().and_then(Result::ok);
             return connected.map(Connected::Here).ok_or(Reply::Refused);
         }
+        let shared = self.shared_with(name, provider.0.node_id());
+        let connected = self.connect_over(name, &shared, provider).await;
+        let mut known = shared.known();
+        let now = Some(Instant::now());
+        match connected {
+            Ok(_) => (known.accepted_at, known.doubted_at) = (now, None),
+            Err(_) => known.doubted_at = now,
+        }
+        connected
+    }
+
+    async fn connect_over(
+        &self,
+        name: &ServiceName,
+        shared: &Shared,
+        provider: Provider,
+    ) -> Result<Connected, Reply> {
         for again in [true, false] {
-            let tunnel = self.tunnel_to(name, &providers).await?;
+            let tunnel = self.tunnel_to(name, shared, provider.clone()).await?;
             let opened = async {
                 let mut stream = self.node.stream(tunnel).await?;
                 stream.accepted().await?;
@@ -207,41 +319,44 @@ impl Proxy {
         Err(Reply::Failure)
     }
 
-    /// The tunnel to a name, opened when there is none to one of its providers.
+    /// The tunnel to a provider, opened when there is none.
     async fn tunnel_to(
         &self,
         name: &ServiceName,
-        providers: &[PublicKey],
+        shared: &Shared,
+        provider: Provider,
     ) -> Result<TunnelId, Reply> {
-        let shared = self.shared.lock().await.entry(name.clone()).or_default().clone();
-        let mut shared = shared.lock().await;
-        if let Some((tunnel, provider)) = shared.tunnel {
-            let open = self.node.tunnels().iter().any(|info| info.tunnel == tunnel);
-            if open && providers.contains(&provider) {
-                shared.used_at = Some(Instant::now());
+        let _opening = shared.opening.lock().await;
+        {
+            let mut known = shared.known();
+            let open = self.node.tunnels();
+            let tunnel = known.tunnel;
+            if let Some(tunnel) = tunnel.filter(|id| open.iter().any(|info| info.tunnel == *id)) {
+                known.used_at = Some(Instant::now());
                 return Ok(tunnel);
             }
-            shared.tunnel = None;
-            self.close_soon(tunnel);
+            known.tunnel = None;
+            // Those who waited for the same failure do not each try again.
+            if let Some((at, reply)) = known.failed
+                && at.elapsed() < FAILURE_SPEAKS
+            {
+                return Err(reply);
+            }
         }
-        // Those who waited for the same failure do not each try again.
-        if let Some((at, reply)) = shared.failed
-            && at.elapsed() < FAILURE_SPEAKS
-        {
-            return Err(reply);
-        }
-        match self.node.open(name.clone(), None, TunnelOptions::default()).await {
+        let opened = self.node.open_to(name.clone(), provider, None, TunnelOptions::default());
+        let opened = opened.await;
+        let mut known = shared.known();
+        let now = Instant::now();
+        match opened {
             Ok((tunnel, _)) => {
-                let provider = self.node.tunnels().into_iter().find(|info| info.tunnel == tunnel);
-                shared.tunnel = provider.map(|info| (tunnel, info.provider));
-                shared.used_at = Some(Instant::now());
-                shared.failed = None;
+                known.tunnel = Some(tunnel);
+                (known.used_at, known.failed, known.lost_at) = (Some(now), None, None);
                 Ok(tunnel)
             }
             Err(error) => {
                 tracing::warn!("the proxy cannot reach {name}: {error}");
                 let reply = Reply::from(&error);
-                shared.failed = Some((Instant::now(), reply));
+                known.failed = Some((now, reply));
                 Err(reply)
             }
         }
@@ -254,23 +369,44 @@ impl Proxy {
         });
     }
 
-    /// Closes tunnels that are idle, and forgets names without one.
-    async fn sweep(&self) {
+    /// Closes tunnels to providers that cannot be reached any more while others provide the same:
+    /// the programs that use them begin anew, and better at once than after QUIC's time-out.
+    fn watch(&self) {
+        let all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((name, provider), shared) in all.iter() {
+            let mut known = shared.known();
+            let Some(tunnel) = known.tunnel else { continue };
+            if self.node.tunnels.is_reachable(tunnel) {
+                known.lost_at = None;
+                continue;
+            }
+            let lost_at = *known.lost_at.get_or_insert_with(Instant::now);
+            if known.has_others && lost_at.elapsed() >= LOST_FOR {
+                tracing::warn!("{provider} is lost, others provide {name} too: closing its tunnel");
+                (known.tunnel, known.lost_at) = (None, None);
+                self.close_soon(tunnel);
+            }
+        }
+    }
+
+    /// Closes tunnels that are idle, and forgets providers without one.
+    fn sweep(&self) {
         let open = self.node.tunnels();
-        self.shared.lock().await.retain(|_, shared| {
+        let mut all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, shared| {
             // Somebody has it, or is about to take it: it is in use.
             if Arc::strong_count(shared) > 1 {
                 return true;
             }
-            let Ok(mut held) = shared.try_lock() else { return true };
-            let Some((tunnel, _)) = held.tunnel else {
-                return held.failed.is_some_and(|(at, _)| at.elapsed() < FAILURE_SPEAKS);
+            let mut known = shared.known();
+            let Some(tunnel) = known.tunnel else {
+                return known.doubted_at.is_some_and(|at| at.elapsed() < DOUBT);
             };
             let Some(info) = open.iter().find(|info| info.tunnel == tunnel) else { return false };
             if info.open > 0 {
-                held.used_at = Some(Instant::now());
+                known.used_at = Some(Instant::now());
             }
-            let idle = held.used_at.is_none_or(|at| at.elapsed() >= TUNNEL_IDLE);
+            let idle = known.used_at.is_none_or(|at| at.elapsed() >= TUNNEL_IDLE);
             if idle {
                 self.close_soon(tunnel);
             }
@@ -335,32 +471,4 @@ async fn answer(tcp: &mut TcpStream, reply: Reply) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_taken_and_everything_else_is_refused() {
-        let name = |text: &str| wanted(CONNECT, 3, text.as_bytes());
-        assert_eq!(name("ByronWade.local"), Ok("byronwade.local".parse().unwrap()));
-        assert_eq!(name("byronwade.local."), Ok("byronwade.local".parse().unwrap()));
-        for address in ["127.0.0.1", "::1"] {
-            assert_eq!(name(address), Err(Reply::NotAllowed), "no exit, also when written out");
-        }
-        assert_eq!(wanted(CONNECT, 1, &[127, 0, 0, 1]), Err(Reply::NotAllowed));
-        assert_eq!(wanted(CONNECT, 4, b"local.local.loca"), Err(Reply::NotAllowed));
-        for wrong in ["", "a..b", "a b", "-a"] {
-            assert_eq!(name(wrong), Err(Reply::UnknownName));
-        }
-        assert_eq!(wanted(CONNECT, 3, &[0xff]), Err(Reply::UnknownName));
-        for command in [0, 2, 3, 9] {
-            assert_eq!(wanted(command, 3, b"a.local"), Err(Reply::CommandNotSupported));
-        }
-    }
-
-    #[tokio::test]
-    async fn an_address_that_is_taken_is_no_proxy_and_no_error() {
-        assert!(listen("").await.is_none());
-        let taken = listen("127.0.0.1:0").await.unwrap();
-        assert!(listen(&taken.local_addr().unwrap().to_string()).await.is_none());
-    }
-}
+mod tests;

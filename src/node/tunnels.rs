@@ -6,13 +6,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{NodeHandle, Request, RequestError};
+use super::providers::{Standing, order};
 use super::{TunnelInfo, View};
 use crate::config::PATHS_MAX;
 use crate::engine::event::CommandError;
-use crate::engine::overlay::Objective;
+use crate::engine::overlay::{Objective, ServiceRecord};
 use crate::engine::route::{Reservation, ReservationState};
 use crate::engine::traffic::message::RATE_MAX;
-use crate::engine::types::{NodeId, Route, ServiceName, TunnelId};
+use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, TunnelId};
 use crate::net::tunnel::{GOODBYE, NewTunnel, StreamError, TunnelStream};
 
 /// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
@@ -80,7 +81,8 @@ impl Drop for Bound {
 }
 
 impl NodeHandle {
-    /// Opens a tunnel to a service and accepts its connections on `listen`.
+    /// Opens a tunnel to a service and accepts its connections on `listen`. Of several providers it
+    /// takes the first that can be reached, and stays with it.
     ///
     /// # Errors
     /// [`RequestError`]; nothing stays open.
@@ -90,24 +92,48 @@ impl NodeHandle {
         listen: SocketAddr,
         options: TunnelOptions,
     ) -> Result<(TunnelId, SocketAddr), RequestError> {
-        let (tunnel, address) = self.open(name, Some(listen), options).await?;
-        Ok((tunnel, address.unwrap_or(listen)))
+        let (providers, _) = self.resolve(name.clone(), false).await?;
+        if providers.iter().any(|(provider, _)| *provider == self.me) {
+            return Err(RequestError::OwnService(name));
+        }
+        let linked = self.linked(providers.iter().map(|(provider, _)| provider.node_id())).await?;
+        let known = providers.into_iter().map(|provider| {
+            let is_linked = linked.contains(&provider.0.node_id());
+            let standing = if is_linked { Standing::Fresh } else { Standing::Doubtful };
+            (provider, standing, None)
+        });
+        let mut failure = None;
+        for provider in order(known.collect()) {
+            match self.open_to(name.clone(), provider, Some(listen), options.clone()).await {
+                Ok((tunnel, address)) => return Ok((tunnel, address.unwrap_or(listen))),
+                Err(error) if error.is_of_the_provider() => {
+                    failure.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failure.unwrap_or(CommandError::UnknownName(name).into()))
     }
 
-    /// The same; without an address, for streams that the node itself opens.
-    pub(super) async fn open(
+    /// Those of the nodes that a link leads to.
+    pub(super) async fn linked(
+        &self,
+        nodes: impl Iterator<Item = NodeId>,
+    ) -> Result<Vec<NodeId>, RequestError> {
+        let nodes: Vec<NodeId> = nodes.collect();
+        self.inspect(|view| nodes.into_iter().filter(|node| view.is_linked(*node)).collect()).await
+    }
+
+    /// Opens a tunnel to one provider of a service; without an address, for streams that the node
+    /// itself opens.
+    pub(super) async fn open_to(
         &self,
         name: ServiceName,
+        (provider, record): (PublicKey, ServiceRecord),
         listen: Option<SocketAddr>,
         options: TunnelOptions,
     ) -> Result<(TunnelId, Option<SocketAddr>), RequestError> {
-        let (providers, _) = self.resolve(name.clone(), false).await?;
-        let first = providers.into_iter().next();
-        let (provider, record) = first.ok_or_else(|| CommandError::UnknownName(name.clone()))?;
         let destination = provider.node_id();
-        if provider == self.me {
-            return Err(RequestError::OwnService(name));
-        }
         let objective = options.objective.unwrap_or(record.objective);
         let paths = options.paths(objective, self.paths)?;
         let reserve = options.reserve;
@@ -165,6 +191,9 @@ impl NodeHandle {
     async fn fixed_path(&self, relays: Vec<NodeId>, to: NodeId) -> Result<Route, RequestError> {
         for relay in &relays {
             let relay = *relay;
+            if relay == to || relay == self.me.node_id() {
+                return Err(RequestError::NoRelay(relay));
+            }
             if !self.inspect(move |view| view.knows(relay)).await? {
                 return Err(RequestError::UnknownNode(relay));
             }

@@ -12,9 +12,9 @@
 //! - Dropping the writer commits what it holds and ends the thread.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{
-    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
+    Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -46,6 +46,9 @@ enum Message {
 
 #[derive(Default)]
 struct Shared {
+    /// Messages in the queue. `sync_channel` would bound it too, but has all its places from the
+    /// start: a queue that is nearly empty takes one after the other, and with that ever more memory.
+    waiting: AtomicUsize,
     dropped: AtomicU64,
     errors: AtomicU64,
     last_error: Mutex<Option<String>>,
@@ -53,6 +56,12 @@ struct Shared {
 }
 
 impl Shared {
+    /// Takes a place in the queue, if there is one.
+    fn enter(&self) -> bool {
+        let enter = |waiting| (waiting < QUEUE_MAX).then_some(waiting + 1);
+        self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
+    }
+
     fn failed(&self, count: u64, error: &rusqlite::Error) {
         self.errors.fetch_add(count, Ordering::Relaxed);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
@@ -63,7 +72,7 @@ impl Shared {
 pub struct Writer {
     path: PathBuf,
     /// `None` only while it is being dropped.
-    queue: Option<SyncSender<Message>>,
+    queue: Option<Sender<Message>>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
 }
@@ -76,7 +85,7 @@ impl Writer {
     pub fn start(path: impl AsRef<Path>, retention: Retention) -> Result<Self, StoreError> {
         let store = Store::open(path)?;
         let path = store.path().to_owned();
-        let (queue, receiver) = sync_channel(QUEUE_MAX);
+        let (queue, receiver) = channel();
         let shared = Arc::new(Shared::default());
         let worker = Worker {
             store,
@@ -116,14 +125,15 @@ impl Writer {
         };
         let (reply, answer) = sync_channel(1);
         let until = Instant::now() + FLUSH_WAIT_MAX;
-        let mut message = Message::Flush(reply);
-        while let Some(queue) = &self.queue {
-            match queue.try_send(message) {
-                Ok(()) => break,
-                Err(TrySendError::Full(back)) if Instant::now() < until => message = back,
-                Err(_) => return Err(not_written(None)),
+        while !self.shared.enter() {
+            if Instant::now() >= until {
+                return Err(not_written(None));
             }
             thread::sleep(FLUSH_PAUSE);
+        }
+        let asked = self.queue.as_ref().is_some_and(|q| q.send(Message::Flush(reply)).is_ok());
+        if !asked {
+            return Err(not_written(None));
         }
         match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(result) => result.map_err(|why| not_written(Some(why))),
@@ -152,8 +162,8 @@ impl Writer {
     }
 
     fn send(&self, row: Row) {
-        let sent = self.queue.as_ref().is_some_and(|q| q.try_send(Message::Row(row)).is_ok());
-        if !sent {
+        let send = |queue: &Sender<Message>| queue.send(Message::Row(row)).is_ok();
+        if !self.shared.enter() || !self.queue.as_ref().is_some_and(send) {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -230,11 +240,13 @@ impl Worker {
             thread::sleep(wait.min(COMMIT_INTERVAL));
             return Err(RecvTimeoutError::Timeout);
         }
-        match queue.try_recv() {
-            Ok(message) => Ok(message),
-            Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
-            Err(TryRecvError::Empty) => queue.recv_timeout(wait),
-        }
+        let message = match queue.try_recv() {
+            Ok(message) => message,
+            Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+            Err(TryRecvError::Empty) => queue.recv_timeout(wait)?,
+        };
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        Ok(message)
     }
 
     fn commit(&mut self) -> rusqlite::Result<()> {

@@ -14,9 +14,13 @@ fn run(data_dir: &Path, arguments: &[&str]) -> Output {
 
 /// Fails with exit code 1 and one line that holds all these words; nothing on standard output.
 fn fails(data_dir: &Path, arguments: &[&str], words: &[&str]) {
+    fails_with(1, data_dir, arguments, words);
+}
+
+fn fails_with(code: i32, data_dir: &Path, arguments: &[&str], words: &[&str]) {
     let output = run(data_dir, arguments);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
     let last = error.lines().last().unwrap_or_default();
     let logs = arguments[0] == "node";
     assert!(logs || error.lines().count() == 1, "one line: {error}");
@@ -54,16 +58,25 @@ fn wrong_usage_is_exit_code_two() {
         &["service", "publish", "a.local", "--to", "udp://127.0.0.1:1", "--objective", "fast"],
         &["tunnel", "open", "a.local", "--paths", "5"],
         &["tunnel", "open", "a.local", "--objective", "Latency"],
+        &["tunnel", "open", "a.local", "--listen", "9000"],
+        &["tunnel", "open", "a b"],
+        &["service", "publish", "a.local", "--to", "127.0.0.1:1"],
+        &["service", "publish", "-a", "--to", "tcp://127.0.0.1:1"],
+        &["node", "--socks", "localhost"],
     ] {
-        assert_eq!(run(dir.path(), arguments).status.code(), Some(2), "{arguments:?}");
+        let output = run(dir.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
     }
 }
 
 #[test]
 fn a_wrong_address_and_a_taken_port_are_named() {
     let dir = tempfile::tempdir().unwrap();
-    fails(dir.path(), &["node", "--listen", "127.0.0.1:1"], &["not a multiaddress", "/ip4/"]);
-    fails(
+    let listen = ["node", "--listen", "127.0.0.1:1"];
+    fails_with(2, dir.path(), &listen, &["not a multiaddress", "/ip4/"]);
+    fails_with(
+        2,
         dir.path(),
         &["node", "--listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", "nonsense"],
         &["'nonsense' is not a multiaddress"],

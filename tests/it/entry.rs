@@ -290,6 +290,8 @@ async fn udp_clients_each_have_their_flow() {
     }
     assert_eq!(pair.tunnel().open, 3);
     assert_eq!(pair.tunnel().connections, 3);
+    let sent: u64 = 3 * (5 + 1 + 1 + 3_900 + 1);
+    assert_eq!(pair.tunnel().bytes, (sent, sent + 9), "answers are one byte longer");
 
     clients[0].send(&vec![1; 9_000]).await.unwrap();
     eventually("what does not fit a packet is counted", || async {
@@ -300,6 +302,7 @@ async fn udp_clients_each_have_their_flow() {
     let receiving = clients[0].recv(&mut answer);
     let length = tokio::time::timeout(PATIENCE, receiving).await.unwrap().unwrap();
     assert_eq!(answer[1..length], *b"still");
+    assert_eq!(pair.tunnel().bytes, (sent + 5, sent + 9 + 6), "and does not count as sent");
     assert!(pair.user.handle().close_tunnel(tunnel).await.unwrap());
     eventually("the address is free again", || async { UdpSocket::bind(address).await.is_ok() })
         .await;
@@ -348,6 +351,7 @@ async fn futures<T: Send + 'static>(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_never_reads_hurts_nobody_else() {
     const SILENT: usize = 8;
+    const SO_MANY: usize = 40;
     let pair = Pair::start().await;
     // Sends for as long as anybody takes it.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -383,6 +387,43 @@ async fn who_never_reads_hurts_nobody_else() {
     let mut first = [0; 1_000];
     silent[0].read_exact(&mut first).await.unwrap();
     assert_eq!(first, [7; 1_000], "and go on when they read");
+    // So many that they fill the window of the whole QUIC connection.
+    while silent.len() < SO_MANY {
+        silent.push(TcpStream::connect(flood).await.unwrap());
+    }
+    eventually("some have to go", || async {
+        pair.dropped(&pair.user, "stream-stalled").await > 0
+    })
+    .await;
+    let mut reader = TcpStream::connect(flood).await.unwrap();
+    let mut read = 0;
+    while read < 10_000_000 {
+        let reading = reader.read(&mut buffer);
+        read += tokio::time::timeout(PATIENCE, reading).await.unwrap().unwrap();
+    }
+    assert!(pair.tunnel().open >= 24, "no more of them than has to be");
+    pair.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_tunnel_is_lost_is_reset_at_both_ends() {
+    let pair = Pair::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pair.publish(service(NAME), listener.local_addr().unwrap()).await;
+    let (tunnel, address) = pair.open(NAME, TunnelOptions::default()).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"half").await.unwrap();
+    let (mut target, _) = listener.accept().await.unwrap();
+    let mut half = [0; 4];
+    target.read_exact(&mut half).await.unwrap();
+    target.write_all(b"half").await.unwrap();
+    client.read_exact(&mut half).await.unwrap();
+    assert!(pair.user.handle().close_tunnel(tunnel).await.unwrap());
+    for (end, tcp) in [("client", &mut client), ("target", &mut target)] {
+        let reading = tokio::time::timeout(PATIENCE, tcp.read_u8()).await.unwrap();
+        let error = reading.unwrap_err().kind();
+        assert_eq!(error, std::io::ErrorKind::ConnectionReset, "{end}: no end of a stream");
+    }
     pair.stop().await;
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwise::config::EmulatedLink;
+use meshwise::config::{Config, EmulatedLink};
 use meshwise::engine::event::CommandError;
 use meshwise::engine::measure::ProbeKind;
 use meshwise::engine::predict::ForestModel;
@@ -37,6 +37,11 @@ pub const T: usize = 3;
 
 impl Diamond {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With other settings.
+    pub async fn start_with(change: impl Fn(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identities: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
         let ids: Vec<NodeId> = identities.iter().map(Identity::node_id).collect();
@@ -50,6 +55,7 @@ impl Diamond {
             let mut config = config(bootstrap);
             let neighbours: Vec<NodeId> = links[index].iter().map(|other| ids[*other]).collect();
             config.emulation = only_links_to(&neighbours);
+            change(&mut config);
             nodes.push(start(&folder.path().join(index.to_string()), identity, config).await);
         }
         let diamond = Self { _folder: folder, nodes, ids };
@@ -280,6 +286,12 @@ async fn what_cannot_work_says_why() {
     let options = TunnelOptions { via: Some(nowhere), ..TunnelOptions::default() };
     let forced = handle.open_tunnel(name(NAME), any, options).await.unwrap_err();
     assert!(matches!(forced, RequestError::UnknownNode(_)), "{forced}");
+    for end in [S, T] {
+        let options =
+            TunnelOptions { via: Some(vec![diamond.ids[end]]), ..TunnelOptions::default() };
+        let no_relay = handle.open_tunnel(name(NAME), any, options).await.unwrap_err();
+        assert!(no_relay.to_string().contains("--via \"\""), "{no_relay}");
+    }
     assert_eq!(handle.tunnels().len(), 1, "nothing stays open");
     let bound = |view: &mut meshwise::node::View<'_>| view.engine.tunnels().count();
     eventually("nothing stays bound", || async { handle.inspect(bound).await.unwrap() == 1 }).await;

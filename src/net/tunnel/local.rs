@@ -134,7 +134,7 @@ impl Tunnels {
         let strand = &local.strands[index];
         let live = Live::new(self.connect(strand.tunnel, &local.provider, &local.stop).await?);
         if local.kind == ServiceKind::Udp {
-            self.tasks.spawn(udp::deliver(self.clone(), live.clone()));
+            self.tasks.spawn(udp::deliver(self.clone(), local.clone(), live.clone()));
         }
         *strand.live.lock().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
         if local.stop.is_cancelled() {

@@ -311,6 +311,13 @@ impl Tunnels {
         }
     }
 
+    /// Whether a tunnel of this node is open and a route to its provider is alive.
+    pub fn is_reachable(&self, tunnel: TunnelId) -> bool {
+        let open = self.lock_open();
+        let strands = open.get(&tunnel).map_or(&[][..], |open| &open.local.strands);
+        strands.iter().any(|strand| self.plane.is_reachable(strand.tunnel))
+    }
+
     /// Counts a connection that failed, and says so in the log: the first one of a kind, and then
     /// ever more seldom.
     pub fn failed(&self, service: &dyn std::fmt::Display, why: &'static str) {

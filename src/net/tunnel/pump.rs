@@ -30,13 +30,14 @@ const READ_MIN: usize = 16 * 1024;
 const COPIED_MAX: usize = 8 * 1024;
 /// Chunks that are written to TCP with one call; a chunk is what one packet brought.
 const CHUNKS: usize = 16;
-/// A connection that takes nothing for this long is stalled.
-const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// A connection that takes nothing for this long is stalled. Nobody is hurt by that unless there are
+/// many of them; but when they fill the tunnel's window, all its streams wait for this long.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
 /// How often a stalled one looks whether it has to go.
 const STALLED_POLL: Duration = Duration::from_secs(1);
-/// Stalled streams that a tunnel bears: each holds up to a stream's window, and together half of
-/// the tunnel's.
-const STALLED_MAX: usize = 16;
+/// Stalled streams that a tunnel bears: each holds up to a stream's window, and together three
+/// quarters of the tunnel's. Beyond, the longest stalled is reset.
+const STALLED_MAX: usize = 24;
 
 thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());

@@ -10,7 +10,7 @@ use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::stream::{Live, Status, StreamError};
+use super::stream::{Carried, Live, Status, StreamError};
 use super::{Export, STREAMS_MAX, Tunnels, pump, udp};
 use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, ServiceName};
@@ -195,15 +195,17 @@ async fn serve_tcp(
     export: &Export,
 ) -> Result<(), StreamError> {
     let connecting = tokio::time::timeout(TARGET_TIMEOUT, TcpStream::connect(export.target));
-    let Ok(Ok(mut tcp)) = connecting.await else { return Err(StreamError::TargetUnreachable) };
-    let _ = tcp.set_nodelay(true);
+    let Ok(Ok(tcp)) = connecting.await else { return Err(StreamError::TargetUnreachable) };
+    let mut tcp = Carried::new(tcp);
     let accepted = send.write_all(&[Status::Accepted as u8]).await;
     accepted.map_err(|_| StreamError::Broken)?;
-    let (tcp_read, mut tcp_write) = tcp.split();
+    let (tcp_read, mut tcp_write) = tcp.tcp.split();
     let uncounted = AtomicU64::new(0);
     let down = pump::from_tcp(&tcp_read, send, &uncounted);
     let up = pump::to_tcp(recv, &mut tcp_write, &uncounted, &live.stalls);
-    tokio::try_join!(up, down).map(|_| ())
+    let result = tokio::try_join!(up, down).map(|_| ());
+    tcp.ended = result.is_ok();
+    result
 }
 
 #[cfg(test)]

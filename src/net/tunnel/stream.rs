@@ -132,10 +132,10 @@ impl TunnelStream {
     ///
     /// # Errors
     /// [`StreamError`]; both ends are told.
-    pub async fn carry(mut self, mut tcp: TcpStream) -> Result<(), StreamError> {
-        let _ = tcp.set_nodelay(true);
+    pub async fn carry(mut self, tcp: TcpStream) -> Result<(), StreamError> {
+        let mut tcp = Carried::new(tcp);
         let traffic = self.open.traffic();
-        let (tcp_read, mut tcp_write) = tcp.split();
+        let (tcp_read, mut tcp_write) = tcp.tcp.split();
         let up = pump::from_tcp(&tcp_read, &mut self.send, &traffic.sent);
         let down = async {
             accepted(&mut self.recv, &mut self.accepted).await?;
@@ -144,6 +144,7 @@ impl TunnelStream {
         };
         let both = async { tokio::try_join!(up, down).map(|_| ()) };
         let result = self.live.while_open(both).await;
+        tcp.ended = result.is_ok();
         if result.is_err() {
             self.abort();
         }
@@ -153,6 +154,38 @@ impl TunnelStream {
     pub(super) fn abort(&mut self) {
         let _ = self.send.reset(VarInt::from_u32(1));
         let _ = self.recv.stop(VarInt::from_u32(1));
+    }
+}
+
+/// Whoever asked is gone, or another provider was quicker.
+impl Drop for TunnelStream {
+    fn drop(&mut self) {
+        if !self.accepted {
+            self.abort();
+        }
+    }
+}
+
+/// A TCP connection that is reset when it breaks in its middle: what came so far must not pass for
+/// all.
+pub(super) struct Carried {
+    pub(super) tcp: TcpStream,
+    /// Both directions have come to their ends.
+    pub(super) ended: bool,
+}
+
+impl Carried {
+    pub(super) fn new(tcp: TcpStream) -> Self {
+        let _ = tcp.set_nodelay(true);
+        Self { tcp, ended: false }
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.tcp.set_zero_linger();
+        }
     }
 }
 

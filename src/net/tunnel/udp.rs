@@ -102,23 +102,27 @@ impl Drop for Entry<'_> {
 }
 
 /// Hands what arrives on a connection of this node's own to its flows, until it is closed.
-pub(super) async fn deliver(tunnels: Arc<Tunnels>, live: Arc<Live>) {
+pub(super) async fn deliver(tunnels: Arc<Tunnels>, local: Arc<LocalEnd>, live: Arc<Live>) {
     while let Ok(datagram) = live.connection.read_datagram().await {
-        if let Err(why) = live.flows.deliver(&datagram) {
-            tunnels.plane.counters().count(why);
-        }
+        match live.flows.deliver(&datagram) {
+            Ok(bytes) => local.traffic.received.fetch_add(bytes as u64, Ordering::Relaxed),
+            Err(why) => tunnels.plane.counters().count_nth(why),
+        };
     }
 }
 
-fn send(tunnels: &Tunnels, live: &Live, datagram: Bytes) {
+/// Returns whether QUIC took the payload; it may still be lost on the way.
+fn send(tunnels: &Tunnels, live: &Live, datagram: Bytes) -> bool {
     let why = match live.connection.send_datagram(datagram) {
-        Ok(()) | Err(SendDatagramError::ConnectionLost(_)) => return,
+        Ok(()) => return true,
+        Err(SendDatagramError::ConnectionLost(_)) => return false,
         Err(SendDatagramError::TooLarge) => "udp-too-large",
         Err(SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled) => {
             "udp-not-supported"
         }
     };
     tunnels.failed(&"udp", why);
+    false
 }
 
 /// Waits until the far end ends a stream. Nothing but its end may come.
@@ -208,8 +212,9 @@ async fn flow(
                 let Some(mut datagram) = datagram else { break };
                 datagram[..NUMBER_BYTES].copy_from_slice(&number);
                 let bytes = (datagram.len() - NUMBER_BYTES) as u64;
-                local.traffic.sent.fetch_add(bytes, Ordering::Relaxed);
-                send(tunnels, &live, datagram.freeze());
+                if send(tunnels, &live, datagram.freeze()) {
+                    local.traffic.sent.fetch_add(bytes, Ordering::Relaxed);
+                }
             }
             over = ended(&mut stream.recv) => return over,
             () = tokio::time::sleep(FLOW_IDLE) => if !entry.was_active() { break },
@@ -247,7 +252,9 @@ pub(super) async fn serve(
             ready = socket.readable() => {
                 ready.map_err(|_| StreamError::Broken)?;
                 match read_with(&number, true, |buffer| socket.try_recv_buf(buffer)) {
-                    Ok(datagram) => send(tunnels, live, datagram),
+                    Ok(datagram) => {
+                        send(tunnels, live, datagram);
+                    }
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                     // Nothing listens at the target: UDP says so for each payload.
                     Err(_) => tunnels.plane.counters().count("udp-target-unreachable"),

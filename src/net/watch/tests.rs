@@ -377,3 +377,117 @@ fn reports_say_what_traffic_met_and_only_of_what_is_in_use() {
     pair.s.plane.report(later);
     assert!(pair.s.events.try_recv().is_err());
 }
+
+#[test]
+fn idle_tunnels_are_not_looked_at() {
+    let mut pair = Pair::new();
+    let idle: Vec<FarEnd> =
+        (10..200).map(|tunnel| FarEnd { tunnel: TunnelId(tunnel), ..TO_S }).collect();
+    for far_end in &idle {
+        pair.t.plane.flows.set_key(*far_end, RouteKey::new(&KEY));
+    }
+    pair.s.send(TO_T, [0]);
+    pair.relay(A);
+    pair.t.send(TO_S, [10]);
+    pair.relay(A);
+    let begun = pair.s.plane.flows.now();
+    let watched = |pair: &Pair| [&pair.s, &pair.t].map(|end| end.plane.awake.lock().due.len());
+    assert_eq!(watched(&pair), [1, 1]);
+    let mut beats = 0;
+    for step in 1..=300 {
+        let now = begun + step * Duration::from_millis(50);
+        pair.s.plane.watch_due(now);
+        pair.t.plane.watch_due(now);
+        beats += written(&pair.s.links[&A]).len();
+        if step == 150 {
+            assert_eq!(watched(&pair)[0], 1, "in use");
+        }
+    }
+    assert!(beats > 50, "{beats}");
+    assert_eq!(watched(&pair), [0, 0]);
+    pair.s.send(TO_T, [1]);
+    assert_eq!(watched(&pair), [1, 0], "the next packet");
+}
+
+/// The snapshot of a tunnel that wants reliability.
+fn copied(used: (u8, u32), backup: Option<(u8, u32)>) -> Arc<ForwardingSnapshot> {
+    let mut snapshot = ForwardingSnapshot::clone(&snapshot(used, backup));
+    snapshot.tunnels.values_mut().for_each(|binding| binding.copies = true);
+    Arc::new(snapshot)
+}
+
+fn flags(datagrams: &[Vec<u8>]) -> Vec<bool> {
+    datagrams.iter().map(|datagram| Header::decode(datagram).unwrap().0.copy).collect()
+}
+
+#[test]
+fn small_packets_also_travel_over_the_backup_and_move_nothing() {
+    let mut pair = Pair::new();
+    pair.s.send(TO_T, [0]);
+    assert_eq!(pair.s.sent_to(B).len(), 0, "nobody wants copies");
+    pair.s.plane.set_snapshot(copied((A, 1), Some((B, 2))));
+    for round in 1..4 {
+        pair.s.send(TO_T, [round]);
+        pair.relay(A);
+        pair.relay(B);
+    }
+    assert_eq!(pair.t.packets(), [0, 1, 1, 2, 2, 3, 3]);
+    let flow = |pair: &Pair| {
+        let flow = pair.t.plane.flows.of(TO_S).unwrap();
+        let flow = hold(&flow);
+        let way = flow.out.route().map(|(route, route_id)| (route.relays()[0], route_id));
+        (way, flow.arrivals.over(1).received, flow.arrivals.newest().map(|seen| seen.route_id))
+    };
+    assert_eq!(flow(&pair), (Some((node(A), 1)), 4, Some(1)), "copies count for no route");
+    // What one route loses, the other one brings; also on the way back.
+    pair.s.send(TO_T, [4]);
+    assert_eq!(flags(&pair.s.sent_to(A)), [false]);
+    pair.relay(B);
+    assert_eq!(pair.t.packets(), [4]);
+    pair.t.send(TO_S, [10]);
+    assert_eq!(flags(&pair.t.sent_to(A)), [false]);
+    pair.relay(B);
+    assert_eq!(pair.s.packets(), [10]);
+    // A copy that is replayed reaches nobody, and one that is made the packet itself neither.
+    pair.s.send(TO_T, [5]);
+    let mut copy = pair.s.sent_to(B).pop().unwrap();
+    Header::advance(&mut copy);
+    pair.t.plane.received(node(B), copy.clone());
+    pair.t.plane.received(node(B), copy.clone());
+    let (header, _) = Header::decode(&copy).unwrap();
+    pair.t.plane.received(node(B), Header { copy: false, ..header }.encode(&[5]));
+    assert_eq!(pair.t.packets(), [5]);
+    assert_eq!((pair.t.dropped("replayed"), pair.t.dropped("forged")), (1, 1));
+}
+
+#[test]
+fn large_packets_and_much_at_once_are_not_copied() {
+    use crate::net::copies::{BUSY_PACKETS, COPIED_BYTES_MAX};
+    let mut pair = Pair::new();
+    pair.s.plane.set_snapshot(copied((A, 1), Some((B, 2))));
+    for (bytes, copies) in [(COPIED_BYTES_MAX, 1), (COPIED_BYTES_MAX + 1, 0)] {
+        pair.s.plane.send_packets(TO_T.to_addr(), [&vec![0; bytes][..]].into_iter());
+        assert_eq!(pair.s.sent_to(B).len(), copies, "{bytes}");
+    }
+    pair.s.plane.send_packets(TO_T.to_addr(), [&[0xc0; 100][..]].into_iter());
+    assert_eq!(pair.s.sent_to(B).len(), 0, "a handshake has no key yet");
+    pair.s.send(TO_T, std::iter::repeat_n(1, 2 * BUSY_PACKETS));
+    assert!((1..BUSY_PACKETS).contains(&pair.s.sent_to(B).len()), "a transfer");
+    pair.silence();
+    pair.s.sent_to(B);
+    pair.s.send(TO_T, [2]);
+    assert_eq!((pair.used(), flags(&pair.s.sent_to(B))), (2, vec![false]), "the backup is in use");
+}
+
+#[test]
+fn nobody_is_told_that_a_copy_was_lost() {
+    let mut pair = Pair::new();
+    pair.s.plane.set_snapshot(copied((A, 1), Some((B, 2))));
+    pair.s.send(TO_T, [0]);
+    let copy = pair.s.sent_to(B).pop().unwrap();
+    let relay = End::new(B);
+    let link = Arc::new(Link::new(node(S), None));
+    relay.plane.add_link(link.clone());
+    relay.plane.received(node(S), copy);
+    assert_eq!((written(&link).len(), relay.dropped("no-link")), (0, 1));
+}

@@ -1,0 +1,93 @@
+//! Copies of small packets over a second route, for tunnels that want reliability above all.
+//!
+//! A packet of at most [`COPIED_BYTES_MAX`] leaves over the route in use and over the backup too;
+//! QUIC drops what it gets twice. Copies are marked as such and have sequence numbers of their own:
+//! receipts still say what the route in use delivered, and the way back does not move. The provider
+//! copies its small packets in turn, over the way that the newest proved copy took.
+//!
+//! Nothing is copied while much is under way, because it is no message then, and because QUIC knows
+//! duplicates of the newest 128 packets only: it would drop what a quicker copy has overtaken by more.
+
+use std::time::Duration;
+
+use super::flows::{Flow, is_handshake};
+use crate::engine::forward::{Arrivals, Backup, DatagramKind, Header};
+use crate::engine::types::{NodeId, Route, Timestamp};
+
+/// Largest packet that is copied (bytes): a message or an acknowledgement, not a part of a transfer,
+/// whose packets are as large as they may be.
+pub const COPIED_BYTES_MAX: usize = 1_200;
+/// With so many packets under way that left within [`BUSY_WITHIN`], nothing is copied: half of what
+/// QUIC knows duplicates of.
+pub const BUSY_PACKETS: usize = 64;
+/// See [`BUSY_PACKETS`]. A backup that is quicker by more than this would be the route in use.
+pub const BUSY_WITHIN: Duration = Duration::from_millis(100);
+/// How long after the newest copy of the caller the provider copies too: longer than the caller of
+/// an idle tunnel lets pass without a packet.
+const HEARD_FOR: Duration = Duration::from_secs(30);
+
+/// The second route of one tunnel.
+struct Way {
+    route: Route,
+    route_id: u32,
+    until: Timestamp,
+}
+
+/// What one end of a tunnel copies and has received as copies.
+#[derive(Default)]
+pub(super) struct Copies {
+    way: Option<Way>,
+    sequence: u64,
+    /// Copies that proved themselves; the route's own datagrams have the same numbers.
+    pub(super) arrivals: Arrivals,
+}
+
+impl Copies {
+    /// The end that opened the tunnel copies over this backup from now on, or not at all.
+    pub(super) fn follow(&mut self, backup: Option<&Backup>) {
+        let in_use = self.way.as_ref().map(|way| way.route_id);
+        if in_use != backup.map(|backup| backup.route_id) {
+            self.way = backup.map(|backup| Way {
+                route: backup.route.clone(),
+                route_id: backup.route_id,
+                until: Timestamp(u64::MAX),
+            });
+        }
+    }
+
+    /// The end that provides has received a copy that proved itself.
+    pub(super) fn heard(&mut self, header: &Header, now: Timestamp) {
+        let until = now + HEARD_FOR;
+        match &mut self.way {
+            Some(way) if way.route_id == header.route_id => way.until = until,
+            Some(way) if way.route_id > header.route_id && now <= way.until => {}
+            way => {
+                let (route, route_id) = (header.route.reversed(), header.route_id);
+                *way = Some(Way { route, route_id, until });
+            }
+        }
+    }
+}
+
+impl Flow {
+    /// A copy of a packet that has just left, and the neighbour that it goes to; `None` when it is
+    /// not to be copied.
+    pub(super) fn copy_of(&mut self, packet: &[u8], now: Timestamp) -> Option<(NodeId, Vec<u8>)> {
+        let is_message = packet.len() <= COPIED_BYTES_MAX && !is_handshake(packet);
+        if !is_message || self.out.is_busy(now) {
+            return None;
+        }
+        let key = self.key()?.clone();
+        // A backup that has been taken into use has the number of the route in use.
+        let in_use = self.out.route_id();
+        let way =
+            self.copies.way.as_ref().filter(|way| way.route_id > in_use && now <= way.until)?;
+        self.copies.sequence += 1;
+        let (sequence, route) = (self.copies.sequence, way.route.clone());
+        let tunnel = self.far_end.tunnel;
+        let header = Header::new(DatagramKind::Data, tunnel, way.route_id, sequence, route);
+        let mut header = Header { reply: !self.far_end.ours, copy: true, ..header };
+        header.seal(&key, packet);
+        Some((header.route.nodes()[1], header.encode(packet)))
+    }
+}
