@@ -167,7 +167,7 @@ impl Engine {
         if origin == self.me {
             return Verdict::Ignore;
         }
-        match signed.open::<LinkStateAdvertisement>() {
+        match signed.open_with::<LinkStateAdvertisement>(self.config.checked.as_deref()) {
             Ok(advertisement) => {
                 let age_limit = LIFETIME + CLOCK_SKEW;
                 if Timestamp(advertisement.sequence) + age_limit <= now {

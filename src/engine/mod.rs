@@ -41,7 +41,7 @@ use forward::{Binding, ForwardingSnapshot};
 use measure::prober::Prober;
 use measure::{LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample};
 use overlay::wire::{self, GossipMessage, Objective, Signed};
-use overlay::{Advertiser, BootstrapPolicy, NetworkBootstrapper};
+use overlay::{Advertiser, BootstrapPolicy, CheckedSignatures, NetworkBootstrapper};
 use predict::{QualityModel, RoutePredictor};
 use route::candidate::Knowledge;
 use route::router::MOVES_INTERVAL;
@@ -95,6 +95,8 @@ pub struct EngineConfig {
     pub prediction: bool,
     /// Seed of all randomness.
     pub seed: u64,
+    /// What the other nodes of a simulated world have checked already; `None` in a real node.
+    pub checked: Option<Arc<CheckedSignatures>>,
 }
 
 /// A connected peer.
@@ -156,7 +158,7 @@ impl Engine {
             advertiser: Advertiser::default(),
             graph: OverlayGraph::default(),
             advertisements: BTreeMap::new(),
-            services: Services::new(config.key.clone()),
+            services: Services::new(config.key.clone(), config.checked.clone()),
             predictor: RoutePredictor::new(config.prediction),
             router: IntelligentRouter::new(me, config.paths),
             snapshot: Arc::default(),

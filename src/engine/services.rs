@@ -2,6 +2,7 @@
 //! that wait for the DHT.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
@@ -10,7 +11,7 @@ use crate::engine::event::{Answer, CommandError, Notice, Output, RequestId, Serv
 use crate::engine::measure::{EventKind, Sample};
 use crate::engine::overlay::registry::{self, RecordError};
 use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, Signed};
-use crate::engine::overlay::{ServiceRecord, ServiceRegistry};
+use crate::engine::overlay::{CheckedSignatures, ServiceRecord, ServiceRegistry};
 use crate::engine::types::{PublicKey, ServiceName, Timestamp};
 
 /// Most requests that wait for the DHT at one time.
@@ -45,10 +46,10 @@ pub struct Services {
 type Outputs = VecDeque<Output>;
 
 impl Services {
-    pub(super) fn new(key: SigningKey) -> Self {
+    pub(super) fn new(key: SigningKey, checked: Option<Arc<CheckedSignatures>>) -> Self {
         Self {
             key,
-            registry: ServiceRegistry::default(),
+            registry: ServiceRegistry::new(checked),
             own: BTreeMap::new(),
             pending: BTreeMap::new(),
         }

@@ -127,6 +127,7 @@ impl Node {
                 intervals: config.intervals(),
                 prediction: config.learning.predict,
                 seed: clock.now().as_micros(),
+                checked: None,
             },
             clock.now(),
         );

@@ -36,7 +36,7 @@ fn diamond(seed: u64) -> World {
     for (a, b, delay_ms) in
         [(0, 1, 10.0), (1, 3, 10.0), (3, 5, 10.0), (0, 2, 15.0), (2, 4, 15.0), (4, 5, 15.0)]
     {
-        world.set_link(a, b, LinkModel { delay_ms, jitter_ms: 1.0, loss: 0.0 });
+        world.set_link(a, b, LinkModel { jitter_ms: 1.0, ..LinkModel::delay(delay_ms) });
     }
     world
 }
@@ -354,7 +354,7 @@ fn a_model_that_does_worse_than_the_moving_average_stops_deciding_by_itself() {
         // The links of one way swing, and the last value follows sooner than the moving average.
         for step in 0..150_u32 {
             let delay_ms = if step % 20 < 10 { 10.0 } else { 12.0 };
-            world.set_link(0, 1, LinkModel { delay_ms, jitter_ms: 0.0, loss: 0.0 });
+            world.set_link(0, 1, LinkModel::delay(delay_ms));
             world.run_for(seconds(2));
         }
         let decides = world.engine(0).predictor().version();

@@ -3,11 +3,13 @@
 
 pub mod advertiser;
 pub mod bootstrap;
+mod checked;
 pub mod registry;
 pub mod wire;
 
 pub use advertiser::Advertiser;
 pub use bootstrap::{BootstrapPolicy, NetworkBootstrapper};
+pub use checked::CheckedSignatures;
 pub use registry::{Accepted, RecordError, ServiceRegistry};
 pub use wire::{
     GossipMessage, LinkStateAdvertisement, Objective, PeerAddresses, ServiceKind, ServiceRecord,

@@ -10,8 +10,10 @@
 //! - A provider issues its record again after a third of its time to live.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::CheckedSignatures;
 use super::wire::{ServiceRecord, Signed, WireError};
 use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
 
@@ -91,15 +93,21 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct ServiceRegistry {
     entries: BTreeMap<(ServiceName, NodeId), Entry>,
+    checked: Option<Arc<CheckedSignatures>>,
 }
 
 impl ServiceRegistry {
+    /// An empty registry; `checked` is what others have checked already.
+    pub fn new(checked: Option<Arc<CheckedSignatures>>) -> Self {
+        Self { entries: BTreeMap::new(), checked }
+    }
+
     /// Verifies a record and takes it.
     ///
     /// # Errors
     /// [`RecordError`], with nothing changed.
     pub fn accept(&mut self, signed: &Signed, now: Timestamp) -> Result<Accepted, RecordError> {
-        let record = verify(signed, now)?;
+        let record = verify_with(signed, self.checked.as_deref(), now)?;
         let provider = signed.key.node_id();
         if let Some(owner) = self.owner(&record.name, now)
             && owner != record.owner
@@ -185,7 +193,15 @@ impl ServiceRegistry {
 /// # Errors
 /// [`RecordError`].
 pub fn verify(signed: &Signed, now: Timestamp) -> Result<ServiceRecord, RecordError> {
-    let record: ServiceRecord = signed.open()?;
+    verify_with(signed, None, now)
+}
+
+fn verify_with(
+    signed: &Signed,
+    checked: Option<&CheckedSignatures>,
+    now: Timestamp,
+) -> Result<ServiceRecord, RecordError> {
+    let record: ServiceRecord = signed.open_with(checked)?;
     if record.owner != signed.key {
         return Err(RecordError::NotOwner {
             name: record.name,
