@@ -5,7 +5,7 @@ use rand::RngExt;
 
 use super::event::{Notice, Output, Verdict};
 use super::measure::{EventKind, Sample};
-use super::overlay::LinkStateAdvertisement;
+use super::overlay::OpenedLinkState;
 use super::overlay::registry::CLOCK_SKEW;
 use super::overlay::wire::{
     self, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncResponse,
@@ -89,7 +89,8 @@ impl Engine {
         let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
         let peers = peers.take(wire::SYNC_PEERS_MAX);
         let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
-        let links = self.advertisements.values().cloned().map(GossipMessage::LinkState);
+        let links = self.advertisements.values();
+        let links = links.map(|signed| GossipMessage::LinkState(Signed::clone(signed)));
         let services = self.services.signed().cloned().map(GossipMessage::Service);
         // In turn, so that neither kind starves the other; from a random place on, so that what
         // does not fit is not always the same.
@@ -167,21 +168,19 @@ impl Engine {
         if origin == self.me {
             return Verdict::Ignore;
         }
-        match signed.open_with::<LinkStateAdvertisement>(self.config.checked.as_deref()) {
-            Ok(advertisement) => {
+        let opened = match &self.config.checked {
+            Some(checked) => checked.open(signed),
+            None => OpenedLinkState::open(signed),
+        };
+        match opened {
+            Ok(OpenedLinkState { signed, sequence, links }) => {
                 let age_limit = LIFETIME + CLOCK_SKEW;
-                if Timestamp(advertisement.sequence) + age_limit <= now {
+                if Timestamp(sequence) + age_limit <= now {
                     self.dropped("link-state", format!("{origin} is minutes behind our clock"));
                     return Verdict::Ignore;
                 }
                 let accepted_at = self.stamp(now);
-                let taken = self.graph.accept(
-                    origin,
-                    advertisement.sequence,
-                    advertisement.links,
-                    accepted_at,
-                );
-                let changes = match taken {
+                let changes = match self.graph.accept(origin, sequence, links, accepted_at) {
                     Ok(changes) => changes,
                     Err(Refused::Stale) => return Verdict::Ignore,
                     Err(Refused::Full) => {

@@ -128,6 +128,7 @@ impl Node {
                 prediction: config.learning.predict,
                 seed: clock.now().as_micros(),
                 checked: None,
+                late_histories: false,
             },
             clock.now(),
         );

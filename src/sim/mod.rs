@@ -111,7 +111,7 @@ pub struct World {
     next_token: u64,
     dht: BTreeMap<ServiceName, BTreeMap<usize, Vec<u8>>>,
     checked: Arc<CheckedSignatures>,
-    forgets: bool,
+    lean: bool,
     breaches: Vec<String>,
 }
 
@@ -133,14 +133,15 @@ impl World {
             next_token: 0,
             dht: BTreeMap::new(),
             checked: Arc::default(),
-            forgets: false,
+            lean: false,
             breaches: Vec::new(),
         }
     }
 
-    /// From now on samples and decisions are not kept: those of a thousand nodes fill any memory.
-    pub fn forget_samples(&mut self) {
-        self.forgets = true;
+    /// For a thousand nodes: samples and decisions are not kept from now on, and nodes that are added
+    /// keep histories of links only from their first tunnel on.
+    pub fn stay_lean(&mut self) {
+        self.lean = true;
     }
 
     /// Adds a node that bootstraps from these nodes, and returns its index.
@@ -164,6 +165,7 @@ impl World {
             prediction: true,
             seed: 0,
             checked: Some(self.checked.clone()),
+            late_histories: self.lean,
         };
         self.nodes.push(Node {
             config,
@@ -382,7 +384,7 @@ impl World {
                 let input = Box::new(Input::DhtFound { request, records });
                 self.plan(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
             }
-            Output::Record(_) | Output::Decision(_) if self.forgets => {}
+            Output::Record(_) | Output::Decision(_) if self.lean => {}
             Output::Record(sample) => self.nodes[index].samples.push(sample),
             Output::Decision(decision) => self.nodes[index].decisions.push(*decision),
             Output::Answer { request, answer } => {

@@ -143,6 +143,10 @@ impl Played {
             5 => {
                 if let Some(back) = self.dead.pop_first() {
                     self.world.start(back);
+                    // Its silent links are found anew.
+                    let links =
+                        self.silent.iter_mut().filter(|((a, b), _)| [a, b].contains(&&back));
+                    links.for_each(|(_, since)| *since = self.world.now());
                     let own = |flow: &usize| self.flows[*flow].source == back;
                     let own: Vec<usize> = (0..self.flows.len()).filter(own).collect();
                     own.into_iter().for_each(|flow| self.open(flow));
@@ -168,7 +172,8 @@ impl Played {
     fn check(&self, step: usize) {
         let (world, seed) = (&self.world, self.seed);
         assert_eq!(world.breaches(), [] as [String; 0], "seed {seed} step {step}");
-        let detected = self.silent.iter().filter(|(_, since)| world.now().since(**since) > DETECTED);
+        let detected =
+            self.silent.iter().filter(|(_, since)| world.now().since(**since) > DETECTED);
         for ((a, b), _) in detected {
             for (here, there) in [(*a, *b), (*b, *a)] {
                 let known = world.forwarding(here).down.contains(&world.id(there));
@@ -280,4 +285,71 @@ fn a_thousand_worlds_keep_every_invariant() {
         }
     }
     assert!(wrong.is_empty(), "seeds {wrong:?}");
+}
+
+/// 1,000 nodes of which 300 an hour leave and as many come, each connected to three or more, with
+/// 200 tunnels: what such a world costs.
+#[test]
+#[ignore = "minutes, and gigabytes: 1,000 nodes with churn"]
+fn a_thousand_nodes_come_and_go() {
+    const NODES: usize = 1_000;
+    const VIRTUAL_S: u64 = 300;
+    let mut random = Pcg64Mcg::seed_from_u64(1);
+    let mut world = World::new(1, START);
+    world.stay_lean();
+    let begun = std::time::Instant::now();
+    let join = |world: &mut World, random: &mut Pcg64Mcg, index: usize| {
+        let others: Vec<usize> = (0..index).filter(|other| world.is_running(*other)).collect();
+        // More links are possible than are wanted, so that lost ones can be replaced.
+        let near: Vec<usize> = others.sample(random, 2 * LINKS).copied().collect();
+        for other in &near {
+            let delay_ms = random.random_range(2.0..40.0);
+            world.set_link(*other, index, LinkModel::delay(delay_ms));
+        }
+        world.add_node(&near[..near.len().min(LINKS)], PathPolicy::default(), Intervals::default());
+    };
+    for index in 0..NODES {
+        join(&mut world, &mut random, index);
+        world.run_for(Duration::from_millis(20));
+    }
+    let report = |world: &World, what: &str| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let memory = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or("VmRSS: ?");
+        let (now_s, wall_s) = (world.now().since(START).as_secs(), begun.elapsed().as_secs());
+        println!("{what}: {now_s} s of the world in {wall_s} s, {memory}");
+    };
+    report(&world, "joined");
+    for tunnel in 1..=200 {
+        let ends: Vec<usize> =
+            (0..NODES).collect::<Vec<_>>().sample(&mut random, 2).copied().collect();
+        let command = Command::OpenTunnel {
+            tunnel: TunnelId(tunnel),
+            destination: world.id(ends[1]),
+            forced: None,
+            objective: Objective::Balanced,
+            beside: None,
+            reserve: None,
+        };
+        world.command(ends[0], command);
+        world.send(ends[0], TunnelId(tunnel), SOME);
+    }
+    let mut count = NODES;
+    for step in 0..VIRTUAL_S / 12 {
+        let running: Vec<usize> = (0..count).filter(|node| world.is_running(*node)).collect();
+        world.kill(*running.choose(&mut random).expect("many are running"));
+        world.run_for(Duration::from_secs(6));
+        join(&mut world, &mut random, count);
+        count += 1;
+        world.run_for(Duration::from_secs(6));
+        assert_eq!(world.breaches(), [] as [String; 0]);
+        if step % 5 == 0 {
+            report(&world, "churn");
+        }
+    }
+    let running = (0..count).filter(|node| world.is_running(*node));
+    let known: Vec<usize> =
+        running.map(|node| world.engine(node).graph().origins().count()).collect();
+    report(&world, "done");
+    println!("origins known: {:?} to {:?}", known.iter().min(), known.iter().max());
+    assert!(known.iter().all(|known| *known >= NODES * 95 / 100), "{known:?}");
 }

@@ -9,7 +9,7 @@ pub mod wire;
 
 pub use advertiser::Advertiser;
 pub use bootstrap::{BootstrapPolicy, NetworkBootstrapper};
-pub use checked::CheckedSignatures;
+pub use checked::{CheckedSignatures, OpenedLinkState};
 pub use registry::{Accepted, RecordError, ServiceRegistry};
 pub use wire::{
     GossipMessage, LinkStateAdvertisement, Objective, PeerAddresses, ServiceKind, ServiceRecord,

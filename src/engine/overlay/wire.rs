@@ -106,7 +106,7 @@ impl Signed {
         checked: Option<&CheckedSignatures>,
     ) -> Result<T, WireError> {
         match checked {
-            Some(checked) => checked.check(T::DOMAIN, self, || self.verify::<T>())?,
+            Some(checked) => checked.check::<T>(self, || self.verify::<T>())?,
             None => self.verify::<T>()?,
         }
         let payload: T = decode(&self.body, GOSSIP_BYTES_MAX)?;
