@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Event, World, ms};
 use crate::engine::event::Input;
 
+/// One message.
 #[derive(Debug)]
 struct Message {
     bytes: Arc<[u8]>,
@@ -16,14 +17,17 @@ struct Message {
 }
 
 impl Message {
+    /// Whether a node has had it.
+    fn was_at(&self, node: usize) -> bool {
+        self.seen.get(node / 64).is_some_and(|word| word >> (node % 64) & 1 == 1)
+    }
+
     /// Whether this is the first copy for a node.
     fn is_first(&mut self, node: usize) -> bool {
-        let (word, bit) = (node / 64, 1 << (node % 64));
-        if self.seen.len() <= word {
-            self.seen.resize(word + 1, 0);
-        }
-        let first = self.seen[word] & bit == 0;
-        self.seen[word] |= bit;
+        let first = !self.was_at(node);
+        let word = node / 64;
+        self.seen.resize(self.seen.len().max(word + 1), 0);
+        self.seen[word] |= 1 << (node % 64);
         first
     }
 }
@@ -47,12 +51,13 @@ impl World {
         self.gossip_ended(number);
     }
 
-    /// A node passes a message on to all its neighbours.
+    /// A node passes a message on to all its neighbours. Copies for those that have had it would be
+    /// dropped there, and are left out.
     pub(super) fn spread(&mut self, from: usize, number: u64) {
-        let neighbours: Vec<usize> = self.nodes[from].connected.iter().copied().collect();
-        if let Some(message) = self.gossip.messages.get_mut(&number) {
-            message.copies += neighbours.len();
-        }
+        let Some(message) = self.gossip.messages.get_mut(&number) else { return };
+        let neighbours = self.nodes[from].connected.iter().copied();
+        let neighbours: Vec<usize> = neighbours.filter(|to| !message.was_at(*to)).collect();
+        message.copies += neighbours.len();
         for to in neighbours {
             let delay = self.control_delay_ms(from, to);
             self.plan(self.now + ms(delay), Event::Gossip { to, number });

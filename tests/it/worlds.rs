@@ -240,7 +240,7 @@ fn play(seed: u64, shape: &Shape) -> Tally {
 
 /// Most datagrams arrive although links and nodes fail all the time, and links are full.
 fn assert_useful(tally: &Tally, seed: u64) {
-    assert!(tally.arrived * 100 > tally.sent * 70, "seed {seed}: {tally:?}");
+    assert!(tally.arrived * 100 > tally.sent * 80, "seed {seed}: {tally:?}");
     assert!(tally.losses > 0 && tally.granted > 0, "seed {seed}: {tally:?}");
 }
 
@@ -315,8 +315,12 @@ fn a_thousand_nodes_come_and_go() {
     let report = |world: &World, what: &str| {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let memory = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or("VmRSS: ?");
+        // Time on a processor, in the nanoseconds of the scheduler: the machine may be busy.
+        let spent = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let spent_ns: f64 = spent.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0.0);
         let (now_s, wall_s) = (world.now().since(START).as_secs(), begun.elapsed().as_secs());
-        println!("{what}: {now_s} s of the world in {wall_s} s, {memory}");
+        let spent_s = spent_ns / 1e9;
+        println!("{what}: {now_s} s of the world in {spent_s:.0} s ({wall_s} s passed), {memory}");
     };
     report(&world, "joined");
     for tunnel in 1..=200 {
