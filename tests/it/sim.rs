@@ -318,7 +318,6 @@ fn a_node_that_starts_again_joins_and_its_traffic_flows_again() {
     world.run_for(seconds(10));
     for again in [false, true] {
         if again {
-            // Its route has the same number as before, and its datagrams count from 1.
             world.kill(0);
             world.start(0);
             world.run_for(seconds(5));
