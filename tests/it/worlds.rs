@@ -10,6 +10,7 @@ use meshwise::engine::Intervals;
 use meshwise::engine::event::Command;
 use meshwise::engine::measure::LinkState;
 use meshwise::engine::overlay::Objective;
+use meshwise::engine::overlay::advertiser::REFRESH;
 use meshwise::engine::route::{PathPolicy, ReservationState};
 use meshwise::engine::types::{Timestamp, TunnelId};
 use meshwise::sim::{LinkModel, Traffic, World};
@@ -247,7 +248,7 @@ const SMALL: Shape = Shape { nodes: 24, flows: 60, steps: 40 };
 
 #[test]
 fn small_worlds_with_faults_keep_every_invariant() {
-    for seed in 1..=6 {
+    for seed in 1..=10 {
         let tally = play(seed, &SMALL);
         println!("seed {seed}: {tally:?}");
         assert_useful(&tally, seed);
@@ -292,7 +293,7 @@ fn a_thousand_worlds_keep_every_invariant() {
 #[ignore = "minutes, and gigabytes: 1,000 nodes with churn"]
 fn a_thousand_nodes_come_and_go() {
     const NODES: usize = 1_000;
-    const VIRTUAL_S: u64 = 300;
+    const VIRTUAL_S: u64 = 120;
     let mut random = Pcg64Mcg::seed_from_u64(1);
     let mut world = World::new(1, START);
     world.stay_lean();
@@ -349,10 +350,12 @@ fn a_thousand_nodes_come_and_go() {
             report(&world, "churn");
         }
     }
+    // Who joined last was told of at most 512 nodes by each peer; the others say it themselves.
+    world.run_for(REFRESH + Duration::from_secs(2));
     let running = (0..count).filter(|node| world.is_running(*node));
     let known: Vec<usize> =
         running.map(|node| world.engine(node).graph().origins().count()).collect();
     report(&world, "done");
     println!("origins known: {:?} to {:?}", known.iter().min(), known.iter().max());
-    assert!(known.iter().all(|known| *known >= NODES * 95 / 100), "{known:?}");
+    assert!(known.iter().all(|known| *known >= NODES), "{known:?}");
 }
