@@ -202,6 +202,7 @@ impl Link {
             delay_ms: self.delay_ms + queueing_ms,
             jitter_ms: 0.2 + 0.4 * queueing_ms,
             loss: 0.003 + 0.5 * (load - 0.8).max(0.0),
+            rate: None,
         }
     }
 }

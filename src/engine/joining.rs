@@ -9,7 +9,7 @@ use super::overlay::registry::CLOCK_SKEW;
 use super::overlay::wire::{
     self, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncResponse, WireError,
 };
-use super::overlay::{LinkStateAdvertisement, NotMember};
+use super::overlay::{NotMember, OpenedLinkState};
 use super::route::graph::{LIFETIME, Refused};
 use super::types::{NodeId, PublicKey, Timestamp};
 use super::{Engine, PEERS_MAX, Peer};
@@ -92,7 +92,8 @@ impl Engine {
         let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
         let peers = peers.take(wire::SYNC_PEERS_MAX);
         let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
-        let links = self.advertisements.values().cloned().map(GossipMessage::LinkState);
+        let links = self.advertisements.values();
+        let links = links.map(|signed| GossipMessage::LinkState(Signed::clone(signed)));
         let services = self.services.signed().cloned().map(GossipMessage::Service);
         let roster = self.membership.roster();
         let revocations = roster.revocations().cloned().map(GossipMessage::Revocation);
@@ -182,21 +183,15 @@ impl Engine {
         if origin == self.me {
             return Verdict::Ignore;
         }
-        match self.membership.open::<LinkStateAdvertisement>(&signed, now) {
-            Ok(advertisement) => {
+        match self.membership.open_link_state(signed, now) {
+            Ok(OpenedLinkState { signed, sequence, links }) => {
                 let age_limit = LIFETIME + CLOCK_SKEW;
-                if Timestamp(advertisement.sequence) + age_limit <= now {
+                if Timestamp(sequence) + age_limit <= now {
                     self.dropped("link-state", format!("{origin} is minutes behind our clock"));
                     return Verdict::Ignore;
                 }
                 let accepted_at = self.stamp(now);
-                let taken = self.graph.accept(
-                    origin,
-                    advertisement.sequence,
-                    advertisement.links,
-                    accepted_at,
-                );
-                let changes = match taken {
+                let changes = match self.graph.accept(origin, sequence, links, accepted_at) {
                     Ok(changes) => changes,
                     Err(Refused::Stale) => return Verdict::Ignore,
                     Err(Refused::Full) => {

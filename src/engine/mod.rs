@@ -48,7 +48,8 @@ use measure::{
 use overlay::topology::TopologyManager;
 use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{
-    Advertiser, Author, BootstrapPolicy, Issuer, Membership, NetworkBootstrapper, NetworkState,
+    Advertiser, Author, BootstrapPolicy, CheckedSignatures, Issuer, Membership,
+    NetworkBootstrapper, NetworkState,
 };
 use predict::{QualityModel, RoutePredictor};
 use route::candidate::Knowledge;
@@ -109,6 +110,12 @@ pub struct EngineConfig {
     pub prediction: bool,
     /// Seed of all randomness.
     pub seed: u64,
+    /// What the other nodes of a simulated world have checked already; `None` in a real node.
+    pub checked: Option<Arc<CheckedSignatures>>,
+    /// Whether the histories of links begin with the first tunnel, and not with the node. A node
+    /// without tunnels needs none, but the forecasts of its first one are worse for a while; in a
+    /// simulated world of a thousand nodes they are most of the memory.
+    pub late_histories: bool,
 }
 
 /// A connected peer.
@@ -139,12 +146,16 @@ pub struct Engine {
     unlinked: BTreeSet<NodeId>,
     links: QualityMonitor,
     advertised: LinkHistories,
+    /// Whether those are kept.
+    keeps_histories: bool,
     histories: RouteHistories,
     honesty: Honesty,
     prober: Prober,
     advertiser: Advertiser,
+    /// When the next advertisement is due, and for which revision of the links that holds.
+    advertise_at: (u64, Option<Timestamp>),
     graph: OverlayGraph,
-    advertisements: BTreeMap<NodeId, Signed>,
+    advertisements: BTreeMap<NodeId, Arc<Signed>>,
     services: Services,
     predictor: RoutePredictor,
     router: IntelligentRouter,
@@ -163,7 +174,7 @@ impl Engine {
         let network = &config.network;
         let author = Author { key: config.key.clone(), credential: network.credential.clone() };
         let me = author.public().node_id();
-        let membership = network.membership();
+        let membership = network.membership().sharing(config.checked.clone());
         let mut services = Services::new(author.clone());
         for signed in &network.grants {
             if let Ok(grant) = membership.open_of_root(signed) {
@@ -189,9 +200,11 @@ impl Engine {
             unlinked: BTreeSet::new(),
             links: QualityMonitor::default(),
             advertised: LinkHistories::default(),
+            keeps_histories: !config.late_histories,
             histories: RouteHistories::default(),
             honesty: Honesty::default(),
             advertiser: Advertiser::default(),
+            advertise_at: (0, None),
             graph: OverlayGraph::default(),
             advertisements: BTreeMap::new(),
             services,
@@ -284,8 +297,7 @@ impl Engine {
             // Doubts fade.
             self.graph.doubt(self.honesty.doubted(now));
             let graph = &self.graph;
-            let known: BTreeSet<NodeId> = graph.origins().map(|(o, _)| o).collect();
-            self.advertisements.retain(|origin, _| known.contains(origin));
+            self.advertisements.retain(|origin, _| graph.is_origin(*origin));
             self.services.expire(&mut self.membership, now, &mut self.outputs);
         }
         self.services.republish_due(&mut self.membership, now, &mut self.outputs);
@@ -294,12 +306,11 @@ impl Engine {
 
     /// When [`Engine::handle_timeout`] wants to be called next.
     pub fn next_timeout(&self, now: Timestamp) -> Timestamp {
-        let links = self.links.up().collect();
         [
             self.prober.next_timeout(),
             self.bootstrapper.next_timeout(),
             self.topology.next_timeout(),
-            self.advertiser.due_at(&links, now),
+            self.advertise_at.1.map(|at| at.max(now)),
             self.services.next_timeout(),
             self.deciding.next_timeout(),
         ]
@@ -423,6 +434,7 @@ impl Engine {
             Command::Revoke { request, key } => self.revoke(request, &key, now),
             Command::Grant { request, name, owner } => self.grant(request, &name, &owner, now),
             Command::OpenTunnel { tunnel, destination, forced, objective, beside, reserve } => {
+                self.begin_histories(now);
                 if self.router.open(tunnel, destination, forced, objective, beside) {
                     if let Some(rate) = reserve {
                         self.router.reserve(tunnel, rate);
@@ -446,17 +458,9 @@ impl Engine {
     /// Brings everything that follows from the state up to date: advertisement, decisions,
     /// probing, the forwarding snapshot.
     fn settle(&mut self, now: Timestamp) {
-        let links: BTreeMap<NodeId, LinkQuality> = self.links.up().collect();
-        if let Some(advertisement) = self.advertiser.poll(&links, now) {
-            let signed = Signed::seal(&self.author, &advertisement);
-            let at = self.stamp(now);
-            let sequence = advertisement.sequence;
-            if let Ok(changes) = self.graph.accept(self.me, sequence, advertisement.links, at) {
-                self.links_changed(changes, at);
-            }
-            self.advertisements.insert(self.me, signed.clone());
-            let bytes = wire::encode(&GossipMessage::LinkState(signed));
-            self.outputs.push_back(Output::Publish(bytes));
+        let is_due = self.advertise_at.1.is_some_and(|at| at <= now);
+        if is_due || self.advertise_at.0 != self.links.revision() {
+            self.advertise(now);
         }
         for tunnel in self.deciding.due(now) {
             self.decide(tunnel, now);
@@ -471,6 +475,23 @@ impl Engine {
             self.snapshot = Arc::new(snapshot);
             self.outputs.push_back(Output::Forwarding(self.snapshot.clone()));
         }
+    }
+
+    /// Tells the mesh about the links when it is time, and notes when that is next.
+    fn advertise(&mut self, now: Timestamp) {
+        let links: BTreeMap<NodeId, LinkQuality> = self.links.up().collect();
+        if let Some(advertisement) = self.advertiser.poll(&links, now) {
+            let signed = Signed::seal(&self.author, &advertisement);
+            let at = self.stamp(now);
+            let sequence = advertisement.sequence;
+            if let Ok(changes) = self.graph.accept(self.me, sequence, advertisement.links, at) {
+                self.links_changed(changes, at);
+            }
+            self.advertisements.insert(self.me, Arc::new(signed.clone()));
+            let bytes = wire::encode(&GossipMessage::LinkState(signed));
+            self.outputs.push_back(Output::Publish(bytes));
+        }
+        self.advertise_at = (self.links.revision(), self.advertiser.due_at(&links, now));
     }
 
     fn decide(&mut self, tunnel: TunnelId, now: Timestamp) {

@@ -32,6 +32,7 @@ impl Engine {
     pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
         if self.links.disconnected(node) {
             self.notice(Notice::Link { neighbour: node, up: false });
+            self.graph.own_link(self.me, node, false);
             self.link_went(self.me, node, now);
             self.aim = true;
         }
@@ -41,13 +42,26 @@ impl Engine {
     /// reason to decide about the tunnels that it concerns.
     pub(super) fn links_changed(&mut self, changes: Vec<LinkChange>, at: Timestamp) {
         // One advertisement is one origin's; an expiry may name several.
-        for said in changes.chunk_by(|(one, ..), (other, ..)| one == other) {
+        let kept = if self.keeps_histories { changes.as_slice() } else { &[] };
+        for said in kept.chunk_by(|(one, ..), (other, ..)| one == other) {
             let links = said.iter().map(|(_, neighbour, quality)| (*neighbour, *quality));
             self.advertised.advertised(said[0].0, at, links);
         }
         self.links_advertised(&changes, at);
         for (origin, neighbour, quality) in changes {
             self.record(Sample::LinkState { at, origin, neighbour, quality });
+        }
+    }
+
+    /// From now on histories of links are kept, beginning with what is advertised.
+    pub(super) fn begin_histories(&mut self, now: Timestamp) {
+        if std::mem::replace(&mut self.keeps_histories, true) {
+            return;
+        }
+        let at = self.stamp(now);
+        for (origin, links) in self.graph.advertised() {
+            let links = links.iter().map(|(neighbour, quality)| (*neighbour, Some(*quality)));
+            self.advertised.advertised(origin, at, links);
         }
     }
 
@@ -98,6 +112,7 @@ impl Engine {
                 if self.links.probed(neighbour, rtt_us) {
                     let up = rtt_us.is_some();
                     self.notice(Notice::Link { neighbour, up });
+                    self.graph.own_link(self.me, neighbour, up);
                     self.aim = true;
                     if up {
                         self.way_came(now);

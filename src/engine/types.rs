@@ -210,6 +210,11 @@ impl Route {
         self.0.windows(2).map(|pair| (pair[0], pair[1]))
     }
 
+    /// Whether this is the way back over another route, from any node of it to its source.
+    pub fn leads_back_over(&self, route: &Route) -> bool {
+        self.0.iter().rev().eq(route.0.iter().take(self.0.len()))
+    }
+
     /// The same nodes in the other direction.
     pub fn reversed(&self) -> Route {
         Route(self.0.iter().rev().copied().collect())
@@ -312,5 +317,11 @@ mod tests {
         assert_eq!(route.relays(), &many[1..3]);
         assert_eq!(route.to_string().parse::<Route>(), Ok(route.clone()));
         assert_eq!(route.reversed().reversed(), route);
+        let back = |nodes: &[u8]| Route::new(nodes.iter().map(|n| node(*n)).collect::<Vec<_>>());
+        assert!(back(&[2, 1, 0]).unwrap().leads_back_over(&route));
+        assert!(route.reversed().leads_back_over(&route));
+        for other in [&[2, 1][..], &[0, 1, 2], &[4, 3, 2, 1, 0]] {
+            assert!(!back(other).unwrap().leads_back_over(&route), "{other:?}");
+        }
     }
 }

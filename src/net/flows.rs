@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use super::copies::Copies;
 use super::plane::FarEnd;
 use super::sending::Outgoing;
-use super::watch::OwnEnd;
-use crate::engine::forward::{Arrivals, DatagramKind, Header, Heard, RouteKey};
+use crate::engine::forward::{Arrivals, DatagramKind, Header, Heard, OwnEnd, RouteKey};
 use crate::engine::types::{NodeId, Route, Timestamp};
 
 /// Callers without a proof that are remembered; the one known longest makes room. Those with a proof

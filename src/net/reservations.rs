@@ -3,7 +3,7 @@
 //!
 //! A request travels the route of its tunnel. Each node asks its [`Ledger`] for both of its links,
 //! one for each direction, and lets the flow go first there; who cannot tells the source, and passes
-//! nothing on. The target answers when everybody could.
+//! nothing on. The target answers when everybody could. When to ask is decided by [`Asking`].
 //!
 //! All of it is soft state: the source asks again each [`RENEW_EVERY`], and what nobody asks for
 //! is forgotten after [`LIFETIME`]. When a tunnel is closed, moves or is refused, rate 0 travels
@@ -20,55 +20,17 @@ use super::watch::name_of;
 use crate::engine::event::Input;
 use crate::engine::forward::{DatagramKind, ForwardingSnapshot, Header, Heard, RouteKey};
 use crate::engine::traffic::message::{Answer, Bottleneck, Side, decode_reserve, encode_reserve};
-use crate::engine::traffic::{Claim, FlowKey, LIFETIME, Ledger, Refusal};
-use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
-
-/// How often a reservation is asked for again.
-pub const RENEW_EVERY: Duration = super::SLICE;
-/// How long an answer may take before the same is asked again.
-pub const PATIENCE: Duration = Duration::from_millis(350);
-/// So many unanswered requests are a refusal: after about a second.
-pub const ASKS_MAX: u32 = 3;
-
-/// A route to ask, with what proves it.
-#[derive(Clone)]
-struct Way {
-    tunnel: TunnelId,
-    route: Route,
-    route_id: u32,
-    key: RouteKey,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum State {
-    /// So many requests are unanswered; the next step is due then.
-    Waiting(u32, Timestamp),
-    Granted,
-    /// Nothing is held.
-    Refused,
-}
-
-/// The newest request of a tunnel.
-struct Asked {
-    way: Way,
-    sequence: u64,
-    state: State,
-}
-
-/// What a tunnel of this node wants.
-struct Wish {
-    rate: u64,
-    asked: Option<Asked>,
-    /// When to ask again.
-    renew_at: Timestamp,
-}
+use crate::engine::traffic::{
+    Asked, Asking, FlowKey, LIFETIME, Ledger, RENEW_EVERY, Request, State, Step, Way,
+};
+use crate::engine::types::{NodeId, Timestamp};
 
 /// What this node's tunnels have asked for, which is bounded by their number, and what its links
 /// have promised, which the ledger bounds.
 #[derive(Default)]
 pub(super) struct Reservations {
     ledger: Mutex<Ledger>,
-    wishes: Mutex<BTreeMap<FarEnd, Wish>>,
+    wishes: Mutex<BTreeMap<FarEnd, Asking<RouteKey>>>,
 }
 
 impl Reservations {
@@ -76,7 +38,7 @@ impl Reservations {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wishes(&self) -> MutexGuard<'_, BTreeMap<FarEnd, Wish>> {
+    fn wishes(&self) -> MutexGuard<'_, BTreeMap<FarEnd, Asking<RouteKey>>> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -101,13 +63,12 @@ impl DataPlane {
         wishes.retain(|far_end, wish| {
             let stays = wanted.contains_key(far_end);
             if !stays {
-                gone.extend(wish.asked.take());
+                gone.extend(wish.asked().cloned());
             }
             stays
         });
         for (far_end, rate) in wanted {
-            let new = Wish { rate, asked: None, renew_at: Timestamp(0) };
-            wishes.entry(far_end).or_insert(new).rate = rate;
+            wishes.entry(far_end).or_insert(Asking::new(rate)).rate = rate;
         }
         drop(wishes);
         gone.iter().for_each(|asked| self.release(asked));
@@ -116,7 +77,7 @@ impl DataPlane {
     /// A tunnel has another key: its far end, which may have been restarted, is asked soon.
     pub(super) fn reserve_anew(&self, far_end: FarEnd) {
         if let Some(wish) = self.reservations.wishes().get_mut(&far_end) {
-            wish.renew_at = Timestamp(0);
+            wish.renew();
             self.awake.early.notify_one();
         }
     }
@@ -140,35 +101,25 @@ impl DataPlane {
         };
         let mut wishes = self.reservations.wishes();
         let wish = wishes.get_mut(&far_end)?;
-        let before = wish.asked.as_ref();
-        let moved = before.is_some_and(|asked| asked.way.route_id != way.route_id);
-        match before.map(|asked| asked.state).filter(|_| !moved) {
-            Some(State::Waiting(_, until)) if now < until => return Some(until),
-            Some(State::Waiting(asks, _)) if asks >= ASKS_MAX => {
-                let sequence = before.map_or(0, |asked| asked.sequence);
+        let rate = wish.rate;
+        let (sequence, until, left) = match wish.step(&way, now) {
+            Step::Wait(until) => return Some(until),
+            Step::Again(until) => {
+                if let Some(asked) = wish.asked() {
+                    self.send_reserve(&asked.way, asked.sequence, rate);
+                }
+                return Some(until);
+            }
+            Step::GiveUp => {
+                let sequence = wish.asked().map_or(0, |asked| asked.sequence);
                 drop(wishes);
                 self.settled(far_end, sequence, Err(None));
                 return None;
             }
-            Some(State::Waiting(asks, _)) => {
-                let until = now + PATIENCE;
-                if let Some(asked) = &mut wish.asked {
-                    asked.state = State::Waiting(asks + 1, until);
-                    self.send_reserve(&asked.way, asked.sequence, wish.rate);
-                }
-                return Some(until);
-            }
-            Some(_) if now < wish.renew_at => return Some(wish.renew_at),
-            _ => {}
-        }
-        let until = now + PATIENCE;
-        // Names the request; time goes on, so no two of a route are the same.
-        let (rate, sequence) = (wish.rate, now.0);
-        let asked = Asked { way: way.clone(), sequence, state: State::Waiting(1, until) };
-        let left = wish.asked.replace(asked).filter(|_| moved);
-        wish.renew_at = now + RENEW_EVERY;
+            Step::Ask { sequence, until, left } => (sequence, until, left),
+        };
         drop(wishes);
-        match self.set_aside(&way.route, 0, way.tunnel, way.route_id, rate, now) {
+        match self.set_aside(&request(&way, rate), now) {
             Ok(()) => self.send_reserve(&way, sequence, rate),
             Err((_, available)) => {
                 let (from, to) = (self.me, way.route.nodes()[1]);
@@ -186,12 +137,12 @@ impl DataPlane {
     /// holds along the route is released.
     fn settled(&self, far_end: FarEnd, sequence: u64, result: Result<(), Option<Bottleneck>>) {
         let mut wishes = self.reservations.wishes();
-        let asked = wishes.get_mut(&far_end).and_then(|wish| wish.asked.as_mut());
-        let Some(asked) = asked.filter(|asked| asked.sequence == sequence) else { return };
+        let wish = wishes.get_mut(&far_end);
+        let asked = wish.and_then(|wish| wish.settle(sequence, result.is_ok()));
+        let Some(asked) = asked else { return };
         if result.is_err() {
-            self.release(asked);
+            self.release(&asked);
         }
-        asked.state = if result.is_ok() { State::Granted } else { State::Refused };
         let (tunnel, route_id) = (far_end.tunnel, asked.way.route_id);
         drop(wishes);
         let input = Input::ReserveAnswered { tunnel, route_id, result };
@@ -201,16 +152,15 @@ impl DataPlane {
     }
 
     /// Gives up what was asked for.
-    fn release(&self, asked: &Asked) {
+    fn release(&self, asked: &Asked<RouteKey>) {
         if asked.state == State::Refused {
             return;
         }
-        let Way { tunnel, route, route_id, .. } = &asked.way;
-        let _ = self.set_aside(route, 0, *tunnel, *route_id, 0, self.flows.now());
+        let _ = self.set_aside(&request(&asked.way, 0), self.flows.now());
         self.send_reserve(&asked.way, asked.sequence, 0);
     }
 
-    fn send_reserve(&self, way: &Way, sequence: u64, rate: u64) {
+    fn send_reserve(&self, way: &Way<RouteKey>, sequence: u64, rate: u64) {
         let payload = encode_reserve(rate);
         let kind = DatagramKind::Reserve;
         let mut header = Header::new(kind, way.tunnel, way.route_id, sequence, way.route.clone());
@@ -239,19 +189,10 @@ impl DataPlane {
         let node = self.snapshot.load().tunnels.get(&tunnel)?.destination;
         let far_end = FarEnd { node, tunnel, ours: true };
         let wishes = self.reservations.wishes();
-        let Asked { way, sequence, state } = wishes.get(&far_end)?.asked.as_ref()?;
-        let nodes = header.route.nodes();
-        let came_back = nodes.iter().rev().eq(way.route.nodes().iter().take(nodes.len()));
-        let is_it = (header.route_id, header.sequence) == (way.route_id, *sequence);
-        let is_proved = match answer {
-            Answer::Granted { .. } => header.verifies(&way.key, payload),
-            Answer::Refused { .. } => true,
-        };
-        let waits = matches!(state, State::Waiting(..));
-        if !(header.reply && waits && is_it && came_back && is_proved) {
-            return None;
-        }
-        Some((far_end, answer.resolve(&way.route, header.route.source())?))
+        let wish = wishes.get(&far_end)?;
+        let result = wish.believe(header, answer)?;
+        let key = &wish.asked()?.way.key;
+        (result.is_err() || header.verifies(key, payload)).then_some((far_end, result))
     }
 
     // --- relays and the target -----------------------------------------------------------------
@@ -292,7 +233,8 @@ impl DataPlane {
         };
         let (position, route_id) = (header.position, header.route_id);
         let (at, now) = (usize::from(position), self.flows.now());
-        match self.set_aside(&header.route, at, header.tunnel, route_id, rate, now) {
+        let Header { route, tunnel, .. } = header;
+        match self.set_aside(&Request { route, at, tunnel: *tunnel, route_id, rate }, now) {
             Ok(()) => Some(rate),
             Err((side, available)) => {
                 let answer = Answer::Refused { position, side, available };
@@ -304,8 +246,7 @@ impl DataPlane {
 
     /// Answers over the way that a request took so far; sealed with a key.
     fn answer_reserve(&self, asked: &Header, answer: Answer, key: Option<&RouteKey>) {
-        let so_far = asked.route.nodes()[..=usize::from(asked.position)].iter().rev();
-        let Ok(route) = Route::new(so_far.copied().collect::<Vec<_>>()) else { return };
+        let Some(route) = asked.way_back() else { return };
         let (kind, payload) = (DatagramKind::ReserveAnswer, answer.encode());
         let header = Header::new(kind, asked.tunnel, asked.route_id, asked.sequence, route);
         let mut header = Header { reply: true, ..header };
@@ -327,71 +268,30 @@ impl DataPlane {
         }
     }
 
-    /// Sets a rate aside on the links to the node after and the one before index `at` of a route, or
-    /// on neither. Rate 0 gives up what is set aside.
-    ///
-    /// # Errors
-    /// Which link has not so much left, and what it has (bytes/s).
-    fn set_aside(
-        &self,
-        route: &Route,
-        at: usize,
-        tunnel: TunnelId,
-        route_id: u32,
-        rate: u64,
-        now: Timestamp,
-    ) -> Result<(), (Side, u64)> {
-        let next = route.nodes().get(at + 1).copied();
-        let previous = at.checked_sub(1).and_then(|before| route.nodes().get(before)).copied();
-        let (source, target) = (route.source(), route.destination());
-        let flow = |ingress: Option<NodeId>, source, target| {
-            let ingress = ingress.unwrap_or(self.me);
-            FlowKey { ingress, source, target, tunnel }
-        };
-        let sides = [
-            (Side::Next, next, flow(previous, source, target)),
-            (Side::Previous, previous, flow(next, target, source)),
-        ];
+    /// Sets aside what a request wants, see [`Ledger::set_aside`], and tells the links.
+    fn set_aside(&self, request: &Request<'_>, now: Timestamp) -> Result<(), (Side, u64)> {
         let snapshot = self.snapshot.load();
         let mut ledger = self.reservations.ledger();
         // Under the lock of the ledger, so that nothing is promised on a link that is forgotten.
         let links = self.links.load();
-        let mut given = Vec::new();
-        for (side, neighbour, flow) in sides {
-            let Some(neighbour) = neighbour else { continue };
-            let link = links.get(&neighbour);
-            let claim = Claim { flow, route_id, rate };
-            let capacity = link.and_then(|_| snapshot.capacity.get(&neighbour).copied());
-            let asked = match link {
-                Some(_) => ledger.ask(neighbour, &claim, capacity.unwrap_or(0.0), now),
-                // A link that is gone has nothing, and holds nothing.
-                None if rate > 0 => Err(Refusal { available: 0 }),
-                None => Ok(now),
-            };
-            let grant = |rate, duration| link.iter().for_each(|l| l.grant(flow, rate, duration));
-            match asked {
-                Ok(until) if rate == 0 && until <= now => grant(0, Duration::ZERO),
-                Ok(until) if rate > 0 && until == now + LIFETIME => {
-                    grant(rate, LIFETIME);
-                    given.push((neighbour, flow));
-                }
-                // Another request, over a newer route, holds it.
-                Ok(_) => {}
-                Err(refusal) => {
-                    grant(0, Duration::ZERO);
-                    for (neighbour, flow) in given {
-                        let release = Claim { flow, route_id, rate: 0 };
-                        let _ = ledger.ask(neighbour, &release, 0.0, now);
-                        if let Some(link) = links.get(&neighbour) {
-                            link.grant(flow, 0, Duration::ZERO);
-                        }
-                    }
-                    return Err((side, refusal.available));
-                }
-            }
+        let capacity = |node: NodeId| {
+            let known = snapshot.capacity.get(&node).copied().unwrap_or(0.0);
+            links.contains_key(&node).then_some(known)
+        };
+        let mut grants = Vec::new();
+        let result = ledger.set_aside(self.me, request, capacity, now, &mut grants);
+        for (neighbour, flow, rate) in grants {
+            let lifetime = if rate > 0 { LIFETIME } else { Duration::ZERO };
+            links.get(&neighbour).iter().for_each(|link| link.grant(flow, rate, lifetime));
         }
-        Ok(())
+        result
     }
+}
+
+/// What the source of a way asks itself for.
+fn request(way: &Way<RouteKey>, rate: u64) -> Request<'_> {
+    let Way { route, tunnel, route_id, .. } = way;
+    Request { route, at: 0, tunnel: *tunnel, route_id: *route_id, rate }
 }
 
 #[cfg(test)]

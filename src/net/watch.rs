@@ -1,11 +1,10 @@
 //! The routes in use are watched, and left when they fall silent: receipts and beats between the two
 //! ends of a tunnel, the notice of a relay whose next link is gone, the move to the backup that the
-//! snapshot names, and what is told the engine. The rule is [`RouteWatch`]; this carries it out.
+//! snapshot names, and what is told the engine. The rules are
+//! [`RouteWatch`](crate::engine::forward::RouteWatch) and [`OwnEnd`](crate::engine::forward::OwnEnd);
+//! this carries them out.
 //!
 //! Only tunnels of which something is due are looked at: each has one timer at most.
-//!
-//! A route that the data plane took keeps its number, which is higher than that of the one it left:
-//! it stays in use until the snapshot names one at least as high.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,14 +20,11 @@ use super::plane::{DataPlane, FarEnd};
 use super::sending::{KEPT_FOR, RESEND_BYTES, RESEND_EVERY};
 use crate::engine::event::Input;
 use crate::engine::forward::{
-    Binding, DatagramKind, Due, ForwardingSnapshot, Header, Heard, Receipt, RouteKey, RouteWatch,
+    Binding, DatagramKind, Due, ForwardingSnapshot, Header, Heard, REPORT_EVERY, Receipt, RouteKey,
     Seen,
 };
-use crate::engine::measure::RouteReport;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
-/// How often the engine is told what traffic met.
-pub const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// How often what is kept of a tunnel is looked through for what is too old.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Shortest sleep while nothing is sent again: bounds what many tunnels cost.
@@ -109,59 +105,6 @@ impl Awake {
             (false, _) => Some(second << 16 | 1),
         };
         self.told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
-    }
-}
-
-/// The end of a tunnel that opened it: what it knows of the route in use.
-#[derive(Default)]
-pub(super) struct OwnEnd {
-    pub(super) watch: RouteWatch,
-    /// Beats say that the route before is lost, until something is answered over this one.
-    resumes: bool,
-    /// Number of the route that the engine was told is lost, and nothing was answered since.
-    lost: Option<u32>,
-    /// Newest receipt over the route in use.
-    arrived: Receipt,
-    /// Bytes sent over the route in use.
-    bytes: u64,
-    /// What the last report said.
-    reported: Reported,
-    /// The connection is closed: its last packets go unwatched, because nobody answers them.
-    closed: bool,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Reported {
-    at: Timestamp,
-    arrived: Receipt,
-    bytes: u64,
-    back_route: u32,
-    back: Receipt,
-}
-
-impl OwnEnd {
-    /// A packet leaves, in a datagram of this length. Returns whether it asks for a receipt.
-    pub(super) fn sent(&mut self, sequence: u64, bytes: usize, now: Timestamp) -> bool {
-        self.bytes += bytes as u64;
-        !self.closed && self.watch.sent(sequence, now)
-    }
-
-    /// The connection is gone: what was asked will not be answered.
-    pub(super) fn forget(&mut self) {
-        *self = Self::default();
-    }
-
-    /// The connection is closed, and its good-byes are still to leave.
-    pub(super) fn close(&mut self) {
-        *self = Self { closed: true, ..Self::default() };
-    }
-
-    fn moved(&mut self, now: Timestamp) {
-        self.watch.moved(now);
-        self.lost = None;
-        (self.arrived, self.bytes) = Default::default();
-        self.reported = Reported { at: now, back_route: self.reported.back_route, ..self.reported };
-        (self.reported.arrived, self.reported.bytes) = Default::default();
     }
 }
 
@@ -295,10 +238,8 @@ impl DataPlane {
 
     /// Takes the route of the snapshot, unless the one in use is newer.
     pub(super) fn follow(&self, flow: &mut Flow, binding: &Binding, now: Timestamp) {
-        if let Some(route) = &binding.route
-            && binding.route_id > flow.out.route_id()
-        {
-            self.take_route(flow, route.clone(), binding.route_id, now);
+        if let Some((route, route_id)) = binding.newer_than(flow.out.route_id()) {
+            self.take_route(flow, route.clone(), route_id, now);
         }
         flow.copies.follow(binding.backup.as_ref().filter(|_| binding.copies));
     }
@@ -312,7 +253,7 @@ impl DataPlane {
         let End::Own(own) = &mut flow.end else { return };
         own.moved(now);
         if moves {
-            own.resumes = proves;
+            own.resume(proves);
             self.send_beat(flow, now);
             flow.out.resend(now);
             self.send_waiting(flow, RESEND_BYTES, now);
@@ -325,7 +266,7 @@ impl DataPlane {
     fn leave(&self, flow: &mut Flow, broken_at: Option<usize>, now: Timestamp) {
         let (tunnel, left) = (flow.far_end.tunnel, flow.out.route_id());
         let End::Own(own) = &mut flow.end else { return };
-        if own.lost.replace(left) == Some(left) {
+        if !own.lost(left) {
             return;
         }
         let input = match broken_at {
@@ -337,10 +278,8 @@ impl DataPlane {
         }
         let snapshot = self.snapshot.load();
         let binding = snapshot.tunnels.get(&tunnel);
-        let backup = binding.and_then(|binding| binding.backup.as_ref());
-        let backup = backup
-            .filter(|backup| backup.route_id > left && self.carries_to(backup.route.nodes()[1]));
-        if let Some(backup) = backup {
+        let way_out = binding.and_then(|b| b.way_out(left, |node| self.carries_to(node)));
+        if let Some(backup) = way_out {
             self.take_route(flow, backup.route.clone(), backup.route_id, now);
         }
     }
@@ -373,7 +312,7 @@ impl DataPlane {
         let payload = seen.as_ref().map_or(&[][..], |seen| &seen[..]);
         let End::Own(own) = &mut flow.end else { return };
         let header = Header::new(DatagramKind::Beat, tunnel, route_id, sequence, route);
-        let mut header = Header { receipt: true, resumed: own.resumes, ..header };
+        let mut header = Header { receipt: true, resumed: own.resumes(), ..header };
         own.watch.beat(sequence, now);
         header.seal(&key, payload);
         self.send(header.route.nodes()[1], header.encode(payload));
@@ -438,12 +377,7 @@ impl DataPlane {
             }
             return;
         }
-        if own.watch.receipt(header.sequence, now).is_some() {
-            own.resumes = false;
-            own.lost = None;
-            if receipt.highest >= own.arrived.highest {
-                own.arrived = receipt;
-            }
+        if own.receipt(header.sequence, receipt, now) {
             flow.out.arrived(in_use, receipt.highest);
         }
     }
@@ -457,8 +391,7 @@ impl DataPlane {
         if !matters || !self.awake.may_tell(self.flows.now()) {
             return;
         }
-        let so_far = header.route.nodes()[..=usize::from(header.position)].iter().rev();
-        let Ok(route) = Route::new(so_far.copied().collect::<Vec<_>>()) else { return };
+        let Some(route) = header.way_back() else { return };
         let (kind, tunnel) = (DatagramKind::Broken, header.tunnel);
         let notice = Header::new(kind, tunnel, header.route_id, header.sequence, route);
         let notice = Header { reply: true, ..notice };
@@ -475,8 +408,7 @@ impl DataPlane {
             let mut flow = hold(&flow);
             let Some((route, route_id)) = flow.out.route() else { return false };
             let nodes = header.route.nodes();
-            let is_part = nodes.len() < route.nodes().len()
-                && nodes.iter().rev().eq(&route.nodes()[..nodes.len()]);
+            let is_part = nodes.len() < route.nodes().len() && header.route.leads_back_over(route);
             let is_it = is_part && header.route_id == route_id;
             if !is_it || !flow.out.is_under_way(header.sequence) {
                 return false;
@@ -494,35 +426,6 @@ impl DataPlane {
         let tunnel: TunnelId = header.tunnel;
         let node = self.snapshot.load().tunnels.get(&tunnel)?.destination;
         self.flows.of(FarEnd { node, tunnel, ours: true }).filter(|_| header.reply)
-    }
-}
-
-impl OwnEnd {
-    /// What traffic met since the last report.
-    fn report(
-        &mut self,
-        route: Route,
-        route_id: u32,
-        (back_route, back): (u32, Receipt),
-        now: Timestamp,
-    ) -> RouteReport {
-        let said = self.reported;
-        let back_said = if said.back_route == back_route { said.back } else { Receipt::default() };
-        let (arrived, bytes) = (self.arrived, self.bytes);
-        self.reported = Reported { at: now, arrived, bytes, back_route, back };
-        RouteReport {
-            route,
-            route_id,
-            sent: arrived.highest.saturating_sub(said.arrived.highest),
-            received: arrived.received.saturating_sub(said.arrived.received),
-            bytes: bytes.saturating_sub(said.bytes),
-            marked: arrived.marked.saturating_sub(said.arrived.marked),
-            rtt_us: self.watch.rtt_us(),
-            back_sent: back.highest.saturating_sub(back_said.highest),
-            back_received: back.received.saturating_sub(back_said.received),
-            // A tunnel that was not in use was not reported either.
-            duration_us: now.since(said.at).min(2 * REPORT_EVERY).as_micros() as u64,
-        }
     }
 }
 

@@ -153,6 +153,8 @@ impl Node {
                 intervals: config.intervals(),
                 prediction: config.learning.predict,
                 seed: clock.now().as_micros(),
+                checked: None,
+                late_histories: false,
             },
             clock.now(),
         );

@@ -1,13 +1,23 @@
 //! The other driver of the same engine: virtual time, one seed, modelled links.
 //!
-//! A [`World`] holds engines and carries out their outputs over links with delay, jitter and
-//! loss. Nothing here waits: an hour of a ten-node network takes about a second. The same seed
-//! gives the same world to the last byte.
+//! A [`World`] holds engines and carries out their outputs over links with delay, jitter, loss and,
+//! where one is given, a rate. Tunnels that are told to send do so datagram by datagram, through data
+//! planes that decide as those of real nodes do. Nothing here waits: an hour of a ten-node network
+//! takes about a second. The same seed gives the same world to the last byte.
+//!
+//! After every event the world checks what must always hold, see [`World::breaches`].
 
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+mod agenda;
+mod check;
+mod gossip;
+mod plane;
+mod reserving;
+mod traffic;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +26,19 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use crate::engine::event::{Answer, Command, CommandError, Input, Output, RequestId, Verdict};
-use crate::engine::forward::{self, DatagramKind, ForwardingSnapshot, Header, HeaderView, decide};
+use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::Sample;
 use crate::engine::overlay::wire::PeerAddresses;
-use crate::engine::overlay::{BootstrapPolicy, Credential, NetworkState};
+use crate::engine::overlay::{BootstrapPolicy, CheckedSignatures, Credential, NetworkState};
 use crate::engine::route::{Decision, PathPolicy};
 use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, TunnelId};
 use crate::engine::{Engine, EngineConfig, Intervals};
+use agenda::Agenda;
+use gossip::Gossip;
+use plane::{Datagram, Plane};
+use traffic::Queue;
+pub use traffic::{Traffic, Travelled};
+pub use walk::Fate;
 
 /// How a link behaves, in each direction.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,12 +49,14 @@ pub struct LinkModel {
     pub jitter_ms: f64,
     /// Share of datagrams lost, 0 to 1.
     pub loss: f64,
+    /// What each direction carries (bytes/s); without a limit when `None`. Probes do not queue.
+    pub rate: Option<f64>,
 }
 
 impl LinkModel {
     /// A link with this one-way delay, without jitter or loss.
     pub fn delay(delay_ms: f64) -> Self {
-        Self { delay_ms, jitter_ms: 0.0, loss: 0.0 }
+        Self { delay_ms, jitter_ms: 0.0, loss: 0.0, rate: None }
     }
 }
 
@@ -51,33 +69,35 @@ const CONTROL_DELAY_MS: f64 = 5.0;
 /// Time that a DHT operation takes (ms).
 const DHT_DELAY_MS: f64 = 40.0;
 
-/// What became of a datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It arrived.
-    Delivered,
-    /// A link or a relay lost it.
-    Lost,
-    /// The next node was gone, or no neighbour any more.
-    NoLink,
-}
-
 enum Event {
     Input(usize, Box<Input>),
     Wake(usize),
-    Gossip { to: usize, bytes: Vec<u8> },
+    Gossip { to: usize, number: u64 },
+    Datagram(Box<Datagram>),
+    Send(usize, TunnelId, u32),
+    Watch(usize),
+    Slice,
+}
+
+/// What an answer of an engine belongs to.
+enum Token {
+    /// A question of this node.
+    Sync(usize),
+    /// This message.
+    Gossip(u64),
 }
 
 struct Node {
-    engine: Engine,
-    alive: bool,
+    config: EngineConfig,
+    /// `None` while the node is not running.
+    engine: Option<Box<Engine>>,
     connected: BTreeSet<usize>,
-    seen: BTreeSet<u64>,
     wake_at: Timestamp,
+    plane: Plane,
+    forwarding: Arc<ForwardingSnapshot>,
     /// What it observed.
     samples: Vec<Sample>,
     decisions: Vec<Decision>,
-    forwarding: Arc<ForwardingSnapshot>,
     answers: BTreeMap<RequestId, Result<Answer, CommandError>>,
 }
 
@@ -90,12 +110,16 @@ pub struct World {
     keys: Vec<PublicKey>,
     links: BTreeMap<(usize, usize), LinkModel>,
     droppers: BTreeMap<usize, f64>,
-    events: BTreeMap<u64, Event>,
-    queue: BinaryHeap<Reverse<(Timestamp, u64)>>,
-    next_event: u64,
-    tokens: BTreeMap<u64, (usize, Vec<u8>)>,
+    queues: BTreeMap<(usize, usize), Queue>,
+    sliced: bool,
+    agenda: Agenda<Event>,
+    gossip: Gossip,
+    tokens: BTreeMap<u64, Token>,
     next_token: u64,
     dht: BTreeMap<ServiceName, BTreeMap<usize, Vec<u8>>>,
+    checked: Arc<CheckedSignatures>,
+    lean: bool,
+    breaches: Vec<String>,
 }
 
 impl World {
@@ -109,13 +133,23 @@ impl World {
             keys: Vec::new(),
             links: BTreeMap::new(),
             droppers: BTreeMap::new(),
-            events: BTreeMap::new(),
-            queue: BinaryHeap::new(),
-            next_event: 0,
+            queues: BTreeMap::new(),
+            sliced: false,
+            agenda: Agenda::default(),
+            gossip: Gossip::default(),
             tokens: BTreeMap::new(),
             next_token: 0,
             dht: BTreeMap::new(),
+            checked: Arc::default(),
+            lean: false,
+            breaches: Vec::new(),
         }
+    }
+
+    /// For a thousand nodes: samples and decisions are not kept from now on, and nodes that are added
+    /// keep histories of links only from their first tunnel on.
+    pub fn stay_lean(&mut self) {
+        self.lean = true;
     }
 
     /// Adds a node that bootstraps from these nodes, and returns its index.
@@ -143,43 +177,67 @@ impl World {
             paths,
             intervals,
             prediction: true,
-            seed: self.random.random(),
+            seed: 0,
+            checked: Some(self.checked.clone()),
+            late_histories: self.lean,
         };
         self.nodes.push(Node {
-            engine: Engine::new(config, self.now),
-            alive: true,
+            config,
+            engine: None,
             connected: BTreeSet::new(),
-            seen: BTreeSet::new(),
             wake_at: self.now,
+            plane: Plane::default(),
+            forwarding: Arc::default(),
             samples: Vec::new(),
             decisions: Vec::new(),
-            forwarding: Arc::default(),
             answers: BTreeMap::new(),
         });
         self.by_id.insert(public.node_id(), index);
         self.keys.push(public);
-        self.push(self.now, Event::Wake(index));
+        self.start(index);
         index
+    }
+
+    /// Starts a node that is not running; it remembers nothing but its identity and where to join.
+    pub fn start(&mut self, index: usize) {
+        let seed = self.random.random();
+        let node = &mut self.nodes[index];
+        if node.engine.is_none() {
+            let config = EngineConfig { seed, ..node.config.clone() };
+            node.engine = Some(Box::new(Engine::new(config, self.now)));
+            node.wake_at = self.now;
+            self.plan(self.now, Event::Wake(index));
+        }
+    }
+
+    /// Whether a node is running.
+    pub fn is_running(&self, index: usize) -> bool {
+        self.nodes[index].engine.is_some()
+    }
+
+    /// Whether two nodes are connected.
+    pub fn is_connected(&self, a: usize, b: usize) -> bool {
+        self.nodes[a].connected.contains(&b)
     }
 
     /// Sets how the link between two nodes behaves. Nodes without a link cannot connect.
     pub fn set_link(&mut self, a: usize, b: usize, model: LinkModel) {
         self.links.insert((a.min(b), a.max(b)), model);
-    }
-
-    /// A relay that throws away this share (0 to 1) of the tunnels' data that it should pass on, and
-    /// lets all else pass.
-    pub fn set_dropper(&mut self, relay: usize, share: f64) {
-        self.droppers.insert(relay, share);
+        if model.rate.is_some() {
+            self.begin_slices();
+        }
     }
 
     /// Stops a node: its neighbours see their connections close.
     pub fn kill(&mut self, index: usize) {
-        self.nodes[index].alive = false;
+        let node = &mut self.nodes[index];
+        (node.engine, node.plane, node.forwarding) = Default::default();
+        let gone = self.id(index);
         for peer in std::mem::take(&mut self.nodes[index].connected) {
             self.nodes[peer].connected.remove(&index);
-            let input = Input::PeerDisconnected(self.id(index));
-            self.push(self.now, Event::Input(peer, Box::new(input)));
+            let input = Input::PeerDisconnected(gone);
+            self.plan(self.now, Event::Input(peer, Box::new(input)));
+            self.link_lost(peer, gone);
         }
     }
 
@@ -203,8 +261,11 @@ impl World {
     }
 
     /// The engine of a node.
+    ///
+    /// # Panics
+    /// When the node is not running.
     pub fn engine(&self, index: usize) -> &Engine {
-        &self.nodes[index].engine
+        self.nodes[index].engine.as_ref().expect("the caller names a node that is running")
     }
 
     /// What a node observed so far.
@@ -222,46 +283,6 @@ impl World {
         &self.nodes[index].forwarding
     }
 
-    /// Sends a datagram of a tunnel as the forwarding parts of the nodes would: the source route
-    /// of its binding, hop by hop, each relay deciding by itself. Returns the nodes that had it, the
-    /// source first, and what became of it at the last one; `None` when the tunnel has no route.
-    ///
-    /// # Panics
-    /// When the engine bound a route that no datagram can carry.
-    pub fn forward(&mut self, source: usize, tunnel: TunnelId) -> Option<(Vec<usize>, Fate)> {
-        let route = self.nodes[source].forwarding.tunnels.get(&tunnel)?.route.clone()?;
-        let mut header = Header::new(DatagramKind::Data, tunnel, 0, 0, route.clone());
-        let mut at = vec![source];
-        loop {
-            let (here, next) = (at[at.len() - 1], route.nodes().get(at.len()).copied()?);
-            let next = *self.by_id.get(&next)?;
-            let link = self.link(here, next);
-            let connected = self.nodes[here].connected.contains(&next);
-            if !connected || !self.nodes[next].alive {
-                return Some((at, Fate::NoLink));
-            }
-            if self.random.random::<f64>() < link.map_or(1.0, |link| link.loss) {
-                return Some((at, Fate::Lost));
-            }
-            let bytes = header.encode(&[]);
-            let view = HeaderView::parse(&bytes).expect("what was encoded parses");
-            let neighbours = &self.nodes[next].connected;
-            let is_neighbour =
-                |id: NodeId| self.by_id.get(&id).is_some_and(|n| neighbours.contains(n));
-            let verdict = decide(&view, self.id(next), self.id(here), is_neighbour);
-            at.push(next);
-            match verdict {
-                forward::Verdict::Deliver => return Some((at, Fate::Delivered)),
-                forward::Verdict::Drop(_) => return Some((at, Fate::NoLink)),
-                forward::Verdict::Forward(_) => header.position += 1,
-            }
-            let drops = self.droppers.get(&next).copied().unwrap_or(0.0);
-            if drops > 0.0 && self.random.random::<f64>() < drops {
-                return Some((at, Fate::Lost));
-            }
-        }
-    }
-
     /// The answer to a command.
     pub fn answer(
         &self,
@@ -276,22 +297,19 @@ impl World {
         self.input(index, Input::Command(command));
     }
 
-    /// Hands an input to a node, now.
+    /// Hands an input to a node, now; nothing happens when it is not running.
     pub fn input(&mut self, index: usize, input: Input) {
         let now = self.now;
-        self.nodes[index].engine.handle(now, input);
-        self.drain(index);
+        if let Some(engine) = &mut self.nodes[index].engine {
+            engine.handle(now, input);
+            self.drain(index);
+        }
     }
 
     /// Lets time pass.
     pub fn run_for(&mut self, duration: Duration) {
         let end = self.now + duration;
-        while let Some(Reverse((at, id))) = self.queue.peek().copied() {
-            if at > end {
-                break;
-            }
-            self.queue.pop();
-            let Some(event) = self.events.remove(&id) else { continue };
+        while let Some((at, event)) = self.agenda.next_until(end) {
             self.now = at;
             self.happen(event);
         }
@@ -300,40 +318,45 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Input(index, input) => {
-                if self.nodes[index].alive {
-                    self.input(index, *input);
-                }
-            }
+            Event::Input(index, input) => match *input {
+                Input::LinkUp(node) if self.is_given_up(index, self.by_id[&node]) => {}
+                input => self.input(index, input),
+            },
             Event::Wake(index) => {
                 let node = &mut self.nodes[index];
-                if node.alive && node.wake_at <= self.now {
-                    node.engine.handle_timeout(self.now);
+                if let Some(engine) = &mut node.engine
+                    && node.wake_at <= self.now
+                {
+                    engine.handle_timeout(self.now);
                     self.drain(index);
                 }
             }
-            Event::Gossip { to, bytes } => {
-                let id = message_id(&bytes);
-                if self.nodes[to].alive && self.nodes[to].seen.insert(id) {
-                    self.next_token += 1;
-                    let token = self.next_token;
-                    self.tokens.insert(token, (to, bytes.clone()));
-                    self.input(to, Input::Gossip { token, bytes });
-                }
-            }
+            Event::Gossip { to, number } => self.gossip_arrived(to, number),
+            Event::Datagram(datagram) => self.received(datagram),
+            Event::Send(index, tunnel, turn) => self.send_next(index, tunnel, turn),
+            Event::Watch(index) => self.watch(index),
+            Event::Slice => self.slice_over(),
         }
     }
 
     fn drain(&mut self, index: usize) {
-        while let Some(output) = self.nodes[index].engine.poll_output() {
+        while let Some(output) = self.nodes[index].engine.as_mut().and_then(|e| e.poll_output()) {
             self.carry_out(index, output);
         }
-        let wake_at = self.nodes[index].engine.next_timeout(self.now).max(self.now);
-        if self.nodes[index].wake_at != wake_at || wake_at == self.now {
-            self.nodes[index].wake_at = wake_at;
+        let node = &mut self.nodes[index];
+        let Some(engine) = &node.engine else { return };
+        let wake_at = engine.next_timeout(self.now).max(self.now);
+        if node.wake_at != wake_at || wake_at == self.now {
+            node.wake_at = wake_at;
             // A microsecond at least, so that a wish to be called at once cannot stop time.
-            self.push(wake_at.max(self.now + Duration::from_micros(1)), Event::Wake(index));
+            self.plan(wake_at.max(self.now + Duration::from_micros(1)), Event::Wake(index));
         }
+    }
+
+    fn draw_token(&mut self, token: Token) -> u64 {
+        self.next_token += 1;
+        self.tokens.insert(self.next_token, token);
+        self.next_token
     }
 
     fn carry_out(&mut self, index: usize, output: Output) {
@@ -341,25 +364,20 @@ impl World {
             Output::Dial(addresses) => addresses.iter().for_each(|text| self.dial(index, text)),
             Output::RequestSync(peer) => {
                 let Some(&peer) = self.by_id.get(&peer) else { return };
-                self.next_token += 1;
-                self.tokens.insert(self.next_token, (index, Vec::new()));
-                let input = Input::SyncRequested { token: self.next_token };
-                self.send(index, peer, input);
+                let token = self.draw_token(Token::Sync(index));
+                self.tell(index, peer, Input::SyncRequested { token });
             }
             Output::SyncResponse { token, bytes } => {
-                if let Some((asker, _)) = self.tokens.remove(&token) {
+                if let Some(Token::Sync(asker)) = self.tokens.remove(&token) {
                     let from = self.id(index);
-                    self.send(index, asker, Input::SyncReceived { from, bytes });
+                    self.tell(index, asker, Input::SyncReceived { from, bytes });
                 }
             }
-            Output::Publish(bytes) => {
-                self.nodes[index].seen.insert(message_id(&bytes));
-                self.spread(index, &bytes);
-            }
+            Output::Publish(bytes) => self.publish(index, bytes),
             Output::GossipVerdict { token, verdict } => {
-                let message = self.tokens.remove(&token);
-                if let (Verdict::Accept, Some((_, bytes))) = (verdict, message) {
-                    self.spread(index, &bytes);
+                let token = self.tokens.remove(&token);
+                if let (Verdict::Accept, Some(Token::Gossip(number))) = (verdict, token) {
+                    self.spread(index, number);
                 }
             }
             Output::SendProbe { id, route } => {
@@ -369,32 +387,38 @@ impl World {
                     let rtt = Duration::from_secs_f64((there + back) / 1e3);
                     let rtt_us = rtt.as_micros() as u64;
                     let input = Box::new(Input::ProbeAnswered { id, rtt_us });
-                    self.push(self.now + rtt, Event::Input(index, input));
+                    self.plan(self.now + rtt, Event::Input(index, input));
                 }
             }
             Output::DhtPut { request, name, bytes } => {
                 self.dht.entry(name).or_default().insert(index, bytes);
                 let input = Box::new(Input::DhtStored { request, error: None });
-                self.push(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
+                self.plan(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
             }
             Output::DhtGet { request, name } => {
                 let records = self.dht.get(&name).into_iter().flatten();
                 let records = records.map(|(_, bytes)| bytes.clone()).collect();
                 let input = Box::new(Input::DhtFound { request, records });
-                self.push(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
+                self.plan(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
             }
+            Output::Record(_) | Output::Decision(_) if self.lean => {}
             Output::Record(sample) => self.nodes[index].samples.push(sample),
             Output::Decision(decision) => self.nodes[index].decisions.push(*decision),
             Output::Answer { request, answer } => {
                 self.nodes[index].answers.insert(request, answer);
             }
-            Output::Forwarding(snapshot) => self.nodes[index].forwarding = snapshot,
+            Output::Forwarding(snapshot) => {
+                let before = std::mem::replace(&mut self.nodes[index].forwarding, snapshot);
+                self.follow_shape(index, &before.unlinked);
+                self.check_snapshot(index);
+                self.snapshot_taken(index);
+            }
             Output::Disconnect(peer) => {
                 let there = self.by_id[&peer];
                 self.nodes[index].connected.remove(&there);
                 if self.nodes[there].connected.remove(&index) {
                     let input = Input::PeerDisconnected(self.id(index));
-                    self.push(self.now, Event::Input(there, Box::new(input)));
+                    self.plan(self.now, Event::Input(there, Box::new(input)));
                 }
             }
             Output::JoinAnswer { .. }
@@ -410,7 +434,7 @@ impl World {
             return;
         };
         let linked = self.link(from, to).is_some();
-        if to >= self.nodes.len() || to == from || !linked || !self.nodes[to].alive {
+        if to >= self.nodes.len() || to == from || !linked || !self.is_running(to) {
             return;
         }
         if !self.nodes[from].connected.insert(to) {
@@ -423,7 +447,7 @@ impl World {
             for input in
                 [Input::PeerConnected(key), Input::PeerHeardOf(heard), Input::LinkUp(key.node_id())]
             {
-                self.send(there, here, input);
+                self.tell(there, here, input);
             }
         }
     }
@@ -434,8 +458,9 @@ impl World {
         for (a, b) in route.links() {
             let (a, b) = (*self.by_id.get(&a)?, *self.by_id.get(&b)?);
             let model = self.link(a, b)?;
+            // Who is not running is connected to nobody.
             let connected = self.nodes[a].connected.contains(&b);
-            if !connected || !self.nodes[b].alive || self.random.random::<f64>() < model.loss {
+            if !connected || self.random.random::<f64>() < model.loss {
                 return None;
             }
             let jitter = (2.0 * self.random.random::<f64>() - 1.0) * model.jitter_ms;
@@ -444,26 +469,46 @@ impl World {
         Some(total_ms)
     }
 
-    fn spread(&mut self, from: usize, bytes: &[u8]) {
-        for to in self.nodes[from].connected.clone() {
-            let delay = self.link(from, to).map_or(CONTROL_DELAY_MS, |link| link.delay_ms);
-            self.push(self.now + ms(delay), Event::Gossip { to, bytes: bytes.to_vec() });
+    /// A node forwards by a new snapshot: links that it gave up end at both ends, those that it takes
+    /// again begin where the other end wants them too.
+    fn follow_shape(&mut self, index: usize, before: &BTreeSet<NodeId>) {
+        let after = self.nodes[index].forwarding.unlinked.clone();
+        for node in before.symmetric_difference(&after) {
+            let there = self.by_id[node];
+            if !self.is_connected(index, there) {
+                continue;
+            }
+            for (here, other) in [(index, *node), (there, self.id(index))] {
+                let given_up = after.contains(node);
+                let input = if given_up { Input::LinkDown(other) } else { Input::LinkUp(other) };
+                self.plan(self.now, Event::Input(here, Box::new(input)));
+            }
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, input: Input) {
-        let delay = self.link(from, to).map_or(CONTROL_DELAY_MS, |link| link.delay_ms);
-        self.push(self.now + ms(delay), Event::Input(to, Box::new(input)));
+    /// Whether one of the two keeps no link to the other.
+    fn is_given_up(&self, a: usize, b: usize) -> bool {
+        let gives_up = |one: usize, other: usize| {
+            self.nodes[one].forwarding.unlinked.contains(&self.id(other))
+        };
+        gives_up(a, b) || gives_up(b, a)
+    }
+
+    fn tell(&mut self, from: usize, to: usize, input: Input) {
+        let delay = self.control_delay_ms(from, to);
+        self.plan(self.now + ms(delay), Event::Input(to, Box::new(input)));
+    }
+
+    fn control_delay_ms(&self, from: usize, to: usize) -> f64 {
+        self.link(from, to).map_or(CONTROL_DELAY_MS, |link| link.delay_ms)
     }
 
     fn link(&self, a: usize, b: usize) -> Option<LinkModel> {
         self.links.get(&(a.min(b), a.max(b))).copied()
     }
 
-    fn push(&mut self, at: Timestamp, event: Event) {
-        self.next_event += 1;
-        self.events.insert(self.next_event, event);
-        self.queue.push(Reverse((at, self.next_event)));
+    fn plan(&mut self, at: Timestamp, event: Event) {
+        self.agenda.plan(at, event);
     }
 }
 
@@ -473,11 +518,4 @@ fn ms(ms: f64) -> Duration {
 
 fn address(index: usize) -> String {
     format!("sim/{index}")
-}
-
-/// FNV-1a, 64 bit: enough to tell the messages of one simulation apart.
-fn message_id(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }

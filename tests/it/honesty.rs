@@ -34,7 +34,7 @@ fn diamond(seed: u64, objective: Objective, reserve: Option<u64>) -> World {
     }
     for (relay, delay_ms) in [(A, 10.0), (B, 15.0)] {
         for end in [S, T] {
-            world.set_link(end, relay, LinkModel { delay_ms, jitter_ms: 0.5, loss: 0.0 });
+            world.set_link(end, relay, LinkModel { jitter_ms: 0.5, ..LinkModel::delay(delay_ms) });
         }
     }
     world.run_for(Duration::from_secs(10));
@@ -201,7 +201,7 @@ fn a_reservation_that_the_best_route_refuses_is_asked_of_the_next() {
 #[test]
 fn a_route_that_turns_bad_whenever_it_is_used_is_taken_ever_more_seldom() {
     let mut world = diamond(9, Objective::Balanced, None);
-    let link = |delay_ms| LinkModel { delay_ms, jitter_ms: 0.5, loss: 0.0 };
+    let link = |delay_ms| LinkModel { jitter_ms: 0.5, ..LinkModel::delay(delay_ms) };
     let minutes = |world: &mut World, minutes: u64| {
         let before = used(world).changes;
         for _ in 0..60 * minutes {

@@ -9,9 +9,10 @@ use meshwise::engine::event::{Answer, Command, CommandError, Input, ServiceSpec}
 use meshwise::engine::measure::{EventKind, ProbeKind, RouteReport, Sample};
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::predict::{FeatureVector, LastValue, Prediction, QualityModel};
-use meshwise::engine::route::PathPolicy;
+use meshwise::engine::route::{PathPolicy, Reservation, ReservationState};
+use meshwise::engine::traffic::message::Bottleneck;
 use meshwise::engine::types::{Route, ServiceName, Timestamp, TunnelId};
-use meshwise::sim::{LinkModel, World};
+use meshwise::sim::{LinkModel, Traffic, World};
 
 const START: Timestamp = Timestamp(1_760_000_000_000_000);
 const TUNNEL: TunnelId = TunnelId(1);
@@ -36,22 +37,26 @@ fn diamond(seed: u64) -> World {
     for (a, b, delay_ms) in
         [(0, 1, 10.0), (1, 3, 10.0), (3, 5, 10.0), (0, 2, 15.0), (2, 4, 15.0), (4, 5, 15.0)]
     {
-        world.set_link(a, b, LinkModel { delay_ms, jitter_ms: 1.0, loss: 0.0 });
+        world.set_link(a, b, LinkModel { jitter_ms: 1.0, ..LinkModel::delay(delay_ms) });
     }
     world
 }
 
 fn open(world: &mut World, from: usize, to: usize) {
+    open_with(world, from, to, TUNNEL, None);
+}
+
+fn open_with(world: &mut World, from: usize, to: usize, tunnel: TunnelId, reserve: Option<u64>) {
     let destination = world.id(to);
     world.command(
         from,
         Command::OpenTunnel {
-            tunnel: TUNNEL,
+            tunnel,
             destination,
             forced: None,
             objective: Objective::Balanced,
             beside: None,
-            reserve: None,
+            reserve,
         },
     );
 }
@@ -192,6 +197,147 @@ fn a_route_that_turned_bad_for_good_is_left_within_two_seconds() {
         }
         println!("phase {phase}: {:?}", world.now().since(turned_at));
     }
+}
+
+/// 20 datagrams a second, as in the figures of the README.
+const PINGS: Traffic = Traffic { every: Duration::from_millis(50), bytes: 100 };
+
+#[test]
+fn a_silent_cut_under_traffic_is_left_by_the_receipts_within_the_figure() {
+    let silent = |loss| LinkModel { loss, ..LinkModel::delay(10.0) };
+    for phase in 0..5 {
+        let mut world = diamond(40 + u64::from(phase));
+        world.run_for(seconds(10));
+        open(&mut world, 0, 5);
+        world.run_for(seconds(5));
+        world.send(0, TUNNEL, PINGS);
+        world.run_for(seconds(3) + phase * Duration::from_millis(11));
+        let before = world.travelled(0, TUNNEL);
+        assert!(before.longest_gap < Duration::from_millis(60) && before.losses == 0, "{before:?}");
+        world.set_link(1, 3, silent(1.0));
+        world.run_for(seconds(2));
+        let after = world.travelled(0, TUNNEL);
+        assert_eq!((after.losses, after.moves), (1, 1), "{after:?}");
+        assert!(after.longest_gap < Duration::from_millis(300), "{after:?}");
+        assert_eq!(current(&world, 0), Some(world.route(&[0, 2, 4, 5])));
+        assert_eq!(world.breaches(), [] as [String; 0]);
+    }
+}
+
+#[test]
+fn a_relay_whose_next_link_is_gone_says_so() {
+    let mut world = diamond(45);
+    world.run_for(seconds(10));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(5));
+    // So often that the notice of the relay is back before its advertisement has spread.
+    world.send(0, TUNNEL, Traffic { every: Duration::from_micros(200), bytes: 100 });
+    world.run_for(seconds(1));
+    world.kill(3);
+    world.run_for(seconds(1));
+    let travelled = world.travelled(0, TUNNEL);
+    assert_eq!((travelled.losses, travelled.moves), (1, 1), "{travelled:?}");
+    assert!(travelled.longest_gap < Duration::from_millis(60), "{travelled:?}");
+    assert_eq!(world.breaches(), [] as [String; 0]);
+}
+
+#[test]
+fn each_node_of_a_route_sets_a_reservation_aside_until_the_tunnel_moves_or_ends() {
+    let mut world = diamond(46);
+    world.run_for(seconds(10));
+    open_with(&mut world, 0, 5, TUNNEL, Some(300_000));
+    world.run_for(seconds(1));
+    let state = |world: &World, tunnel| world.engine(0).reservation(tunnel).map(|r| r.state);
+    assert_eq!(state(&world, TUNNEL), Some(ReservationState::Granted));
+    let held = |world: &World, way: &[usize]| {
+        let there = way.windows(2).map(|ends| world.promised(ends[0], ends[1]));
+        let back = way.windows(2).map(|ends| world.promised(ends[1], ends[0]));
+        there.chain(back).collect::<Vec<u64>>()
+    };
+    let (near, far) = ([0, 1, 3, 5], [0, 2, 4, 5]);
+    assert_eq!((held(&world, &near), held(&world, &far)), (vec![300_000; 6], vec![0; 6]));
+    // A link that was never busy counts for 1 MB/s, of which one neighbour gets 40 %.
+    let second = TunnelId(2);
+    open_with(&mut world, 0, 5, second, Some(300_000));
+    world.run_for(seconds(1));
+    let full = Bottleneck { from: world.id(0), to: world.id(1), available: 100_000 };
+    let refused = Reservation { rate: 300_000, state: ReservationState::Refused(Some(full)) };
+    assert_eq!(world.engine(0).reservation(second), Some(refused));
+    assert_eq!(held(&world, &near), [300_000; 6], "who was refused holds nothing");
+    world.command(0, Command::CloseTunnel(second));
+    world.kill(3);
+    world.run_for(seconds(3));
+    assert_eq!(held(&world, &far), [300_000; 6], "it is asked for on the new route");
+    assert_eq!((world.promised(0, 1), world.promised(1, 0)), (0, 300_000));
+    world.run_for(seconds(30));
+    assert_eq!(world.promised(1, 0), 0, "what nobody could release is forgotten");
+    world.command(0, Command::CloseTunnel(TUNNEL));
+    world.run_for(seconds(1));
+    assert_eq!(held(&world, &far), [0; 6]);
+    assert_eq!(world.breaches(), [] as [String; 0]);
+}
+
+#[test]
+fn a_link_that_is_too_narrow_marks_drops_and_is_known_by_its_rate() {
+    let mut world = diamond(47);
+    world.set_link(1, 3, LinkModel { rate: Some(200_000.0), ..LinkModel::delay(10.0) });
+    world.run_for(seconds(10));
+    let only = Some(world.route(&[0, 1, 3, 5]));
+    let destination = world.id(5);
+    world.command(
+        0,
+        Command::OpenTunnel {
+            tunnel: TUNNEL,
+            destination,
+            forced: only,
+            objective: Objective::Balanced,
+            beside: None,
+            reserve: None,
+        },
+    );
+    // Twice what the link carries.
+    world.send(0, TUNNEL, Traffic { every: Duration::from_millis(10), bytes: 4_000 });
+    world.run_for(seconds(40));
+    let travelled = world.travelled(0, TUNNEL);
+    let share = travelled.arrived as f64 / travelled.sent as f64;
+    assert!((0.45..0.55).contains(&share), "{travelled:?}");
+    let (from, to) = (world.id(1), world.id(3));
+    let quality = world.engine(0).graph().quality(from, to).unwrap();
+    assert!((quality.bandwidth.unwrap() - 200_000.0).abs() < 2_000.0, "{quality:?}");
+    assert!(quality.utilisation > 0.95, "{quality:?}");
+    let marked = world
+        .samples(0)
+        .iter()
+        .any(|sample| matches!(sample, Sample::RouteSlice { report, .. } if report.marked > 100));
+    assert!(marked, "receipts tell of marks");
+}
+
+#[test]
+fn a_node_that_starts_again_joins_and_its_traffic_flows_again() {
+    let mut world = diamond(48);
+    world.run_for(seconds(10));
+    for again in [false, true] {
+        if again {
+            world.kill(0);
+            world.start(0);
+            world.run_for(seconds(5));
+        }
+        open(&mut world, 0, 5);
+        world.run_for(seconds(1));
+        world.send(0, TUNNEL, PINGS);
+        world.run_for(seconds(10));
+        let travelled = world.travelled(0, TUNNEL);
+        assert!(travelled.arrived >= 190, "{again}: {travelled:?}");
+    }
+    world.kill(5);
+    assert!(!world.is_running(5) && !world.is_connected(3, 5));
+    world.run_for(seconds(5));
+    world.start(5);
+    world.run_for(seconds(10));
+    let arrived = world.travelled(0, TUNNEL).arrived;
+    world.run_for(seconds(10));
+    assert!(world.travelled(0, TUNNEL).arrived >= arrived + 190);
+    assert_eq!(world.breaches(), [] as [String; 0]);
 }
 
 #[test]
@@ -354,7 +500,7 @@ fn a_model_that_does_worse_than_the_moving_average_stops_deciding_by_itself() {
         // The links of one way swing, and the last value follows sooner than the moving average.
         for step in 0..150_u32 {
             let delay_ms = if step % 20 < 10 { 10.0 } else { 12.0 };
-            world.set_link(0, 1, LinkModel { delay_ms, jitter_ms: 0.0, loss: 0.0 });
+            world.set_link(0, 1, LinkModel::delay(delay_ms));
             world.run_for(seconds(2));
         }
         let decides = world.engine(0).predictor().version();

@@ -159,6 +159,13 @@ impl Header {
         }
     }
 
+    /// The way back to the source from the node that this datagram has reached; `None` at a position
+    /// that the route has not.
+    pub fn way_back(&self) -> Option<Route> {
+        let so_far = self.route.nodes().get(..=usize::from(self.position))?;
+        Route::new(so_far.iter().rev().copied().collect::<Vec<_>>()).ok()
+    }
+
     /// Bytes that this header takes.
     pub fn length(&self) -> usize {
         FIXED_BYTES + 8 * self.route.nodes().len()

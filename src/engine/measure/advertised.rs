@@ -6,6 +6,7 @@
 //! credibility. The offline feature builder sees the same changes in the store.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use super::coordinates::Coordinates;
 use super::link::LinkQuality;
@@ -18,16 +19,19 @@ use crate::engine::types::{NodeId, Route, Timestamp};
 pub const LINK_HISTORIES_MAX: usize = 80_000;
 /// Gain of the credibility: an advertiser's last 16 or so routes count.
 const CREDIBILITY_GAIN: f64 = 1.0 / 16.0;
-/// Position of the last value and of the median of 20 among the statistics.
-const LAST: usize = 0;
-const MEDIAN_20: usize = 11;
+/// Newest RTTs whose median is a link's usual one.
+const USUAL: usize = 20;
+/// The newest [`WINDOW`] bits.
+const CHANGES_MASK: u64 = (1 << WINDOW) - 1;
 
 /// What one node said of one link over time.
 #[derive(Clone, Debug)]
 pub struct LinkHistory {
     rtts_ms: Window<f64>,
-    withdrawn: Window<bool>,
-    statistics: Option<Statistics>,
+    /// A bit for each of the newest [`WINDOW`] changes, the newest lowest: whether it withdrew.
+    withdrawn: u64,
+    /// Of the RTTs, once somebody asked.
+    statistics: OnceLock<Option<Box<Statistics>>>,
     quality: Option<LinkQuality>,
     changed_at: Timestamp,
     withdrawn_at: Option<Timestamp>,
@@ -37,8 +41,8 @@ impl LinkHistory {
     fn new() -> Self {
         Self {
             rtts_ms: Window::new(WINDOW),
-            withdrawn: Window::new(WINDOW),
-            statistics: None,
+            withdrawn: 0,
+            statistics: OnceLock::new(),
             quality: None,
             changed_at: Timestamp::default(),
             withdrawn_at: None,
@@ -52,7 +56,8 @@ impl LinkHistory {
 
     /// Statistics over the advertised RTTs; `None` before the first.
     pub fn statistics(&self) -> Option<&Statistics> {
-        self.statistics.as_ref()
+        let found = self.statistics.get_or_init(|| Statistics::of(&self.rtts_ms).map(Box::new));
+        found.as_deref()
     }
 
     /// When the newest advertisement or withdrawal was accepted.
@@ -62,7 +67,7 @@ impl LinkHistory {
 
     /// Withdrawals among the newest [`WINDOW`] changes.
     pub fn withdrawals(&self) -> usize {
-        self.withdrawn.newest(WINDOW).filter(|withdrawn| *withdrawn).count()
+        (self.withdrawn & CHANGES_MASK).count_ones() as usize
     }
 
     /// When the link was last withdrawn.
@@ -72,8 +77,9 @@ impl LinkHistory {
 
     /// Last RTT over the median of the newest 20, ln.
     fn deviation_ln(&self) -> Option<f64> {
-        let values = &self.statistics.as_ref()?.values;
-        Some((values[LAST].max(1e-3) / values[MEDIAN_20].max(1e-3)).ln())
+        let newest: Vec<f64> = self.rtts_ms.newest(USUAL).collect();
+        let (last, median) = (newest.last()?, super::window::quantile(&newest, 0.5)?);
+        Some((last.max(1e-3) / median.max(1e-3)).ln())
     }
 }
 
@@ -104,11 +110,11 @@ impl LinkHistories {
             let link = self.links.entry(key).or_insert_with(LinkHistory::new);
             link.changed_at = at;
             link.quality = quality;
-            link.withdrawn.push(quality.is_none());
+            link.withdrawn = link.withdrawn << 1 | u64::from(quality.is_none());
             match quality {
                 Some(quality) => {
                     link.rtts_ms.push(quality.rtt_ms);
-                    link.statistics = Statistics::of(&link.rtts_ms);
+                    link.statistics = OnceLock::new();
                     deviations.extend(link.deviation_ln());
                     self.coordinates.measured(origin, neighbour, quality.rtt_ms);
                 }

@@ -132,14 +132,21 @@ impl Link {
 #[derive(Clone, Debug, Default)]
 pub struct QualityMonitor {
     links: BTreeMap<NodeId, Link>,
+    revision: u64,
 }
 
 impl QualityMonitor {
+    /// A number that changes whenever anything that is known of a link does.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// A neighbour is connected. Returns false when [`NEIGHBOURS_MAX`] are there already.
     pub fn connected(&mut self, neighbour: NodeId) -> bool {
         if self.links.len() >= NEIGHBOURS_MAX && !self.links.contains_key(&neighbour) {
             return false;
         }
+        self.revision += 1;
         self.links.entry(neighbour).or_insert_with(|| Link {
             state: LinkState::New,
             rtt_ms: None,
@@ -155,6 +162,7 @@ impl QualityMonitor {
 
     /// The connection closed. Returns whether the link was there.
     pub fn disconnected(&mut self, neighbour: NodeId) -> bool {
+        self.revision += 1;
         self.links.remove(&neighbour).is_some()
     }
 
@@ -162,6 +170,7 @@ impl QualityMonitor {
     /// by it.
     pub fn probed(&mut self, neighbour: NodeId, rtt_us: Option<u64>) -> bool {
         let Some(link) = self.links.get_mut(&neighbour) else { return false };
+        self.revision += 1;
         let before = link.state;
         link.lost.push(rtt_us.is_none());
         match rtt_us {
@@ -192,6 +201,7 @@ impl QualityMonitor {
     /// A slice of traffic ended.
     pub fn report(&mut self, neighbour: NodeId, report: &LinkReport) {
         let Some(link) = self.links.get_mut(&neighbour) else { return };
+        self.revision += 1;
         if report.duration_us > 0 {
             link.utilisation = (report.busy_us as f64 / report.duration_us as f64).min(1.0);
         }

@@ -12,7 +12,7 @@ pub struct Window<T> {
 impl<T: Copy> Window<T> {
     /// An empty window. `capacity` is at least 1.
     pub fn new(capacity: usize) -> Self {
-        Self { values: VecDeque::with_capacity(capacity.min(64)), capacity: capacity.max(1) }
+        Self { values: VecDeque::new(), capacity: capacity.max(1) }
     }
 
     /// Adds the newest value and forgets the oldest one when full.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
+use super::checked::{CheckedSignatures, OpenedLinkState};
 use super::issuer::{Issuer, Ledger};
 use super::registry::CLOCK_SKEW;
 use super::wire::{Payload, Signed, WireError};
@@ -175,12 +176,18 @@ impl Roster {
 pub struct Membership {
     roster: Arc<Roster>,
     verified: BTreeMap<PublicKey, Credential>,
+    checked: Option<Arc<CheckedSignatures>>,
 }
 
 impl Membership {
     /// Starts from what was kept.
     pub fn new(roster: Roster) -> Self {
-        Self { roster: Arc::new(roster), verified: BTreeMap::new() }
+        Self { roster: Arc::new(roster), verified: BTreeMap::new(), checked: None }
+    }
+
+    /// Shares what was verified with the other nodes of a simulated world.
+    pub fn sharing(self, checked: Option<Arc<CheckedSignatures>>) -> Self {
+        Self { checked, ..self }
     }
 
     /// The snapshot for the network.
@@ -199,7 +206,23 @@ impl Membership {
     /// As [`Roster::open`].
     pub fn open<T: Payload>(&mut self, signed: &Signed, now: Timestamp) -> Result<T, WireError> {
         self.admit(&signed.key, &signed.credential, now)?;
-        signed.open()
+        signed.open_with(self.checked.as_deref())
+    }
+
+    /// The same for an advertisement, which is kept as it was signed.
+    ///
+    /// # Errors
+    /// As [`Roster::open`].
+    pub fn open_link_state(
+        &mut self,
+        signed: Signed,
+        now: Timestamp,
+    ) -> Result<OpenedLinkState, WireError> {
+        self.admit(&signed.key, &signed.credential, now)?;
+        match &self.checked {
+            Some(checked) => checked.open(signed),
+            None => OpenedLinkState::open(signed),
+        }
     }
 
     /// As [`Roster::check`], with each credential verified once.
@@ -215,7 +238,14 @@ impl Membership {
         if self.verified.get(key) == Some(credential) {
             return self.roster.check_time(key, credential, now);
         }
-        self.roster.check(key, credential, now)?;
+        let verify = || self.roster.check(key, credential, now);
+        match &self.checked {
+            Some(checked) => {
+                self.roster.check_time(key, credential, now)?;
+                checked.credential(key, credential, verify)?;
+            }
+            None => verify()?,
+        }
         if self.verified.len() >= VERIFIED_MAX {
             self.verified.pop_first();
         }

@@ -4,6 +4,7 @@
 
 pub mod advertiser;
 pub mod bootstrap;
+mod checked;
 pub mod issuer;
 pub mod membership;
 pub mod registry;
@@ -13,6 +14,7 @@ pub mod wire;
 
 pub use advertiser::Advertiser;
 pub use bootstrap::{BootstrapPolicy, NetworkBootstrapper};
+pub use checked::{CheckedSignatures, OpenedLinkState};
 pub use issuer::{Issuer, Ledger, NotLetIn};
 pub use membership::{Author, Credential, Membership, NetworkState, NotMember, Roster};
 pub use registry::{Accepted, RecordError, ServiceRegistry};

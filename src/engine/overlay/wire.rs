@@ -10,6 +10,7 @@ use ed25519_dalek::{Signature, Signer, VerifyingKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::checked::CheckedSignatures;
 use super::issuer::{NotLetIn, Secret};
 use super::membership::{Author, Credential, NotMember};
 use crate::engine::measure::{LinkQuality, link::NEIGHBOURS_MAX};
@@ -101,13 +102,31 @@ impl Signed {
     /// # Errors
     /// [`WireError`]; nothing of an unverified payload is returned.
     pub fn open<T: Payload>(&self) -> Result<T, WireError> {
-        let key = VerifyingKey::from_bytes(&self.key.0).map_err(|_| WireError::Signature)?;
-        let signature = Signature::from_slice(&self.signature).map_err(|_| WireError::Signature)?;
-        key.verify_strict(&signed_bytes::<T>(&self.body), &signature)
-            .map_err(|_| WireError::Signature)?;
+        self.open_with(None)
+    }
+
+    /// The same, when others may have verified the signature already.
+    ///
+    /// # Errors
+    /// [`WireError`]; nothing of an unverified payload is returned.
+    pub fn open_with<T: Payload>(
+        &self,
+        checked: Option<&CheckedSignatures>,
+    ) -> Result<T, WireError> {
+        match checked {
+            Some(checked) => checked.check::<T>(self, || self.verify::<T>())?,
+            None => self.verify::<T>()?,
+        }
         let payload: T = decode(&self.body, GOSSIP_BYTES_MAX)?;
         payload.check()?;
         Ok(payload)
+    }
+
+    fn verify<T: Payload>(&self) -> Result<(), WireError> {
+        let key = VerifyingKey::from_bytes(&self.key.0).map_err(|_| WireError::Signature)?;
+        let signature = Signature::from_slice(&self.signature).map_err(|_| WireError::Signature)?;
+        key.verify_strict(&signed_bytes::<T>(&self.body), &signature)
+            .map_err(|_| WireError::Signature)
     }
 }
 

@@ -173,7 +173,7 @@ mod tests {
             utilisation: 0.0,
         };
         let links = links.iter().filter(|(to, _)| **to != from);
-        let links = links.map(|(to, ms)| (node(*to), quality(*ms))).collect();
+        let links: BTreeMap<_, _> = links.map(|(to, ms)| (node(*to), quality(*ms))).collect();
         graph.accept(node(from), sequence, links, Timestamp(0)).unwrap();
     }
 

@@ -34,7 +34,9 @@ const DELIVERY_MIN: f64 = 0.05;
 struct Advertised {
     sequence: u64,
     accepted_at: Timestamp,
-    links: BTreeMap<NodeId, LinkQuality>,
+    links: Arc<BTreeMap<NodeId, LinkQuality>>,
+    /// Links that are gone, which the next advertisement will say.
+    gone: BTreeSet<NodeId>,
 }
 
 /// Why an advertisement was not taken.
@@ -81,7 +83,7 @@ impl OverlayGraph {
     pub fn forget(&mut self, origin: NodeId) -> Vec<LinkChange> {
         let Some(gone) = self.adverts.remove(&origin) else { return Vec::new() };
         self.outdate();
-        gone.links.into_keys().map(|to| (origin, to, None)).collect()
+        gone.links.keys().map(|to| (origin, *to, None)).collect()
     }
 
     /// Takes an advertisement and returns what it says of each link, withdrawn ones included.
@@ -92,9 +94,10 @@ impl OverlayGraph {
         &mut self,
         origin: NodeId,
         sequence: u64,
-        links: BTreeMap<NodeId, LinkQuality>,
+        links: impl Into<Arc<BTreeMap<NodeId, LinkQuality>>>,
         now: Timestamp,
     ) -> Result<Vec<LinkChange>, Refused> {
+        let links = links.into();
         let known = self.adverts.get(&origin);
         match known {
             Some(known) if known.sequence >= sequence => return Err(Refused::Stale),
@@ -106,12 +109,28 @@ impl OverlayGraph {
         let mut changes: Vec<LinkChange> = withdrawn.map(|n| (origin, *n, None)).collect();
         changes.extend(links.iter().map(|(n, quality)| (origin, *n, Some(*quality))));
         let is_known = known.is_some();
-        self.adverts.insert(origin, Advertised { sequence, accepted_at: now, links });
+        self.adverts.insert(
+            origin,
+            Advertised { sequence, accepted_at: now, links, gone: BTreeSet::new() },
+        );
         match is_known {
             true => self.patch(origin, changes.iter().map(|(_, neighbour, _)| *neighbour)),
             false => self.outdate(),
         }
         Ok(changes)
+    }
+
+    /// A link of `me` is gone, or there again. It no longer counts, or does again, though the next
+    /// advertisement may have to wait; only that one says so to others and to who keeps records.
+    pub fn own_link(&mut self, me: NodeId, neighbour: NodeId, is_there: bool) {
+        let Some(own) = self.adverts.get_mut(&me) else { return };
+        let changed = match is_there {
+            true => own.gone.remove(&neighbour),
+            false => own.links.contains_key(&neighbour) && own.gone.insert(neighbour),
+        };
+        if changed {
+            self.patch(me, [neighbour].into_iter());
+        }
     }
 
     /// Forgets advertisements older than [`LIFETIME`], except `me`'s, and returns their links.
@@ -153,7 +172,8 @@ impl OverlayGraph {
 
     /// What `from` says of its link to `to`.
     pub fn quality(&self, from: NodeId, to: NodeId) -> Option<LinkQuality> {
-        self.adverts.get(&from)?.links.get(&to).copied()
+        let advert = self.adverts.get(&from)?;
+        advert.links.get(&to).filter(|_| !advert.gone.contains(&to)).copied()
     }
 
     /// Whether both ends advertise this link.
@@ -169,6 +189,18 @@ impl OverlayGraph {
             Some(quality.bandwidth? * (1.0 - quality.utilisation))
         });
         left.reduce(|least, left| Some(least?.min(left?))).flatten()
+    }
+
+    /// Whether an advertisement of this node is known.
+    pub fn is_origin(&self, node: NodeId) -> bool {
+        self.adverts.contains_key(&node)
+    }
+
+    /// Every origin with what it says of its links.
+    pub fn advertised(
+        &self,
+    ) -> impl Iterator<Item = (NodeId, &BTreeMap<NodeId, LinkQuality>)> + '_ {
+        self.adverts.iter().map(|(origin, advert)| (*origin, advert.links.as_ref()))
     }
 
     /// Every origin with the number of links that it advertises.
@@ -316,7 +348,8 @@ mod tests {
     }
 
     fn advertise(graph: &mut OverlayGraph, from: u8, sequence: u64, to: &[u8], at: u64) {
-        let links = to.iter().map(|to| (node(*to), quality(10.0))).collect();
+        let links = to.iter().map(|to| (node(*to), quality(10.0)));
+        let links: BTreeMap<_, _> = links.collect();
         graph.accept(node(from), sequence, links, Timestamp(at)).unwrap();
     }
 
@@ -333,6 +366,24 @@ mod tests {
     }
 
     #[test]
+    fn an_own_link_that_is_gone_counts_no_more_and_the_next_advertisement_says_so() {
+        let mut graph = OverlayGraph::default();
+        advertise(&mut graph, 1, 1, &[2], 0);
+        advertise(&mut graph, 2, 1, &[1], 0);
+        assert_eq!(graph.topology().edges[0].len(), 1);
+        graph.own_link(node(1), node(2), false);
+        assert!(!graph.is_link(node(1), node(2)) && graph.topology().edges[0].is_empty());
+        graph.own_link(node(1), node(2), true);
+        assert!(graph.is_link(node(1), node(2)) && graph.topology().edges[1].len() == 1);
+        graph.own_link(node(1), node(2), false);
+        graph.own_link(node(1), node(3), false);
+        let changes = graph.accept(node(1), 2, BTreeMap::new(), Timestamp(9)).unwrap();
+        assert_eq!(changes, [(node(1), node(2), None)]);
+        advertise(&mut graph, 1, 3, &[2], 10);
+        assert!(graph.is_link(node(1), node(2)), "it came back");
+    }
+
+    #[test]
     fn the_fullest_link_limits_a_route_and_an_unknown_one_hides_it() {
         let mut graph = OverlayGraph::default();
         let filled = |bandwidth, utilisation| LinkQuality {
@@ -342,7 +393,8 @@ mod tests {
         };
         let route = Route::new([node(1), node(2), node(3)]).unwrap();
         let mut say = |from, to, sequence, quality| {
-            graph.accept(node(from), sequence, [(node(to), quality)].into(), Timestamp(0)).unwrap();
+            let links = BTreeMap::from([(node(to), quality)]);
+            graph.accept(node(from), sequence, links, Timestamp(0)).unwrap();
             graph.residual(&route)
         };
         assert_eq!(say(1, 2, 1, filled(100.0, 0.5)), None);
@@ -437,7 +489,8 @@ mod tests {
             for (index, (from, links, seconds)) in adverts.into_iter().enumerate() {
                 now += seconds * 1_000_000;
                 let links = links.into_iter().filter(|(to, _)| *to != from);
-                let links = links.map(|(to, ms)| (node(to), quality(ms.into()))).collect();
+                let links = links.map(|(to, ms)| (node(to), quality(ms.into())));
+                let links: BTreeMap<_, _> = links.collect();
                 let version = graph.version();
                 let before = graph.topology();
                 graph.accept(node(from), index as u64 + 1, links, Timestamp(now)).unwrap();

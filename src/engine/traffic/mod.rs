@@ -1,9 +1,11 @@
 //! Traffic: who may send over a link, how much, and in which order.
 //!
 //! [`FairQueue`] is what waits in front of a link, [`Ledger`] what the links of this node have
-//! promised, [`message`] what nodes say to each other about promises, and [`Capacity`] what a link
-//! is expected to carry.
+//! promised, [`Asking`] what a tunnel asks for and when, [`message`] what nodes say to each other
+//! about promises, and [`Capacity`] what a link is expected to carry.
 
+mod aside;
+mod asking;
 mod bucket;
 mod capacity;
 mod ledger;
@@ -11,9 +13,11 @@ pub mod message;
 mod queue;
 mod waits;
 
+pub use aside::{Grant, Request};
+pub use asking::{ASKS_MAX, Asked, Asking, PATIENCE, RENEW_EVERY, State, Step, Way};
 pub use capacity::Capacity;
-pub use ledger::{Claim, LIFETIME, Ledger, Refusal};
-pub use queue::{Class, FairQueue, LANES, Popped};
+pub use ledger::{Claim, LIFETIME, Ledger, Refusal, SHARE_MAX};
+pub use queue::{Class, DROP_AFTER, FairQueue, LANES, MARK_AFTER, Popped};
 pub use waits::{RecentWaits, WaitQuantiles};
 
 use crate::engine::forward::{DatagramKind, HeaderView};

@@ -4,6 +4,8 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::engine::forward::Binding;
+use crate::engine::traffic::{ASKS_MAX, PATIENCE};
+use crate::engine::types::{Route, TunnelId};
 use crate::net::link::{LANES, Link};
 use crate::net::watch::tests::written;
 

@@ -166,7 +166,7 @@ fn packets_and_receipts_travel_and_settle_what_is_kept() {
     let flow = hold(&flow);
     let super::super::flows::End::Own(own) = &flow.end else { panic!("S opened it") };
     assert!(own.watch.rtt_us().is_some(), "the first packet asked for a receipt");
-    assert_eq!(own.arrived.received, 1, "which left before the others arrived");
+    assert_eq!(own.arrived().received, 1, "which left before the others arrived");
     assert_eq!(flow.arrivals.over(1).received, 3);
 }
 
