@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::event::{Answer, CommandError, Notice, Output, RequestId, Verdict};
-use super::overlay::issuer::{NotLetIn, Secret};
+use super::overlay::issuer::{Issuer, NotLetIn, Secret};
 use super::overlay::membership::{Credential, NameGrant, NetworkState};
 use super::overlay::wire::{
     self, GossipMessage, JOIN_BYTES_MAX, JoinRequest, JoinResponse, Signed, WireError,
@@ -20,6 +20,7 @@ impl Engine {
             name: network.name.clone(),
             root: network.root,
             issuer: network.issuer,
+            addresses: network.addresses.clone(),
             credential: self.author.credential.clone(),
             revocations: self.membership.roster().revocations().cloned().collect(),
             grants: self.services.registry().grants().cloned().collect(),
@@ -27,9 +28,23 @@ impl Engine {
         }
     }
 
-    fn keep_network(&mut self) {
-        let network = self.network();
-        self.outputs.push_back(Output::KeepNetwork(Box::new(network)));
+    /// Name of the network that this node belongs to, for people.
+    pub fn network_name(&self) -> &str {
+        &self.config.network.name
+    }
+
+    /// The node that signs credentials of this network.
+    pub fn network_issuer(&self) -> PublicKey {
+        self.config.network.issuer
+    }
+
+    /// Has the network kept when it changed: once, whatever changed in this step, and before anybody
+    /// is told of it.
+    pub(super) fn keep_network(&mut self) {
+        if std::mem::take(&mut self.keep) {
+            let network = self.network();
+            self.outputs.push_front(Output::KeepNetwork(Box::new(network)));
+        }
     }
 
     pub(super) fn invite(
@@ -47,9 +62,7 @@ impl Engine {
                 .map(|invitation| Answer::Invited { expires_at: invitation.expires_at })
                 .ok_or(CommandError::Busy("the open invitations")),
         };
-        if answer.is_ok() {
-            self.keep_network();
-        }
+        self.keep |= answer.is_ok();
         self.outputs.push_back(Output::Answer { request, answer });
     }
 
@@ -61,24 +74,26 @@ impl Engine {
                 certified.map_err(CommandError::NotLetIn)
             }
         };
-        if answer.is_ok() {
-            self.keep_network();
-        }
+        self.keep |= answer.is_ok();
         self.outputs.push_back(Output::Answer { request, answer });
     }
 
     /// Somebody wants to be let in, or a member wants a new credential.
     pub(super) fn join_asked(&mut self, from: &PublicKey, bytes: &[u8], now: Timestamp) -> Vec<u8> {
+        let issued = |issuer: &Option<Issuer>| {
+            issuer.as_ref().and_then(|issuer| issuer.ledger().issued.get(from).cloned())
+        };
+        let before = issued(&self.issuer);
         let response: JoinResponse = match (&mut self.issuer, wire::decode(bytes, JOIN_BYTES_MAX)) {
             (None, _) => Err(NotLetIn::NotIssuer),
             (_, Err(_)) => Err(NotLetIn::Malformed),
             (Some(issuer), Ok(JoinRequest::Redeem(secret))) => issuer.redeem(&secret, from, now),
             (Some(issuer), Ok(JoinRequest::Renew)) => issuer.renew(from, now),
         };
-        match &response {
-            Ok(_) => self.keep_network(),
-            Err(why) => self.dropped("join", format!("{}: {why}", from.node_id())),
+        if let Err(why) = &response {
+            self.dropped("join", format!("{}: {why}", from.node_id()));
         }
+        self.keep |= issued(&self.issuer) != before;
         wire::encode(&response)
     }
 
@@ -119,7 +134,7 @@ impl Engine {
         self.services.set_author(self.author.clone());
         self.membership.renew(credential);
         self.outputs.push_back(Output::Roster(self.membership.roster().clone()));
-        self.keep_network();
+        self.keep = true;
         Ok(())
     }
 
@@ -158,7 +173,7 @@ impl Engine {
         let Some(key) = self.membership.revoke(signed)? else { return Ok(false) };
         let node = key.node_id();
         self.outputs.push_back(Output::Roster(self.membership.roster().clone()));
-        self.keep_network();
+        self.keep = true;
         self.services.forget(&key);
         self.bootstrapper.forget(node);
         self.advertisements.remove(&node);
@@ -202,7 +217,7 @@ impl Engine {
                 if !self.services.grant(grant, signed.clone()) {
                     return Verdict::Ignore;
                 }
-                self.keep_network();
+                self.keep = true;
                 Verdict::Accept
             }
             Err(error) => {

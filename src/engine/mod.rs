@@ -142,6 +142,8 @@ pub struct Engine {
     expire_at: Timestamp,
     /// Links, tunnels or candidates changed: what is probed has to follow.
     aim: bool,
+    /// What must be kept of the network changed.
+    keep: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -186,6 +188,7 @@ impl Engine {
             totals: RouteTotals::default(),
             expire_at: now + EXPIRY_INTERVAL,
             aim: false,
+            keep: false,
             outputs: VecDeque::new(),
             config,
         }
@@ -423,6 +426,7 @@ impl Engine {
     /// Brings everything that follows from the state up to date: advertisement, decisions,
     /// probing, the forwarding snapshot.
     fn settle(&mut self, now: Timestamp) {
+        self.keep_network();
         let links: BTreeMap<NodeId, LinkQuality> = self.links.up().collect();
         if let Some(advertisement) = self.advertiser.poll(&links, now) {
             let signed = Signed::seal(&self.author, &advertisement);
