@@ -227,3 +227,96 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+
+    use super::super::event::{Command, Input};
+    use super::super::overlay::membership::{Author, Revocation};
+    use super::super::overlay::wire::SyncResponse;
+    use super::super::overlay::{BootstrapPolicy, issuer::RENEWAL_MIN};
+    use super::super::route::PathPolicy;
+    use super::super::{EngineConfig, Intervals};
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000_000_000);
+
+    fn key(byte: u8) -> SigningKey {
+        SigningKey::from_bytes(&[byte; 32])
+    }
+
+    fn public(byte: u8) -> PublicKey {
+        PublicKey(key(byte).verifying_key().to_bytes())
+    }
+
+    /// Node 1, which has founded network 9.
+    fn founder() -> Engine {
+        let config = EngineConfig {
+            key: key(1),
+            network: NetworkState::found(&key(9), "home", &public(1), NOW),
+            root: Some(key(9)),
+            bootstrap: BootstrapPolicy::default(),
+            paths: PathPolicy::default(),
+            intervals: Intervals::default(),
+            prediction: false,
+            seed: 1,
+        };
+        Engine::new(config, NOW)
+    }
+
+    /// What an input leads to.
+    fn outputs(engine: &mut Engine, input: Input, now: Timestamp) -> Vec<Output> {
+        engine.handle(now, input);
+        std::iter::from_fn(|| engine.poll_output()).collect()
+    }
+
+    /// What is to be kept, and at which place among the outputs.
+    fn kept(outputs: &[Output]) -> Vec<(usize, &NetworkState)> {
+        let kept = outputs.iter().enumerate().filter_map(|(at, output)| match output {
+            Output::KeepNetwork(state) => Some((at, &**state)),
+            _ => None,
+        });
+        kept.collect()
+    }
+
+    #[test]
+    fn many_changes_at_once_are_kept_once() {
+        let mut engine = founder();
+        let revoked = |byte| Revocation { key: public(byte), at: NOW };
+        let root = Author::root(key(9));
+        let signed = (20..40).map(|byte| Signed::seal(&root, &revoked(byte)));
+        let messages = signed.map(GossipMessage::Revocation).collect();
+        let bytes = wire::encode(&SyncResponse { peers: Vec::new(), messages });
+        let from = public(2).node_id();
+        let received = |bytes: &Vec<u8>| Input::SyncReceived { from, bytes: bytes.clone() };
+        let first = outputs(&mut engine, received(&bytes), NOW);
+        let [(_, state)] = kept(&first)[..] else { panic!("kept once") };
+        assert_eq!(state.revocations.len(), 20);
+        assert!(kept(&outputs(&mut engine, received(&bytes), NOW)).is_empty(), "nothing is new");
+    }
+
+    #[test]
+    fn what_somebody_is_told_was_kept_before_and_asking_again_keeps_nothing() {
+        let mut engine = founder();
+        let (request, secret, lifetime) = (1, [7; 16], Duration::from_secs(60));
+        let invite = Command::Invite { request, secret, uses: 1, lifetime };
+        let invited = outputs(&mut engine, Input::Command(invite), NOW);
+        let answered = |output: &Output| {
+            matches!(output, Output::Answer { .. } | Output::JoinAnswer { token: 3, .. })
+        };
+        let [(at, _)] = kept(&invited)[..] else { panic!("kept once") };
+        assert!(Some(at) < invited.iter().position(answered));
+
+        let bytes = wire::encode(&JoinRequest::Redeem(secret));
+        let ask = |byte| Input::JoinAsked { token: 3, from: public(byte), bytes: bytes.clone() };
+        let first = outputs(&mut engine, ask(2), NOW);
+        let [(at, state)] = kept(&first)[..] else { panic!("kept once") };
+        assert!(Some(at) < first.iter().position(answered));
+        assert!(state.ledger.issued.contains_key(&public(2)));
+        for (byte, now) in [(2, NOW + RENEWAL_MIN / 2), (3, NOW), (2, NOW + 2 * lifetime)] {
+            let again = outputs(&mut engine, ask(byte), now);
+            assert!(again.iter().any(answered) && kept(&again).is_empty(), "{byte} at {now:?}");
+        }
+    }
+}
