@@ -230,7 +230,6 @@ async fn an_invitation_that_was_used_up_stays_used_up_over_a_restart() {
 }
 
 #[test]
-#[ignore = "needs the network side of joining"]
 fn a_second_machine_joins_by_a_token_and_is_put_out_again() {
     let folder = tempfile::tempdir().unwrap();
     let dir = |name: &str| folder.path().join(name);
