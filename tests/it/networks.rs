@@ -238,7 +238,9 @@ fn a_second_machine_joins_by_a_token_and_is_put_out_again() {
     let first = Process::launch(&dir("first"), &settings, &[]);
     let invited: Invited = first.ask_until(&["network", "invite"], |_| true);
     // A node that has founded its own network before.
-    assert!(Process::launch(&dir("second"), &config(vec![]), &[]).stop());
+    let alone = Process::launch(&dir("second"), &config(vec![]), &[]);
+    assert_eq!(alone.status().network.name, "default");
+    assert!(alone.stop());
     let second = Process::launch(&dir("second"), &config(vec![]), &["--join", &invited.token]);
     second.ask_until(&["status"], |status: &Status| {
         status.joined && status.network.name == "home" && status.links_up == 1
@@ -260,6 +262,7 @@ fn a_second_machine_joins_by_a_token_and_is_put_out_again() {
     assert!(first.stop());
     fails(&dir("third"), &["network", "join", &other.token], &["/tcp/"]);
     let first = Process::launch(&dir("first"), &settings, &[]);
+    first.status();
     json::<serde_json::Value>(&dir("third"), &["network", "join", "-"], &other.token);
     let third = Process::launch(&dir("third"), &config(vec![]), &[]);
     third.ask_until(&["status"], |status: &Status| status.links_up == 2);
