@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::net::UnixListener;
 
 use super::explain::Asked;
+use super::network;
 use super::types::{
     ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reloaded, Resolved, Service,
     Status, Tunnel,
@@ -22,6 +23,9 @@ use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::{CommandError, ServiceSpec};
 use crate::engine::types::{NodeId, ServiceName, TunnelId};
 use crate::node::{DATABASE, NodeHandle, RequestError, TunnelOptions, parse_peer_id};
+
+/// Longest request (bytes): a service with all its metadata and its longest allow list.
+const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Why the control API could not start.
 #[derive(Debug, thiserror::Error)]
@@ -89,11 +93,18 @@ fn router(handle: NodeHandle) -> Router {
         .route("/v1/routes/{target}", get(routes))
         .route("/v1/model/reload", post(reload_model))
         .route("/v1/emulation", post(emulate))
+        .route("/v1/network", get(network::about))
+        .route("/v1/network/members", get(network::members))
+        .route("/v1/network/invitations", post(network::invite))
+        .route("/v1/network/certificates", post(network::certify))
+        .route("/v1/network/revocations", post(network::revoke))
+        .route("/v1/network/grants", post(network::grant))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(handle)
 }
 
 /// Any failure, as a status code and one line.
-struct Failure(StatusCode, String);
+pub(super) struct Failure(StatusCode, String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -109,10 +120,16 @@ impl From<RequestError> for Failure {
             RequestError::Command(
                 CommandError::UnknownName(_) | CommandError::NotPublishedHere(_),
             ) => StatusCode::NOT_FOUND,
-            RequestError::Command(CommandError::Refused(_)) => StatusCode::CONFLICT,
+            RequestError::Command(
+                CommandError::Refused(_)
+                | CommandError::NotIssuer
+                | CommandError::RevokesItself
+                | CommandError::NotLetIn(_),
+            ) => StatusCode::CONFLICT,
+            RequestError::Command(CommandError::Busy(_)) => StatusCode::TOO_MANY_REQUESTS,
             RequestError::Command(_) | RequestError::NoRoute(_) => StatusCode::BAD_GATEWAY,
             RequestError::Tunnel(_) => StatusCode::BAD_GATEWAY,
-            RequestError::UnknownNode(_) => StatusCode::NOT_FOUND,
+            RequestError::UnknownNode(_) | RequestError::UnknownKey(_) => StatusCode::NOT_FOUND,
             RequestError::Path(_)
             | RequestError::NoRelay(_)
             | RequestError::Paths(_)
@@ -128,11 +145,11 @@ impl From<RequestError> for Failure {
     }
 }
 
-fn wrong(error: impl std::fmt::Display) -> Failure {
+pub(super) fn wrong(error: impl std::fmt::Display) -> Failure {
     Failure(StatusCode::BAD_REQUEST, error.to_string())
 }
 
-type Answer<T> = Result<Json<T>, Failure>;
+pub(super) type Answer<T> = Result<Json<T>, Failure>;
 
 async fn status(State(node): State<NodeHandle>) -> Answer<Status> {
     let socks = node.socks();

@@ -11,6 +11,9 @@ use crate::engine::route::ReservationState;
 use crate::engine::types::{PublicKey, Route};
 
 pub use super::learning::Learning;
+pub use super::network::{
+    Certified, Certify, Grant, Granted, Invite, Invited, Member, Members, Network, Revoke, Revoked,
+};
 use crate::node::{View, peer_id_text};
 
 pub use super::explain::{
@@ -32,6 +35,8 @@ pub struct Status {
     pub joined: bool,
     /// How long that took (ms).
     pub join_ms: Option<f64>,
+    /// What it belongs to.
+    pub network: Network,
     /// Multiaddresses.
     pub listening: Vec<String>,
     /// Where the SOCKS5 proxy listens; none when it is off.
@@ -304,6 +309,7 @@ impl Status {
             uptime_s: view.now.since(view.started_at).as_secs_f64(),
             joined: view.engine.joined_after().is_some(),
             join_ms: view.engine.joined_after().map(|after| after.as_secs_f64() * 1e3),
+            network: Network::look(view),
             listening: view.net.listening(),
             socks: socks.map(|address| address.to_string()),
             peers: view.engine.peers().len(),

@@ -9,6 +9,7 @@ mod demo;
 mod explain;
 mod import;
 mod model;
+mod network;
 mod node;
 mod output;
 mod peer;
@@ -50,6 +51,9 @@ enum Group {
     Demo(demo::Args),
     /// Run a node.
     Node(node::Args),
+    /// Found a network, let nodes in, put nodes out.
+    #[command(subcommand)]
+    Network(network::Verb),
     /// Publish, find and withdraw services.
     #[command(subcommand)]
     Service(service::Verb),
@@ -120,6 +124,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         match cli.command {
             Group::Demo(args) => demo::run(args, &context).await,
             Group::Node(args) => node::run(args, &context).await,
+            Group::Network(verb) => network::run(verb, &context).await,
             Group::Service(verb) => service::run(verb, &context).await,
             Group::Tunnel(verb) => tunnel::run(verb, &context).await,
             Group::Route(verb) => route::run(verb, &context).await,

@@ -8,23 +8,28 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::champion::now_us;
-use super::{Context, output};
+use super::{Context, network, output};
 use crate::api::Server;
 use crate::config::Config;
 use crate::learn::first::install_first;
 use crate::node::{MODELS, Node, NodeOptions};
 
 /// Run a node until it is interrupted. Without any setting it listens on port 4747, finds other
-/// nodes on the local network, and keeps its data in the user's data directory.
+/// nodes of its network on the local network, and keeps its data in the user's data directory. Started
+/// for the first time without a token, it founds a network of its own.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Settings as TOML; `--print-config` shows all of them.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// First join the network of this token, from `network invite` on a node that is in it; `-` reads
+    /// it from standard input. Nothing happens when the node belongs to that network already.
+    #[arg(long, value_name = "TOKEN")]
+    join: Option<String>,
     /// Listen here instead; may be given several times.
     #[arg(long, value_name = "MULTIADDRESS")]
     listen: Vec<String>,
-    /// Join through this node too; may be given several times.
+    /// Look for the network at this node too; may be given several times.
     #[arg(long, value_name = "MULTIADDRESS")]
     bootstrap: Vec<String>,
     /// Offer the SOCKS5 proxy for names of the mesh here instead of on 127.0.0.1:1080; "" for none.
@@ -77,6 +82,10 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     // Before anything else runs, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let data_dir = context.data_dir.clone();
+    if let Some(token) = &args.join {
+        let joined = network::join(token, &data_dir).await?;
+        tracing::info!("{}", network::said(&joined));
+    }
     let shipped = config.learning.predict && config.learning.shipped_model;
     let models = data_dir.join(MODELS);
     match if shipped { install_first(&models, now_us()) } else { Ok(false) } {
@@ -89,14 +98,20 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let node = Node::start(NodeOptions { config, data_dir, trainer: std::env::current_exe().ok() })
         .await?;
     let server = Server::start(node.handle().clone())?;
-    let status = node.handle().inspect(|view| view.net.listening()).await?;
+    let (status, network) = node
+        .handle()
+        .inspect(|view| (view.net.listening(), crate::api::types::Network::look(view)))
+        .await?;
     if context.json {
         let node_id = node.handle().key().node_id().to_string();
         let socks = node.handle().socks().map(|address| address.to_string());
-        let about = serde_json::json!({ "node": node_id, "listening": status, "socks": socks });
+        let about = serde_json::json!({
+            "node": node_id, "network": network, "listening": status, "socks": socks,
+        });
         output::json(&about)?;
     } else {
         output::print(&format!("node       {}", node.handle().key().node_id()))?;
+        output::print(&format!("network    {} (root {})", network.name, network.root))?;
         for address in &status {
             output::print(&format!("listening  {address}"))?;
         }

@@ -16,6 +16,12 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
     };
     row("node", format!("{} ({})", status.node, status.peer_id));
     row("version", format!("{}, up {:.0} s", status.version, status.uptime_s));
+    let network = &status.network;
+    row("network", format!("{} (root {})", network.name, network.root));
+    row("belongs until", super::network::until(network));
+    if let Some(seen) = network.members_seen {
+        row("members seen", seen.to_string());
+    }
     row("joined", if status.joined { "yes" } else { "no" }.into());
     for address in &status.listening {
         row("listening", address.clone());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::event::{Answer, CommandError, Notice, Output, RequestId, Verdict};
-use super::overlay::issuer::{NotLetIn, Secret};
+use super::overlay::issuer::{Issuer, NotLetIn, Secret};
 use super::overlay::membership::{Credential, NameGrant, NetworkState};
 use super::overlay::wire::{
     self, GossipMessage, JOIN_BYTES_MAX, JoinRequest, JoinResponse, Signed, WireError,
@@ -20,6 +20,7 @@ impl Engine {
             name: network.name.clone(),
             root: network.root,
             issuer: network.issuer,
+            addresses: network.addresses.clone(),
             credential: self.author.credential.clone(),
             revocations: self.membership.roster().revocations().cloned().collect(),
             grants: self.services.registry().grants().cloned().collect(),
@@ -27,9 +28,23 @@ impl Engine {
         }
     }
 
-    fn keep_network(&mut self) {
-        let network = self.network();
-        self.outputs.push_back(Output::KeepNetwork(Box::new(network)));
+    /// Name of the network that this node belongs to, for people.
+    pub fn network_name(&self) -> &str {
+        &self.config.network.name
+    }
+
+    /// The node that signs credentials of this network.
+    pub fn network_issuer(&self) -> PublicKey {
+        self.config.network.issuer
+    }
+
+    /// Has the network kept when it changed: once, whatever changed in this step, and before anybody
+    /// is told of it.
+    pub(super) fn keep_network(&mut self) {
+        if std::mem::take(&mut self.keep) {
+            let network = self.network();
+            self.outputs.push_front(Output::KeepNetwork(Box::new(network)));
+        }
     }
 
     pub(super) fn invite(
@@ -47,9 +62,7 @@ impl Engine {
                 .map(|invitation| Answer::Invited { expires_at: invitation.expires_at })
                 .ok_or(CommandError::Busy("the open invitations")),
         };
-        if answer.is_ok() {
-            self.keep_network();
-        }
+        self.keep |= answer.is_ok();
         self.outputs.push_back(Output::Answer { request, answer });
     }
 
@@ -61,24 +74,26 @@ impl Engine {
                 certified.map_err(CommandError::NotLetIn)
             }
         };
-        if answer.is_ok() {
-            self.keep_network();
-        }
+        self.keep |= answer.is_ok();
         self.outputs.push_back(Output::Answer { request, answer });
     }
 
     /// Somebody wants to be let in, or a member wants a new credential.
     pub(super) fn join_asked(&mut self, from: &PublicKey, bytes: &[u8], now: Timestamp) -> Vec<u8> {
+        let issued = |issuer: &Option<Issuer>| {
+            issuer.as_ref().and_then(|issuer| issuer.ledger().issued.get(from).cloned())
+        };
+        let before = issued(&self.issuer);
         let response: JoinResponse = match (&mut self.issuer, wire::decode(bytes, JOIN_BYTES_MAX)) {
             (None, _) => Err(NotLetIn::NotIssuer),
             (_, Err(_)) => Err(NotLetIn::Malformed),
             (Some(issuer), Ok(JoinRequest::Redeem(secret))) => issuer.redeem(&secret, from, now),
             (Some(issuer), Ok(JoinRequest::Renew)) => issuer.renew(from, now),
         };
-        match &response {
-            Ok(_) => self.keep_network(),
-            Err(why) => self.dropped("join", format!("{}: {why}", from.node_id())),
+        if let Err(why) = &response {
+            self.dropped("join", format!("{}: {why}", from.node_id()));
         }
+        self.keep |= issued(&self.issuer) != before;
         wire::encode(&response)
     }
 
@@ -119,7 +134,7 @@ impl Engine {
         self.services.set_author(self.author.clone());
         self.membership.renew(credential);
         self.outputs.push_back(Output::Roster(self.membership.roster().clone()));
-        self.keep_network();
+        self.keep = true;
         Ok(())
     }
 
@@ -158,7 +173,7 @@ impl Engine {
         let Some(key) = self.membership.revoke(signed)? else { return Ok(false) };
         let node = key.node_id();
         self.outputs.push_back(Output::Roster(self.membership.roster().clone()));
-        self.keep_network();
+        self.keep = true;
         self.services.forget(&key);
         self.bootstrapper.forget(node);
         self.advertisements.remove(&node);
@@ -202,13 +217,106 @@ impl Engine {
                 if !self.services.grant(grant, signed.clone()) {
                     return Verdict::Ignore;
                 }
-                self.keep_network();
+                self.keep = true;
                 Verdict::Accept
             }
             Err(error) => {
                 self.dropped("name-grant", error.to_string());
                 Verdict::Reject
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+
+    use super::super::event::{Command, Input};
+    use super::super::overlay::membership::{Author, Revocation};
+    use super::super::overlay::wire::SyncResponse;
+    use super::super::overlay::{BootstrapPolicy, issuer::RENEWAL_MIN};
+    use super::super::route::PathPolicy;
+    use super::super::{EngineConfig, Intervals};
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000_000_000);
+
+    fn key(byte: u8) -> SigningKey {
+        SigningKey::from_bytes(&[byte; 32])
+    }
+
+    fn public(byte: u8) -> PublicKey {
+        PublicKey(key(byte).verifying_key().to_bytes())
+    }
+
+    /// Node 1, which has founded network 9.
+    fn founder() -> Engine {
+        let config = EngineConfig {
+            key: key(1),
+            network: NetworkState::found(&key(9), "home", &public(1), NOW),
+            root: Some(key(9)),
+            bootstrap: BootstrapPolicy::default(),
+            paths: PathPolicy::default(),
+            intervals: Intervals::default(),
+            prediction: false,
+            seed: 1,
+        };
+        Engine::new(config, NOW)
+    }
+
+    /// What an input leads to.
+    fn outputs(engine: &mut Engine, input: Input, now: Timestamp) -> Vec<Output> {
+        engine.handle(now, input);
+        std::iter::from_fn(|| engine.poll_output()).collect()
+    }
+
+    /// What is to be kept, and at which place among the outputs.
+    fn kept(outputs: &[Output]) -> Vec<(usize, &NetworkState)> {
+        let kept = outputs.iter().enumerate().filter_map(|(at, output)| match output {
+            Output::KeepNetwork(state) => Some((at, &**state)),
+            _ => None,
+        });
+        kept.collect()
+    }
+
+    #[test]
+    fn many_changes_at_once_are_kept_once() {
+        let mut engine = founder();
+        let revoked = |byte| Revocation { key: public(byte), at: NOW };
+        let root = Author::root(key(9));
+        let signed = (20..40).map(|byte| Signed::seal(&root, &revoked(byte)));
+        let messages = signed.map(GossipMessage::Revocation).collect();
+        let bytes = wire::encode(&SyncResponse { peers: Vec::new(), messages });
+        let from = public(2).node_id();
+        let received = |bytes: &Vec<u8>| Input::SyncReceived { from, bytes: bytes.clone() };
+        let first = outputs(&mut engine, received(&bytes), NOW);
+        let [(_, state)] = kept(&first)[..] else { panic!("kept once") };
+        assert_eq!(state.revocations.len(), 20);
+        assert!(kept(&outputs(&mut engine, received(&bytes), NOW)).is_empty(), "nothing is new");
+    }
+
+    #[test]
+    fn what_somebody_is_told_was_kept_before_and_asking_again_keeps_nothing() {
+        let mut engine = founder();
+        let (request, secret, lifetime) = (1, [7; 16], Duration::from_secs(60));
+        let invite = Command::Invite { request, secret, uses: 1, lifetime };
+        let invited = outputs(&mut engine, Input::Command(invite), NOW);
+        let answered = |output: &Output| {
+            matches!(output, Output::Answer { .. } | Output::JoinAnswer { token: 3, .. })
+        };
+        let [(at, _)] = kept(&invited)[..] else { panic!("kept once") };
+        assert!(Some(at) < invited.iter().position(answered));
+
+        let bytes = wire::encode(&JoinRequest::Redeem(secret));
+        let ask = |byte| Input::JoinAsked { token: 3, from: public(byte), bytes: bytes.clone() };
+        let first = outputs(&mut engine, ask(2), NOW);
+        let [(at, state)] = kept(&first)[..] else { panic!("kept once") };
+        assert!(Some(at) < first.iter().position(answered));
+        assert!(state.ledger.issued.contains_key(&public(2)));
+        for (byte, now) in [(2, NOW + RENEWAL_MIN / 2), (3, NOW), (2, NOW + 2 * lifetime)] {
+            let again = outputs(&mut engine, ask(byte), now);
+            assert!(again.iter().any(answered) && kept(&again).is_empty(), "{byte} at {now:?}");
         }
     }
 }

@@ -165,6 +165,8 @@ pub struct Engine {
     expire_at: Timestamp,
     /// Links, tunnels or candidates changed: what is probed has to follow.
     aim: bool,
+    /// What must be kept of the network changed.
+    keep: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -215,6 +217,7 @@ impl Engine {
             totals: RouteTotals::default(),
             expire_at: now + EXPIRY_INTERVAL,
             aim: false,
+            keep: false,
             outputs: VecDeque::new(),
             config,
         }
@@ -458,6 +461,7 @@ impl Engine {
     /// Brings everything that follows from the state up to date: advertisement, decisions,
     /// probing, the forwarding snapshot.
     fn settle(&mut self, now: Timestamp) {
+        self.keep_network();
         let is_due = self.advertise_at.1.is_some_and(|at| at <= now);
         if is_due || self.advertise_at.0 != self.links.revision() {
             self.advertise(now);

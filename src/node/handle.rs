@@ -91,6 +91,12 @@ pub enum RequestError {
          'meshwise route explain {0}'"
     )]
     ReservationUnanswered(NodeId),
+    /// A node id whose key nobody has told.
+    #[error(
+        "the key of node {0} is not known here; write its peer id, which begins with 12D3KooW and is \
+         shown there by 'meshwise network show'"
+    )]
+    UnknownKey(NodeId),
     /// Every tunnel id is taken.
     #[error("{TUNNELS_MAX} tunnels are open; close one with 'meshwise tunnel close'")]
     TooManyTunnels,
@@ -307,7 +313,7 @@ impl NodeHandle {
         self.inspect(move |view| view.net.plane().emulate(neighbour, link)).await
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         command: impl FnOnce(RequestId) -> Command + Send + 'static,
     ) -> Result<Answer, RequestError> {

@@ -8,6 +8,8 @@ mod clock;
 mod driver;
 mod handle;
 mod hot_swap;
+mod joining;
+mod members;
 pub mod network;
 mod providers;
 mod published;
@@ -30,11 +32,14 @@ use crate::net::Net;
 use crate::store::{Retention, StoreError, Writer};
 
 pub use crate::net::identity::{Identity, parse_peer_id, peer_id_text};
+pub use crate::net::join::{JOIN_TIMEOUT, JoinError, join};
 pub use crate::net::tunnel::TunnelInfo;
 pub use clock::Clock;
 pub use driver::{CalculationTimes, View};
 use handle::Request;
 pub use handle::{NodeHandle, RequestError};
+pub use joining::{Joined, JoiningError, create_network, join_network};
+pub use members::{Member, Members};
 use network::Network;
 pub use tunnels::TunnelOptions;
 
@@ -116,12 +121,7 @@ impl Node {
     pub async fn start(options: NodeOptions) -> Result<Self, NodeError> {
         options.config.check()?;
         let data_dir = &options.data_dir;
-        let path = data_dir.display().to_string();
-        let dir_error = |error| NodeError::DataDir { path: path.clone(), error };
-        create_private(data_dir).map_err(dir_error)?;
-        let lock = lock(data_dir).map_err(dir_error)?;
-        let lock = lock.ok_or_else(|| NodeError::InUse { path: path.clone() })?;
-        let identity = Identity::load_or_create(data_dir).map_err(crate::net::NetError::from)?;
+        let (lock, identity) = take(data_dir)?;
         let clock = Clock::default();
         let network = match Network::load(data_dir)? {
             Some(network) => network,
@@ -129,6 +129,8 @@ impl Node {
                 let key = identity.public_key();
                 let network = Network::found(network::DEFAULT_NAME, &key, clock.now());
                 network.save_new(data_dir)?;
+                let name = network::DEFAULT_NAME;
+                tracing::info!("founded the network '{name}'; see 'meshwise network --help'");
                 network
             }
         };
@@ -142,13 +144,15 @@ impl Node {
         let models = ModelRegistry::new(data_dir.join(MODELS));
         let config = &options.config;
         raise_descriptor_limit();
+        let mut bootstrap = config.bootstrap_policy();
+        bootstrap.addresses.extend(network.state.addresses.iter().cloned());
         let engine = Engine::new(
             EngineConfig {
                 key: identity.signing_key(),
                 network: network.state,
                 root: network.root,
                 degree: config.network.degree,
-                bootstrap: config.bootstrap_policy(),
+                bootstrap,
                 paths: config.path_policy(),
                 intervals: config.intervals(),
                 prediction: config.learning.predict,
@@ -195,6 +199,18 @@ impl Node {
         let _ = self.handle.requests.send(Request::Stop).await;
         let _ = self.driver.await;
     }
+}
+
+/// Takes a data directory for this process, makes it where there is none, and reads or makes its
+/// identity. It is free again when the file is dropped.
+fn take(data_dir: &Path) -> Result<(std::fs::File, Identity), NodeError> {
+    let path = data_dir.display().to_string();
+    let dir_error = |error| NodeError::DataDir { path: path.clone(), error };
+    create_private(data_dir).map_err(dir_error)?;
+    let lock = lock(data_dir).map_err(dir_error)?;
+    let lock = lock.ok_or_else(|| NodeError::InUse { path: path.clone() })?;
+    let identity = Identity::load_or_create(data_dir).map_err(crate::net::NetError::from)?;
+    Ok((lock, identity))
 }
 
 /// Makes the data directory readable by its owner only; one that is there stays as it is.

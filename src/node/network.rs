@@ -12,6 +12,7 @@ use ed25519_dalek::SigningKey;
 
 use super::Identity;
 use crate::engine::overlay::membership::{Credential, NetworkState};
+use crate::engine::overlay::token::NAME_BYTES_MAX;
 use crate::engine::overlay::wire;
 use crate::engine::types::{PublicKey, Timestamp};
 
@@ -59,6 +60,29 @@ pub enum NetworkError {
         /// The state file.
         path: String,
     },
+    /// The node has founded a network already.
+    #[error(
+        "this node has founded the network '{name}' already (a node that is started without one founds \
+         '{DEFAULT_NAME}' by itself); choose another --data-dir, or move {path} and {ROOT_FILE} away"
+    )]
+    Founded {
+        /// Name of the network.
+        name: String,
+        /// The state file.
+        path: String,
+    },
+    /// There is a root key and nothing that says of which network.
+    #[error("{path} is there without {STATE_FILE} beside it; restore that, or move the key away")]
+    RootAlone {
+        /// The root key.
+        path: String,
+    },
+    /// Not the name of a network.
+    #[error(
+        "'{0}' cannot be the name of a network: it has 1 to {NAME_BYTES_MAX} lower-case letters, digits \
+         and hyphens"
+    )]
+    Name(String),
 }
 
 /// A network and, on the node that issues credentials, its root key.
@@ -86,6 +110,11 @@ impl Network {
         Some(Self { state: NetworkState::joined(name, root, issuer, credential), root: None })
     }
 
+    /// Whether it was founded by this node, and nobody else was ever let in.
+    pub fn is_alone(&self, me: &PublicKey) -> bool {
+        self.root.is_some() && self.state.ledger.issued.keys().all(|key| key == me)
+    }
+
     /// Reads the files of a data directory; `None` when there are none.
     ///
     /// # Errors
@@ -107,22 +136,46 @@ impl Network {
     /// Writes the files of a data directory that has none.
     ///
     /// # Errors
-    /// [`NetworkError::Belongs`] where there is a network already.
+    /// [`NetworkError::Belongs`] or [`NetworkError::Founded`] where there is a network already.
     pub fn save_new(&self, data_dir: &Path) -> Result<(), NetworkError> {
-        let path = data_dir.join(STATE_FILE);
         if let Some(known) = Self::load(data_dir)? {
-            let (name, path) = (known.state.name, path.display().to_string());
-            return Err(NetworkError::Belongs { name, path });
+            return Err(known.is_there(data_dir));
         }
         if let Some(root) = &self.root {
             let path = data_dir.join(ROOT_FILE);
             let mut options = fs::OpenOptions::new();
             let options = options.write(true).create_new(true).mode(0o600);
-            let mut file = options.open(&path).map_err(|error| io(&path, error))?;
+            let mut file = options.open(&path).map_err(|error| match error.kind() {
+                std::io::ErrorKind::AlreadyExists => {
+                    NetworkError::RootAlone { path: path.display().to_string() }
+                }
+                _ => io(&path, error),
+            })?;
             let written = file.write_all(&root.to_bytes()).and_then(|()| file.sync_all());
             written.map_err(|error| io(&path, error))?;
         }
         keep(data_dir, &self.state)
+    }
+
+    /// Says that a data directory holds this network already.
+    pub(super) fn is_there(&self, data_dir: &Path) -> NetworkError {
+        let name = self.state.name.clone();
+        let path = data_dir.join(STATE_FILE).display().to_string();
+        match self.root {
+            Some(_) => NetworkError::Founded { name, path },
+            None => NetworkError::Belongs { name, path },
+        }
+    }
+
+    /// Renames the files of this network, so that the data directory has none; the root's id is added
+    /// to their names. Nothing is deleted.
+    pub(super) fn set_aside(&self, data_dir: &Path) -> Result<(), NetworkError> {
+        for file in [ROOT_FILE, STATE_FILE] {
+            let path = data_dir.join(file);
+            let aside = data_dir.join(format!("{file}.{}", self.state.root.node_id()));
+            fs::rename(&path, aside).map_err(|error| io(&path, error))?;
+        }
+        Ok(())
     }
 }
 
@@ -139,7 +192,9 @@ pub fn keep(data_dir: &Path, state: &NetworkState) -> Result<(), NetworkError> {
         let mut file = options.open(&part)?;
         file.write_all(&wire::encode(state))?;
         file.sync_all()?;
-        fs::rename(&part, &path)
+        fs::rename(&part, &path)?;
+        // The new name too: an invitation that was used up must not come back.
+        fs::File::open(data_dir)?.sync_all()
     };
     write().map_err(|error| io(&path, error))
 }
@@ -182,12 +237,18 @@ mod tests {
         let again = Network::load(dir.path()).unwrap().unwrap();
         assert_eq!(again.state, network.state);
         assert!(again.root.is_some());
-        assert!(matches!(network.save_new(dir.path()), Err(NetworkError::Belongs { .. })));
+        assert!(matches!(network.save_new(dir.path()), Err(NetworkError::Founded { .. })));
         let root = dir.path().join(ROOT_FILE);
         fs::set_permissions(&root, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(Network::load(dir.path()), Err(NetworkError::Exposed { .. })));
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o600)).unwrap();
+        let state = dir.path().join(STATE_FILE);
+        fs::rename(&state, dir.path().join("elsewhere")).unwrap();
+        assert!(matches!(network.save_new(dir.path()), Err(NetworkError::RootAlone { .. })));
+        fs::rename(dir.path().join("elsewhere"), &state).unwrap();
         fs::remove_file(&root).unwrap();
         assert!(Network::load(dir.path()).unwrap().unwrap().root.is_none());
+        assert!(matches!(network.save_new(dir.path()), Err(NetworkError::Belongs { .. })));
         fs::write(dir.path().join(STATE_FILE), b"x").unwrap();
         assert!(matches!(Network::load(dir.path()), Err(NetworkError::Damaged { .. })));
     }

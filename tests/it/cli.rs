@@ -37,6 +37,9 @@ fn without_a_node_commands_say_how_to_start_one() {
     for arguments in [
         &["status"][..],
         &["peer", "list"],
+        &["network", "invite"],
+        &["network", "members"],
+        &["network", "revoke", "x"],
         &["service", "list"],
         &["service", "publish", "a.local", "--to", "tcp://127.0.0.1:1"],
         &["tunnel", "list"],

@@ -19,6 +19,8 @@ mod links;
 #[cfg(feature = "node")]
 mod mesh;
 #[cfg(feature = "node")]
+mod networks;
+#[cfg(feature = "node")]
 mod processes;
 #[cfg(feature = "node")]
 mod replay;

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use meshwise::api::types::{Status, Tunnel};
+use meshwise::config::Config;
 use meshwise::node::Identity;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -17,20 +18,30 @@ use crate::support::{PATIENCE, config, prepare};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_meshwise");
 const FIVE_MB: usize = 5_000_000;
 
-struct Process {
-    data_dir: PathBuf,
+/// A running `meshwise node`.
+pub struct Process {
+    pub data_dir: PathBuf,
     child: Child,
 }
 
 impl Process {
+    /// A member of all tests' network.
     fn start(folder: &Path, name: &str, bootstrap: Vec<String>) -> Self {
         let data_dir = folder.join(name);
         prepare(&data_dir, &Identity::generate());
+        Self::launch(&data_dir, &config(bootstrap), &[])
+    }
+
+    /// Starts a node on a data directory, whatever is in there.
+    pub fn launch(data_dir: &Path, config: &Config, arguments: &[&str]) -> Self {
+        std::fs::create_dir_all(data_dir).unwrap();
+        let data_dir = data_dir.to_owned();
         let settings = data_dir.join("meshwise.toml");
-        std::fs::write(&settings, toml::to_string(&config(bootstrap)).unwrap()).unwrap();
+        std::fs::write(&settings, toml::to_string(config).unwrap()).unwrap();
         let log = std::fs::File::create(data_dir.join("log")).unwrap();
         let child = Command::new(PROGRAM)
             .arg("node")
+            .args(arguments)
             .arg("--config")
             .arg(&settings)
             .arg("--data-dir")
@@ -44,7 +55,7 @@ impl Process {
     }
 
     /// Runs a command against this node; its JSON, or what it said on standard error.
-    fn ask<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T, String> {
+    pub fn ask<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T, String> {
         let output = Command::new(PROGRAM)
             .args(arguments)
             .arg("--json")
@@ -60,7 +71,11 @@ impl Process {
     }
 
     /// Asks until the answer is as it should be.
-    fn ask_until<T: DeserializeOwned>(&self, arguments: &[&str], good: impl Fn(&T) -> bool) -> T {
+    pub fn ask_until<T: DeserializeOwned>(
+        &self,
+        arguments: &[&str],
+        good: impl Fn(&T) -> bool,
+    ) -> T {
         let begun = Instant::now();
         loop {
             match self.ask::<T>(arguments) {
@@ -72,12 +87,12 @@ impl Process {
         }
     }
 
-    fn status(&self) -> Status {
+    pub fn status(&self) -> Status {
         self.ask_until(&["status"], |_: &Status| true)
     }
 
     /// Ends it as a person would, and returns whether it ended well.
-    fn stop(mut self) -> bool {
+    pub fn stop(mut self) -> bool {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let begun = Instant::now();

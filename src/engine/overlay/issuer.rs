@@ -26,6 +26,10 @@ pub const USES_MAX: u32 = 1_000;
 /// Most names that the root may have granted.
 pub const GRANTS_MAX: usize = 10_000;
 
+/// How long a credential counts as new: whoever asks again gets the same one, so that asking in a loop
+/// makes the issuer neither sign for new times nor write to its disk.
+pub const RENEWAL_MIN: Duration = Duration::from_secs(60);
+
 /// Bytes of an invitation's secret: 128 bits, not to be guessed within any lifetime.
 pub const SECRET_BYTES: usize = 16;
 /// An invitation's secret.
@@ -54,6 +58,9 @@ pub enum NotLetIn {
     /// The request was not understood.
     #[error("the request was not understood: compare the versions of the two nodes")]
     Malformed,
+    /// Many ask at once.
+    #[error("too many ask to join just now: try again in a minute")]
+    Busy,
 }
 
 /// An open invitation.
@@ -196,10 +203,16 @@ impl Issuer {
     }
 
     fn sign(&mut self, key: &PublicKey, now: Timestamp) -> Credential {
-        let expires_at = now + CREDENTIAL_LIFETIME;
-        let issued = Issued { issued_at: now, expires_at, revoked: false };
-        self.ledger.issued.insert(*key, issued);
-        Credential::issue(&self.root, key, now, expires_at)
+        let newest = self.ledger.issued.get(key);
+        let is_new = newest
+            .is_some_and(|newest| newest.issued_at <= now && now < newest.issued_at + RENEWAL_MIN);
+        if !is_new {
+            let expires_at = now + CREDENTIAL_LIFETIME;
+            let issued = Issued { issued_at: now, expires_at, revoked: false };
+            self.ledger.issued.insert(*key, issued);
+        }
+        let issued = &self.ledger.issued[key];
+        Credential::issue(&self.root, key, issued.issued_at, issued.expires_at)
     }
 }
 
@@ -271,6 +284,19 @@ mod tests {
         }
         assert_eq!(issuer.renew(&public(2), NOW), Err(NotLetIn::Unknown));
         assert!(issuer.certify(&public(2), NOW).is_ok() && issuer.renew(&public(2), NOW).is_ok());
+    }
+
+    #[test]
+    fn asking_in_a_loop_changes_nothing_and_a_renewal_lasts_longer() {
+        let mut issuer = issuer();
+        let first = issuer.certify(&public(1), NOW).unwrap();
+        let ledger = issuer.ledger().clone();
+        let soon = NOW + RENEWAL_MIN / 2;
+        assert_eq!(issuer.renew(&public(1), soon).as_ref(), Ok(&first));
+        assert_eq!(*issuer.ledger(), ledger);
+        let renewed = issuer.renew(&public(1), NOW + RENEWAL_MIN).unwrap();
+        assert_eq!(renewed.expires_at, first.expires_at + RENEWAL_MIN);
+        assert_ne!(*issuer.ledger(), ledger);
     }
 
     #[test]

@@ -154,6 +154,11 @@ impl Roster {
         self.revoked.contains_key(key)
     }
 
+    /// The keys that the root has revoked.
+    pub fn revoked(&self) -> impl Iterator<Item = &PublicKey> + '_ {
+        self.revoked.keys()
+    }
+
     /// All revocations as they were signed.
     pub fn revocations(&self) -> impl Iterator<Item = &Signed> + '_ {
         self.revoked.values()
@@ -332,6 +337,9 @@ pub struct NetworkState {
     pub root: PublicKey,
     /// The node that signs credentials.
     pub issuer: PublicKey,
+    /// Where the issuer listened when it let this node in, as multiaddress text: a way in when no
+    /// other one is known.
+    pub addresses: Vec<String>,
     /// This node's own.
     pub credential: Credential,
     /// Who was revoked.
@@ -359,6 +367,7 @@ impl NetworkState {
             name: name.to_owned(),
             root,
             issuer,
+            addresses: Vec::new(),
             credential,
             revocations: Vec::new(),
             grants: Vec::new(),
