@@ -1,5 +1,6 @@
 //! Who is let in, who is not, and who is put out: real nodes and a plain libp2p node on loopback.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use meshwise::engine::types::{NodeId, ServiceName};
 use meshwise::node::network::Network;
 use meshwise::node::{Clock, Identity, JoinError, Node, NodeOptions, TunnelOptions, join};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
 
 use crate::support::{PATIENCE, config, echo_server, eventually, listening, service};
 
@@ -273,7 +275,8 @@ async fn a_revoked_member_is_put_out_by_everybody_and_its_tunnel_ends() {
     let settings = config(listening(&issuer).await);
     let provider = member(&network, Duration::ZERO, &dir("provider"), settings.clone()).await;
     let caller = member(&network, Duration::ZERO, &dir("caller"), settings).await;
-    provider.handle().publish(service(NAME), echo_server().await).await.unwrap();
+    let (target, mut ended) = echo_that_tells().await;
+    provider.handle().publish(service(NAME), target).await.unwrap();
     eventually("all are connected and the service is known", || async {
         let all = [peers(&issuer).await, peers(&provider).await, peers(&caller).await];
         all.iter().all(|peers| peers.len() == 2)
@@ -294,8 +297,8 @@ async fn a_revoked_member_is_put_out_by_everybody_and_its_tunnel_ends() {
         others.iter().all(|peers| peers.len() == 1) && peers(&caller).await.is_empty()
     })
     .await;
-    let ended = tokio::time::timeout(PATIENCE, stream.read(&mut echo)).await.unwrap();
-    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    // At the provider: its good-bye may not reach the caller any more.
+    tokio::time::timeout(PATIENCE, ended.recv()).await.expect("its tunnel goes on").unwrap();
     eprintln!("put out and its tunnel ended within {:?}", begun.elapsed());
     eventually("it is told why when it comes back", || async {
         counted(&caller, "admission-refused-by-peer").await > 0
@@ -306,6 +309,24 @@ async fn a_revoked_member_is_put_out_by_everybody_and_its_tunnel_ends() {
     for node in [caller, provider, issuer] {
         node.stop().await;
     }
+}
+
+/// An echo server that tells of each connection that ended.
+async fn echo_that_tells() -> (SocketAddr, mpsc::Receiver<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, ended) = mpsc::channel(8);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = sender.send(()).await;
+            });
+        }
+    });
+    (address, ended)
 }
 
 /// Opens an invitation at a node, and returns it as it would be passed on.
