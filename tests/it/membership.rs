@@ -252,7 +252,7 @@ async fn a_stranger_gets_identify_and_ping_and_is_told_why() {
     for name in ["kad", "meshsub", "sync", "link"] {
         assert!(!offers(name), "{name} is for members: {got:?}");
     }
-    assert_eq!(counted(&node, "admission-timed-out").await, 1);
+    assert!(counted(&node, "admission-timed-out").await > 0);
 
     swarm.dial(address).unwrap();
     let why = told(&mut swarm, peer, &network).await;
@@ -261,7 +261,7 @@ async fn a_stranger_gets_identify_and_ping_and_is_told_why() {
         while !matches!(swarm.select_next_some().await, SwarmEvent::ConnectionClosed { .. }) {}
     };
     tokio::time::timeout(PATIENCE, closed).await.expect("it was not disconnected");
-    assert_eq!(counted(&node, "admission-stranger").await, 1);
+    assert!(counted(&node, "admission-stranger").await > 0);
     assert_eq!(peers(&node).await, [friend.handle().key().node_id()]);
     friend.stop().await;
     node.stop().await;
