@@ -15,6 +15,8 @@ use crate::net::{now, watch as watching};
 
 const TUNNEL: TunnelId = TunnelId(1);
 const HOUR: Duration = Duration::from_secs(3_600);
+/// Shorter than the silence after which QUIC gives a connection up.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn root() -> ed25519_dalek::SigningKey {
     ed25519_dalek::SigningKey::from_bytes(&[9; 32])
@@ -124,9 +126,19 @@ async fn open(caller: &End, provider: &End) -> Result<SocketAddr, TunnelError> {
 
 /// Says something and hears it again.
 async fn echo(mut stream: TcpStream) -> std::io::Result<TcpStream> {
-    stream.write_all(b"hello").await?;
-    stream.read_exact(&mut [0; 5]).await?;
+    let exchange = async {
+        stream.write_all(b"hello").await?;
+        stream.read_exact(&mut [0; 5]).await
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.expect("neither an answer nor an end")?;
     Ok(stream)
+}
+
+/// Waits for the end of a connection that says nothing.
+async fn ends(mut stream: TcpStream) {
+    let ended = tokio::time::timeout(PATIENCE, stream.read(&mut [0])).await;
+    let ended = ended.expect("the connection goes on");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
 }
 
 #[tokio::test]
@@ -135,12 +147,11 @@ async fn a_caller_that_is_put_out_loses_its_tunnel_and_gets_no_other() {
     let (caller, provider) = (End::start(true, &stop), End::start(true, &stop));
     let address = open(&caller, &provider).await.unwrap();
     let stream = echo(TcpStream::connect(address).await.unwrap()).await;
-    let mut stream = stream.expect("a member is served");
+    let stream = stream.expect("a member is served");
 
     // The caller's own node has not heard of it: it is the provider that ends the tunnel.
     provider.hears_of_revocation(caller.key);
-    let ended = stream.read(&mut [0]).await;
-    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    ends(stream).await;
     assert_eq!(provider.counted("tunnel-of-former-member"), 1);
     let again = echo(TcpStream::connect(address).await.unwrap()).await;
     assert!(again.is_err(), "nothing is served");
@@ -164,10 +175,9 @@ async fn tunnels_to_a_provider_that_is_put_out_end() {
     let (caller, provider) = (End::start(true, &stop), End::start(true, &stop));
     let address = open(&caller, &provider).await.unwrap();
     let stream = echo(TcpStream::connect(address).await.unwrap()).await;
-    let mut stream = stream.expect("a member is served");
+    let stream = stream.expect("a member is served");
     caller.hears_of_revocation(provider.key);
-    let ended = stream.read(&mut [0]).await;
-    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    ends(stream).await;
     let error = open(&caller, &provider).await.unwrap_err();
     assert!(matches!(error, TunnelError::Revoked(node) if node == provider.key.node_id()));
     stop.cancel();
