@@ -20,11 +20,13 @@ use futures::future::BoxFuture;
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::ReadyUpgrade;
 use libp2p::core::{Endpoint, Multiaddr};
-use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError};
+use libp2p::swarm::handler::{
+    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+};
 use libp2p::swarm::{
     CloseConnection, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId,
-    FromSwarm, NetworkBehaviour, StreamUpgradeError, SubstreamProtocol, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm,
+    FromSwarm, NetworkBehaviour, Stream, StreamUpgradeError, SubstreamProtocol, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{PeerId, StreamProtocol};
 
@@ -156,20 +158,17 @@ impl NetworkBehaviour for Admission {
         connection: ConnectionId,
         verdict: THandlerOutEvent<Self>,
     ) {
-        let event = match verdict {
-            Verdict(Ok((key, credential))) => {
+        self.events.push_back(match verdict {
+            Verdict::Admitted(key, credential) => {
                 self.strangers.admitted(connection);
-                Event::Admitted { peer, key, credential }
+                ToSwarm::GenerateEvent(Event::Admitted { peer, key, credential })
             }
-            Verdict(Err(why)) => {
-                self.events.push_back(ToSwarm::CloseConnection {
-                    peer_id: peer,
-                    connection: CloseConnection::One(connection),
-                });
-                Event::Failed { peer, why }
-            }
-        };
-        self.events.push_back(ToSwarm::GenerateEvent(event));
+            Verdict::Failed(why) => ToSwarm::GenerateEvent(Event::Failed { peer, why }),
+            Verdict::Told => ToSwarm::CloseConnection {
+                peer_id: peer,
+                connection: CloseConnection::One(connection),
+            },
+        });
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
@@ -180,14 +179,25 @@ impl NetworkBehaviour for Admission {
 
 /// The outcome for one connection.
 #[derive(Debug)]
-pub struct Verdict(Result<(PublicKey, Credential), Failure>);
+pub enum Verdict {
+    /// The gate is open.
+    Admitted(PublicKey, Credential),
+    /// It stays closed. Said before the peer is told, who may be gone the moment that it hears it.
+    Failed(Failure),
+    /// The peer has been told why: the connection can be closed.
+    Told,
+}
+
+/// What an exchange came to, and the stream on which the other side is to be told.
+type Said = (Result<Credential, Failure>, Option<Stream>);
 
 /// The state of the exchange.
 enum Talk {
     NotBegun,
     /// The stream is asked for.
     Opening,
-    Running(BoxFuture<'static, Result<Credential, Failure>>),
+    Running(BoxFuture<'static, Said>),
+    Telling(BoxFuture<'static, ()>),
     Over,
 }
 
@@ -204,13 +214,35 @@ pub struct Handler {
 }
 
 impl Handler {
-    fn poll_verdict(&mut self, context: &mut Context<'_>) -> Poll<Result<Credential, Failure>> {
+    fn poll_said(&mut self, context: &mut Context<'_>) -> Poll<Said> {
         if let Talk::Running(talk) = &mut self.talk
-            && let Poll::Ready(verdict) = talk.poll_unpin(context)
+            && let Poll::Ready(said) = talk.poll_unpin(context)
         {
-            return Poll::Ready(verdict);
+            return Poll::Ready(said);
         }
-        self.deadline.as_mut().poll(context).map(|()| Err(Failure::TimedOut))
+        self.deadline.as_mut().poll(context).map(|()| (Err(Failure::TimedOut), None))
+    }
+
+    fn poll_verdict(&mut self, context: &mut Context<'_>) -> Poll<Verdict> {
+        if let Talk::Telling(telling) = &mut self.talk {
+            return telling.poll_unpin(context).map(|()| {
+                self.talk = Talk::Over;
+                Verdict::Told
+            });
+        }
+        self.poll_said(context).map(|(said, stream)| match said {
+            Ok(credential) => {
+                self.talk = Talk::Over;
+                Verdict::Admitted(self.key, credential)
+            }
+            Err(why) => {
+                self.talk = Talk::Telling(match (&why, stream) {
+                    (Failure::Stranger(why), Some(stream)) => exchange::tell(stream, *why).boxed(),
+                    _ => std::future::ready(()).boxed(),
+                });
+                Verdict::Failed(why)
+            }
+        })
     }
 }
 
@@ -243,10 +275,7 @@ impl ConnectionHandler for Handler {
             let protocol = SubstreamProtocol::new(ReadyUpgrade::new(self.protocol.clone()), ());
             return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
         }
-        let Poll::Ready(verdict) = self.poll_verdict(context) else { return Poll::Pending };
-        self.talk = Talk::Over;
-        let verdict = Verdict(verdict.map(|credential| (self.key, credential)));
-        Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(verdict))
+        self.poll_verdict(context).map(ConnectionHandlerEvent::NotifyBehaviour)
     }
 
     fn on_behaviour_event(&mut self, event: Self::FromBehaviour) {
@@ -259,25 +288,35 @@ impl ConnectionHandler for Handler {
     ) {
         let (key, members, gate) = (self.key, self.members.clone(), self.gate.clone());
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(stream) => {
-                // One for a connection, and only from whoever dialled.
-                if !self.asks && matches!(self.talk, Talk::NotBegun) {
-                    let stream = stream.protocol;
-                    let talk = async move { exchange::answer(stream, key, members, &gate).await };
-                    self.talk = Talk::Running(talk.boxed());
-                }
-            }
-            ConnectionEvent::FullyNegotiatedOutbound(stream) => {
-                let stream = stream.protocol;
-                let talk = async move { exchange::ask(stream, key, members, &gate).await };
+            // One for a connection, and only from whoever dialled.
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: mut stream,
+                ..
+            }) if !self.asks && matches!(self.talk, Talk::NotBegun) => {
+                let talk = async move {
+                    let said = exchange::answer(&mut stream, key, &members, &gate).await;
+                    (said, Some(stream))
+                };
                 self.talk = Talk::Running(talk.boxed());
             }
-            ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => {
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: mut stream,
+                ..
+            }) if matches!(self.talk, Talk::Opening) => {
+                let talk = async move {
+                    let said = exchange::ask(&mut stream, key, &members, &gate).await;
+                    (said, Some(stream))
+                };
+                self.talk = Talk::Running(talk.boxed());
+            }
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. })
+                if matches!(self.talk, Talk::Opening) =>
+            {
                 let why = match error {
                     StreamUpgradeError::NegotiationFailed => Failure::Foreign,
                     _ => Failure::Broken,
                 };
-                self.talk = Talk::Running(std::future::ready(Err(why)).boxed());
+                self.talk = Talk::Running(std::future::ready((Err(why), None)).boxed());
             }
             _ => {}
         }

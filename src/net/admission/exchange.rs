@@ -40,7 +40,7 @@ enum Frame {
 /// Why a connection was not admitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// The peer is no member, and was told so.
+    /// The peer is no member, and is told so.
     #[error("it is no member: {0}")]
     Stranger(#[from] NotMember),
     /// The peer takes this node for no member. What it says is not to be trusted.
@@ -80,45 +80,47 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// The part of whoever dialled. Returns the other side's credential.
+/// The part of whoever dialled. Returns the other side's credential; a stranger is still to be
+/// [told](tell).
 pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
+    stream: &mut S,
     key: PublicKey,
-    members: Members,
+    members: &Members,
     gate: &Gate,
 ) -> Result<Credential, Failure> {
     let own = members.load().credential.clone();
-    send(&mut stream, &Frame::Hello(own)).await?;
-    let credential = match receive(&mut stream).await? {
+    send(stream, &Frame::Hello(own)).await?;
+    let credential = match receive(stream).await? {
         Frame::Welcome(credential) => credential,
         Frame::Refused(text) => return Err(refused(&text)),
         Frame::Hello(_) | Frame::Ready => return Err(Failure::Malformed),
     };
-    judge(&mut stream, &key, &credential, &members).await?;
+    members.load().check(&key, &credential, now())?;
     gate.open_inbound();
     gate.open_outbound();
-    send(&mut stream, &Frame::Ready).await?;
+    send(stream, &Frame::Ready).await?;
     // The other side may have closed it already.
     let _ = stream.close().await;
     Ok(credential)
 }
 
-/// The part of whoever was dialled. Returns the other side's credential.
+/// The part of whoever was dialled. Returns the other side's credential; a stranger is still to be
+/// [told](tell).
 pub(super) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
+    stream: &mut S,
     key: PublicKey,
-    members: Members,
+    members: &Members,
     gate: &Gate,
 ) -> Result<Credential, Failure> {
-    let Frame::Hello(credential) = receive(&mut stream).await? else {
+    let Frame::Hello(credential) = receive(stream).await? else {
         return Err(Failure::Malformed);
     };
-    judge(&mut stream, &key, &credential, &members).await?;
+    members.load().check(&key, &credential, now())?;
     // Before the other side hears of it: it opens streams as soon as it does.
     gate.open_inbound();
     let own = members.load().credential.clone();
-    send(&mut stream, &Frame::Welcome(own)).await?;
-    match receive(&mut stream).await? {
+    send(stream, &Frame::Welcome(own)).await?;
+    match receive(stream).await? {
         Frame::Ready => {}
         Frame::Refused(text) => return Err(refused(&text)),
         Frame::Hello(_) | Frame::Welcome(_) => return Err(Failure::Malformed),
@@ -128,25 +130,16 @@ pub(super) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(credential)
 }
 
-/// Checks a credential, and tells the other side when it is not good.
-async fn judge<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
-    key: &PublicKey,
-    credential: &Credential,
-    members: &Members,
-) -> Result<(), NotMember> {
-    let verdict = members.load().check(key, credential, now());
-    if let Err(why) = verdict {
-        let telling = async {
-            send(stream, &Frame::Refused(why.to_string())).await?;
-            stream.close().await?;
-            // Until it has read it: what is under way is lost with the connection.
-            let _ = stream.read(&mut [0]).await;
-            Ok::<(), Failure>(())
-        };
-        let _ = tokio::time::timeout(LINGER, telling).await;
-    }
-    verdict
+/// Tells the other side why it is not admitted.
+pub(super) async fn tell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, why: NotMember) {
+    let telling = async {
+        send(&mut stream, &Frame::Refused(why.to_string())).await?;
+        stream.close().await?;
+        // Until it has read it: what is under way is lost with the connection.
+        let _ = stream.read(&mut [0]).await;
+        Ok::<(), Failure>(())
+    };
+    let _ = tokio::time::timeout(LINGER, telling).await;
 }
 
 fn refused(text: &str) -> Failure {
@@ -204,8 +197,21 @@ mod tests {
     async fn meet(dials: Members, listens: Members) -> (Side, Side) {
         let (one, other) = tokio::io::duplex(64);
         let (gate, other_gate) = (Gate::default(), Gate::default());
-        let asks = ask(one.compat(), public(2), dials, &gate);
-        let answers = answer(other.compat(), public(1), listens, &other_gate);
+        let (mut one, mut other) = (one.compat(), other.compat());
+        let asks = async {
+            let said = ask(&mut one, public(2), &dials, &gate).await;
+            if let Err(Failure::Stranger(why)) = said {
+                tell(one, why).await;
+            }
+            said
+        };
+        let answers = async {
+            let said = answer(&mut other, public(1), &listens, &other_gate).await;
+            if let Err(Failure::Stranger(why)) = said {
+                tell(other, why).await;
+            }
+            said
+        };
         let (asked, answered) = tokio::join!(asks, answers);
         let side = |said: Result<Credential, Failure>, gate| (said.map(|_| ()), openings(gate));
         (side(asked, &gate), side(answered, &other_gate))
@@ -236,8 +242,9 @@ mod tests {
         for wrong in [vec![0xff; 600], vec![0, 1, 3], vec![0, 1, 9]] {
             let (mut stranger, other) = tokio::io::duplex(1024);
             tokio::io::AsyncWriteExt::write_all(&mut stranger, &wrong).await.unwrap();
+            drop(stranger);
             let gate = Gate::default();
-            let said = answer(other.compat(), public(1), members(9, 2), &gate).await;
+            let said = answer(&mut other.compat(), public(1), &members(9, 2), &gate).await;
             assert_eq!((said, openings(&gate)), (Err(Failure::Malformed), [false, false]));
         }
     }

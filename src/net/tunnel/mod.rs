@@ -17,6 +17,9 @@ mod strands;
 mod stream;
 mod udp;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
