@@ -260,6 +260,9 @@ mod tests {
             paths: PathPolicy::default(),
             intervals: Intervals::default(),
             prediction: false,
+            degree: 8,
+            checked: None,
+            late_histories: false,
             seed: 1,
         };
         Engine::new(config, NOW)
