@@ -257,13 +257,18 @@ fn each_node_of_a_route_sets_a_reservation_aside_until_the_tunnel_moves_or_ends(
     let (near, far) = ([0, 1, 3, 5], [0, 2, 4, 5]);
     assert_eq!((held(&world, &near), held(&world, &far)), (vec![300_000; 6], vec![0; 6]));
     // A link that was never busy counts for 1 MB/s, of which one neighbour gets 40 %.
-    let second = TunnelId(2);
+    let (second, third) = (TunnelId(2), TunnelId(3));
     open_with(&mut world, 0, 5, second, Some(300_000));
+    world.run_for(seconds(1));
+    assert_eq!(state(&world, second), Some(ReservationState::Granted), "on another route");
+    assert_eq!((held(&world, &near), held(&world, &far)), (vec![300_000; 6], vec![300_000; 6]));
+    open_with(&mut world, 0, 5, third, Some(300_000));
     world.run_for(seconds(1));
     let full = Bottleneck { from: world.id(0), to: world.id(1), available: 100_000 };
     let refused = Reservation { rate: 300_000, state: ReservationState::Refused(Some(full)) };
-    assert_eq!(world.engine(0).reservation(second), Some(refused));
+    assert_eq!(world.engine(0).reservation(third), Some(refused));
     assert_eq!(held(&world, &near), [300_000; 6], "who was refused holds nothing");
+    world.command(0, Command::CloseTunnel(third));
     world.command(0, Command::CloseTunnel(second));
     world.kill(3);
     world.run_for(seconds(3));

@@ -3,7 +3,8 @@ use crate::config::{Config, EmulatedLink};
 use crate::engine::event::ServiceSpec;
 use crate::engine::overlay::Objective;
 use crate::net::tunnel::Export;
-use crate::node::{Identity, Node, NodeOptions};
+use crate::node::network::Network;
+use crate::node::{Clock, Identity, Node, NodeOptions};
 
 #[test]
 fn names_are_taken_and_everything_else_is_refused() {
@@ -61,11 +62,15 @@ impl Three {
         let folder = tempfile::tempdir().unwrap();
         let identities: Vec<Identity> = (0..3).map(|_| Identity::generate()).collect();
         let ids: Vec<NodeId> = identities.iter().map(Identity::node_id).collect();
+        let now = Clock::default().now();
+        let network = Network::found("test", &identities[USER].public_key(), now);
         let (mut nodes, mut bootstrap) = (Vec::<Node>::new(), Vec::new());
         for (index, identity) in identities.iter().enumerate() {
             let data_dir = folder.path().join(index.to_string());
             std::fs::create_dir(&data_dir).unwrap();
             identity.save_new(&data_dir).unwrap();
+            let admitted = network.admit(&identity.public_key(), now).unwrap();
+            admitted.save_new(&data_dir).unwrap();
             let mut config = Config::default();
             config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
             config.network.bootstrap = std::mem::take(&mut bootstrap);
