@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::net::UnixListener;
 
 use super::explain::Asked;
+use super::names;
 use super::types::{
     ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reloaded, Resolved, Service,
     Status, Tunnel,
@@ -84,6 +85,8 @@ fn router(handle: NodeHandle) -> Router {
         .route("/v1/peers", get(peers))
         .route("/v1/services", get(services).post(publish))
         .route("/v1/services/{name}", get(resolve).delete(withdraw))
+        .route("/v1/services/{name}/delegations", post(names::delegate))
+        .route("/v1/services/{name}/owner", post(names::trust))
         .route("/v1/tunnels", get(tunnels).post(open_tunnel))
         .route("/v1/tunnels/{id}", delete(close_tunnel))
         .route("/v1/routes/{target}", get(routes))
@@ -93,7 +96,7 @@ fn router(handle: NodeHandle) -> Router {
 }
 
 /// Any failure, as a status code and one line.
-struct Failure(StatusCode, String);
+pub(super) struct Failure(StatusCode, String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -109,7 +112,11 @@ impl From<RequestError> for Failure {
             RequestError::Command(
                 CommandError::UnknownName(_) | CommandError::NotPublishedHere(_),
             ) => StatusCode::NOT_FOUND,
-            RequestError::Command(CommandError::Refused(_)) => StatusCode::CONFLICT,
+            RequestError::Command(
+                CommandError::Refused(_)
+                | CommandError::PublishedHere(_)
+                | CommandError::DelegatesToItself(_),
+            ) => StatusCode::CONFLICT,
             RequestError::Command(_) | RequestError::NoRoute(_) => StatusCode::BAD_GATEWAY,
             RequestError::Tunnel(_) => StatusCode::BAD_GATEWAY,
             RequestError::UnknownNode(_) => StatusCode::NOT_FOUND,
@@ -127,11 +134,11 @@ impl From<RequestError> for Failure {
     }
 }
 
-fn wrong(error: impl std::fmt::Display) -> Failure {
+pub(super) fn wrong(error: impl std::fmt::Display) -> Failure {
     Failure(StatusCode::BAD_REQUEST, error.to_string())
 }
 
-type Answer<T> = Result<Json<T>, Failure>;
+pub(super) type Answer<T> = Result<Json<T>, Failure>;
 
 async fn status(State(node): State<NodeHandle>) -> Answer<Status> {
     Ok(Json(node.inspect(Status::of).await?))
@@ -166,6 +173,7 @@ async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> A
         allowed,
         ttl_s: body.ttl_s,
         objective: body.objective,
+        delegation: body.delegation.as_deref().map(names::delegation).transpose()?,
     };
     let begun = Instant::now();
     let sequence = node.publish(service, target).await?;

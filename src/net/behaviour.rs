@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use libp2p::allow_block_list::{self, BlockedPeers};
-use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{StreamProtocol, connection_limits, gossipsub, identify, kad, mdns, request_response};
+use libp2p::{StreamProtocol, connection_limits, gossipsub, identify, mdns, request_response};
 use sha2::{Digest, Sha256};
 
-use super::{NetError, dht};
-use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, SYNC_BYTES_MAX, TTL_S_MAX};
+use super::{Members, NetError, dht};
+use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, SYNC_BYTES_MAX};
 
 /// Connections that others may have open to this node, and all connections together.
 const CONNECTIONS_MAX: (u32, u32) = (256, 512);
@@ -21,7 +20,7 @@ pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
     pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
     pub(super) identify: identify::Behaviour,
-    pub(super) kad: kad::Behaviour<MemoryStore>,
+    pub(super) kad: dht::Kad,
     pub(super) gossipsub: gossipsub::Behaviour,
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
     pub(super) sync: request_response::cbor::Behaviour<(), Vec<u8>>,
@@ -59,6 +58,7 @@ impl Behaviour {
     pub(super) fn new(
         key: &libp2p::identity::Keypair,
         protocols: &Protocols,
+        members: Members,
         mdns: bool,
     ) -> Result<Self, BoxError> {
         let me = key.public().to_peer_id();
@@ -68,20 +68,7 @@ impl Behaviour {
             .with_max_established_incoming(Some(CONNECTIONS_MAX.0))
             .with_max_established(Some(CONNECTIONS_MAX.1))
             .with_max_established_per_peer(Some(4));
-        let mut kad_config = kad::Config::new(protocols.kad.clone());
-        kad_config
-            .set_record_filtering(kad::StoreInserts::FilterBoth)
-            .set_query_timeout(Duration::from_secs(15))
-            .set_record_ttl(Some(Duration::from_secs(u64::from(TTL_S_MAX))))
-            .set_max_packet_size(4 * GOSSIP_BYTES_MAX);
-        let store = MemoryStoreConfig {
-            max_records: dht::RECORDS_MAX,
-            max_provided_keys: dht::RECORDS_MAX,
-            ..MemoryStoreConfig::default()
-        };
-        let store = MemoryStore::with_config(me, store);
-        let mut kad = kad::Behaviour::with_config(me, store, kad_config);
-        kad.set_mode(Some(kad::Mode::Server));
+        let kad = dht::behaviour(protocols.kad.clone(), me, members);
         let gossip_config = gossipsub::ConfigBuilder::default()
             .heartbeat_initial_delay(Duration::from_millis(100))
             .validate_messages()

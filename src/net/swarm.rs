@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::behaviour::{Behaviour, BehaviourEvent, Protocols};
-use super::dht::{self, Dht};
+use super::dht::Dht;
 use super::identity::{self, Identity};
 use super::plane::DataPlane;
 use super::{Members, NetError, lanes};
@@ -90,7 +90,7 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
         .map_err(|error| build(&error))?
         .with_quic()
-        .with_behaviour(|key| Behaviour::new(key, &protocols, mdns))
+        .with_behaviour(|key| Behaviour::new(key, &protocols, start.members.clone(), mdns))
         .map_err(|error| build(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
         .build();
@@ -215,7 +215,8 @@ fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     })
 }
 
-fn now() -> Timestamp {
+/// The time of the system's clock.
+pub(super) fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(since.as_micros() as u64)
 }
@@ -260,8 +261,10 @@ impl Task {
             }
         }
         loop {
+            let dht_at = tokio::time::Instant::from_std(self.dht.next_timeout());
             let input = tokio::select! {
                 () = self.stop.cancelled() => return,
+                () = tokio::time::sleep_until(dht_at) => self.dht_timeout(),
                 event = self.swarm.select_next_some() => self.event(event),
                 command = commands.recv() => match command {
                     Some(command) => self.command(command),
@@ -274,6 +277,16 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Ends searches that have taken long enough, and counts what the DHT's store refused.
+    fn dht_timeout(&mut self) -> Vec<Input> {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let inputs = self.dht.handle_timeout(kad, std::time::Instant::now());
+        for (why, times) in kad.store_mut().take_refused() {
+            (0..times).for_each(|_| self.plane.counters().count(why));
+        }
+        inputs
     }
 
     /// Does what the engine wants done, as far as it is the swarm's.
@@ -320,6 +333,7 @@ impl Task {
             | Output::RequestRenewal(_)
             | Output::Roster(_)
             | Output::KeepNetwork(_)
+            | Output::KeepPins(_)
             | Output::Forwarding(_)
             | Output::Record(_)
             | Output::Decision(_)
@@ -417,13 +431,6 @@ impl Task {
                 let roster = self.members.load();
                 let dht = &mut self.dht;
                 dht.progressed(kad, id, result, step.last, &roster, now()).into_iter().collect()
-            }
-            BehaviourEvent::Kad(kad::Event::InboundRequest { request }) => {
-                let kad = &mut self.swarm.behaviour_mut().kad;
-                if let Err(why) = dht::inbound(kad, request, &self.members.load(), now()) {
-                    self.plane.counters().count(why);
-                }
-                Vec::new()
             }
             BehaviourEvent::Gossipsub(gossipsub::Event::Message {
                 propagation_source,

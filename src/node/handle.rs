@@ -288,7 +288,7 @@ impl NodeHandle {
         self.inspect(move |view| view.net.plane().emulate(neighbour, link)).await
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         command: impl FnOnce(RequestId) -> Command + Send + 'static,
     ) -> Result<Answer, RequestError> {

@@ -8,6 +8,7 @@ mod clock;
 mod driver;
 mod handle;
 mod hot_swap;
+mod names;
 pub mod network;
 mod published;
 mod retrain;
@@ -74,6 +75,9 @@ pub enum NodeError {
     /// The list of published services is unusable.
     #[error("{0}")]
     Published(String),
+    /// The list of names and their owners is unusable.
+    #[error("{0}")]
+    Names(String),
     /// The database is unusable.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -124,6 +128,7 @@ impl Node {
             }
         };
         let published = published::Published::load(data_dir).map_err(NodeError::Published)?;
+        let pins = names::load(data_dir).map_err(NodeError::Names)?;
         let storage = &options.config.storage;
         let retention = Retention {
             max_age: Duration::from_secs(u64::from(storage.max_age_days) * 86_400),
@@ -138,6 +143,7 @@ impl Node {
                 key: identity.signing_key(),
                 network: network.state,
                 root: network.root,
+                pins,
                 bootstrap: config.bootstrap_policy(),
                 paths: config.path_policy(),
                 intervals: config.intervals(),

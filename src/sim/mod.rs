@@ -134,6 +134,7 @@ impl World {
             key,
             network: NetworkState::joined("world", root, root, credential),
             root: (index == 0).then_some(root_key),
+            pins: Vec::new(),
             bootstrap: BootstrapPolicy { addresses, ..BootstrapPolicy::default() },
             paths,
             intervals,
@@ -386,6 +387,7 @@ impl World {
             | Output::RequestRenewal(_)
             | Output::Roster(_)
             | Output::KeepNetwork(_)
+            | Output::KeepPins(_)
             | Output::Notice(_) => {}
         }
     }

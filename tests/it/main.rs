@@ -20,6 +20,8 @@ mod mesh;
 #[cfg(feature = "node")]
 mod processes;
 #[cfg(feature = "node")]
+mod registry;
+#[cfg(feature = "node")]
 mod replay;
 #[cfg(feature = "node")]
 mod support;

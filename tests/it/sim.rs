@@ -69,6 +69,7 @@ fn service(name: &str) -> ServiceSpec {
         allowed: vec![],
         ttl_s: 150,
         objective: Objective::Balanced,
+        delegation: None,
     }
 }
 
