@@ -150,23 +150,23 @@ impl CheckedStore {
         let invalid = |why| (why, Error::ValueTooLarge);
         let roster = self.members.load_full();
         let checked = verify(&record, &roster, now).map_err(invalid)?;
-        let known = self.records.get(&record.key);
-        let mut ends = Instant::now() + checked.expires_at.since(now);
-        if let Some(known) = known {
-            let same = known.sequence == checked.service.sequence
-                && known.record.value == record.value;
-            if known.sequence >= checked.service.sequence && !same {
-                return Err(invalid("dht-record-stale"));
+        let ends = Instant::now() + checked.expires_at.since(now);
+        record.expires = match self.records.get(&record.key) {
+            Some(known) => {
+                let same = known.sequence == checked.service.sequence
+                    && known.record.value == record.value;
+                if known.sequence >= checked.service.sequence && !same {
+                    return Err(invalid("dht-record-stale"));
+                }
+                // Kademlia's own limit, which falls with the distance, is not for what must not
+                // come back.
+                Some(known.record.expires.map_or(ends, |known| known.max(ends)))
             }
-            ends = known.record.expires.map_or(ends, |known| known.max(ends));
-        } else {
-            self.make_room(&checked.provider)?;
-            self.records_of.add(&checked.provider);
-        }
-        // Kademlia's own limit, which falls with the distance, is not for what must not come back.
-        record.expires = match record.expires {
-            Some(expires) if known.is_none() => Some(expires.min(ends)),
-            _ => Some(ends),
+            None => {
+                self.make_room(&checked.provider)?;
+                self.records_of.add(&checked.provider);
+                Some(record.expires.map_or(ends, |expires| expires.min(ends)))
+            }
         };
         let Checked { provider, service, .. } = checked;
         let stored = Stored { provider, sequence: service.sequence, record };
