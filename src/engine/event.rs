@@ -11,12 +11,10 @@ use std::time::Duration;
 
 use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::{LinkReport, RouteReport, Sample};
+use crate::engine::overlay::Pin;
 use crate::engine::overlay::issuer::{NotLetIn, Secret};
 use crate::engine::overlay::membership::{Credential, NetworkState, Roster};
-use crate::engine::overlay::Pin;
-use crate::engine::overlay::wire::{
-    Objective, PeerAddresses, ServiceKind, ServiceRecord, Signed,
-};
+use crate::engine::overlay::wire::{Objective, PeerAddresses, ServiceKind, ServiceRecord, Signed};
 use crate::engine::predict::QualityModel;
 use crate::engine::predict::watch::LiveLoss;
 use crate::engine::route::Decision;

@@ -158,7 +158,8 @@ mod tests {
         assert_eq!(lookups.take_due(NOW + RETRY_AFTER), [(1, a.0.clone())]);
         assert_eq!(lookups.next_timeout(), None);
         assert!(!lookups.retry(&a, NOW), "twice is enough");
-        let waited: Vec<u64> = lookups.end(&a).unwrap().requests.iter().map(|(id, _)| *id).collect();
+        let waited: Vec<u64> =
+            lookups.end(&a).unwrap().requests.iter().map(|(id, _)| *id).collect();
         assert_eq!(waited, [1, 2]);
         assert!(lookups.question(1).is_none() && lookups.question(3).is_some());
         assert!(lookups.late(NOW + LOOKUP_TIMEOUT).is_empty());

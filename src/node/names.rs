@@ -33,7 +33,9 @@ pub fn load(data_dir: &Path) -> Result<Vec<Pin>, String> {
     let path = data_dir.join(FILE);
     let what = |error: &dyn std::fmt::Display| {
         let path = path.display();
-        format!("cannot read {path}: {error}; move it away to trust the first owner of each name anew")
+        format!(
+            "cannot read {path}: {error}; move it away to trust the first owner of each name anew"
+        )
     };
     let entries: BTreeMap<ServiceName, Entry> = match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| what(&error))?,

@@ -82,7 +82,8 @@ mod tests {
         let key = SigningKey::from_bytes(&[1; 32]);
         let public = PublicKey(key.verifying_key().to_bytes());
         let credential = Credential::issue(&root, &public, Timestamp(0), Timestamp(u64::MAX));
-        let name = format!("{}.{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61));
+        let name =
+            format!("{}.{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61));
         let delegation = Delegation {
             name: name.parse().unwrap(),
             provider: PublicKey([2; 32]),

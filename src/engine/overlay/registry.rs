@@ -66,7 +66,9 @@ pub enum RecordError {
     #[error("the delegation is not valid: {0}")]
     Delegation(WireError),
     /// The delegation's time is over.
-    #[error("the delegation has expired; run 'meshwise service delegate' at its owner {owner} again")]
+    #[error(
+        "the delegation has expired; run 'meshwise service delegate' at its owner {owner} again"
+    )]
     DelegationExpired {
         /// Who has to sign a new one.
         owner: NodeId,

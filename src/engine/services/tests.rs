@@ -3,6 +3,7 @@ use ed25519_dalek::SigningKey;
 use super::*;
 use crate::engine::lookups::{ABSENT_FOR, RETRY_AFTER};
 use crate::engine::overlay::membership::{Credential, Roster};
+use crate::engine::overlay::wire::GOSSIP_BYTES_MAX;
 use crate::engine::overlay::{Objective, ServiceKind};
 
 const START: Timestamp = Timestamp(1_000_000_000_000);

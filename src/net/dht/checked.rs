@@ -18,10 +18,10 @@ use libp2p::kad::store::{Error, RecordStore, Result};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};
 
 use super::{is_providers_key, record_key};
+use crate::engine::overlay::Roster;
 use crate::engine::overlay::registry;
 use crate::engine::overlay::shares::Shares;
 use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, ServiceRecord, Signed};
-use crate::engine::overlay::Roster;
 use crate::engine::types::{PublicKey, Timestamp};
 use crate::net::{Members, identity};
 
@@ -174,7 +174,10 @@ impl CheckedStore {
         Ok(())
     }
 
-    fn make_room(&mut self, provider: &PublicKey) -> std::result::Result<(), (&'static str, Error)> {
+    fn make_room(
+        &mut self,
+        provider: &PublicKey,
+    ) -> std::result::Result<(), (&'static str, Error)> {
         let full = ("dht-store-full", Error::MaxRecords);
         if self.records_of.of(provider) >= self.limits.records_per_provider {
             return Err(("dht-too-many-of-one", Error::MaxRecords));
@@ -189,7 +192,10 @@ impl CheckedStore {
         Ok(())
     }
 
-    fn try_add(&mut self, record: ProviderRecord) -> std::result::Result<(), (&'static str, Error)> {
+    fn try_add(
+        &mut self,
+        record: ProviderRecord,
+    ) -> std::result::Result<(), (&'static str, Error)> {
         let refuse = |why| (why, Error::MaxProvidedKeys);
         if !is_providers_key(&record.key) {
             return Err(refuse("dht-foreign-key"));
@@ -259,7 +265,9 @@ impl RecordStore for CheckedStore {
 
     fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
         let Some(list) = self.providers.get_mut(key) else { return };
-        let Some(index) = list.iter().position(|record| record.provider == *provider) else { return };
+        let Some(index) = list.iter().position(|record| record.provider == *provider) else {
+            return;
+        };
         list.swap_remove(index);
         if list.is_empty() {
             self.providers.remove(key);

@@ -112,8 +112,7 @@ fn records_end_with_their_time_and_do_not_come_from_the_future() {
 
 /// A record of `provider`, who shows what `owner` signed for `delegate` until `expires_at`.
 fn replica(provider: u8, owner: u8, delegate: u8, expires_at: Timestamp) -> Signed {
-    let delegation =
-        Delegation { name: name(), provider: public(delegate), expires_at };
+    let delegation = Delegation { name: name(), provider: public(delegate), expires_at };
     let delegation = Some(Signed::seal(&key(owner), &delegation));
     Signed::seal(&key(provider), &ServiceRecord { delegation, ..record(owner, 1) })
 }
