@@ -215,6 +215,11 @@ mod tests {
         pins.seen(&name("new.local"), &key(3), day(30));
         assert_eq!(pins.owner(&name("new.local")), Some(key(3)));
         assert_eq!(pins.owner(&name("flood-17.local")), None, "the largest holder makes room");
+        let mut roomy = Pins::with_limits(9, 3);
+        for index in 0..20 {
+            roomy.seen(&name(&format!("flood-{index}.local")), &key(2), day(2 + index));
+        }
+        assert_eq!(roomy.list().count(), 3, "also where there is room");
         for index in 0..9 {
             pins.seen(&name(&format!("other-{index}.local")), &key(10 + index), day(40));
             assert_eq!(pins.list().count(), 4, "never more");

@@ -299,7 +299,10 @@ async fn one_node_that_kept_an_old_record_does_not_bring_it_back() {
         let (mut other, address) = node(byte, || NOW).await;
         let store = other.behaviour_mut().store_mut();
         store.put(record(sequence, 1, 1)).unwrap();
-        store.add_provider(ProviderRecord::new(providers_key(&name), peer(1), vec![])).unwrap();
+        // Kademlia names no provider without an address.
+        let somewhere = vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()];
+        let provider = ProviderRecord::new(providers_key(&name), peer(1), somewhere);
+        store.add_provider(provider).unwrap();
         me.behaviour_mut().add_address(&peer(byte), address);
         others.push(other);
     }
