@@ -4,6 +4,7 @@
 mod client;
 mod explain;
 mod learning;
+mod names;
 mod network;
 mod server;
 pub mod types;

@@ -290,7 +290,10 @@ pub(super) async fn grant(
 }
 
 /// The key of a peer id, or of the node id of a member that is known.
-async fn key_of(node: &NodeHandle, text: &str) -> Result<PublicKey, super::server::Failure> {
+pub(super) async fn key_of(
+    node: &NodeHandle,
+    text: &str,
+) -> Result<PublicKey, super::server::Failure> {
     match text.parse::<NodeId>() {
         Ok(id) => Ok(node.key_of(id).await?),
         Err(_) => parse_peer_id(text).map_err(|_| {

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::net::UnixListener;
 
 use super::explain::Asked;
+use super::names;
 use super::network;
 use super::types::{
     ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reloaded, Resolved, Service,
@@ -88,6 +89,8 @@ fn router(handle: NodeHandle) -> Router {
         .route("/v1/peers", get(peers))
         .route("/v1/services", get(services).post(publish))
         .route("/v1/services/{name}", get(resolve).delete(withdraw))
+        .route("/v1/services/{name}/delegations", post(names::delegate))
+        .route("/v1/services/{name}/owner", post(names::trust))
         .route("/v1/tunnels", get(tunnels).post(open_tunnel))
         .route("/v1/tunnels/{id}", delete(close_tunnel))
         .route("/v1/routes/{target}", get(routes))
@@ -122,6 +125,8 @@ impl From<RequestError> for Failure {
             ) => StatusCode::NOT_FOUND,
             RequestError::Command(
                 CommandError::Refused(_)
+                | CommandError::PublishedHere(_)
+                | CommandError::DelegatesToItself(_)
                 | CommandError::NotIssuer
                 | CommandError::RevokesItself
                 | CommandError::NotLetIn(_),
@@ -185,6 +190,7 @@ async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> A
         allowed,
         ttl_s: body.ttl_s,
         objective: body.objective,
+        delegation: body.delegation.as_deref().map(names::delegation).transpose()?,
     };
     let begun = Instant::now();
     let sequence = node.publish(service, target).await?;

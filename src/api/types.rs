@@ -162,6 +162,10 @@ pub struct Service {
     pub provider: String,
     /// Its peer id.
     pub provider_peer_id: String,
+    /// Short id of the node that owns the name; several providers under one owner are replicas.
+    pub owner: String,
+    /// Its peer id.
+    pub owner_peer_id: String,
     /// Where its connections go, when it is this node's.
     pub target: Option<String>,
     /// Sequence number of the record.
@@ -199,6 +203,9 @@ pub struct Publish {
     /// What it wants from its routes.
     #[serde(default)]
     pub objective: Objective,
+    /// What the owner of the name printed with `meshwise service delegate`, when that is another node.
+    #[serde(default)]
+    pub delegation: Option<String>,
 }
 
 /// Answer to `POST /v1/services`
@@ -210,6 +217,48 @@ pub struct Published {
     pub sequence: u64,
     /// How long it took until a majority stored it (ms).
     pub took_ms: f64,
+}
+
+/// `POST /v1/services/NAME/delegations`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delegate {
+    /// Node id or peer id of who may publish the name.
+    pub peer: String,
+    /// For how long (s).
+    pub expires_s: u64,
+}
+
+/// Answer to it
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Delegated {
+    /// The name.
+    pub name: String,
+    /// Short id of who may publish it.
+    pub provider: String,
+    /// When it ends (µs since the epoch): not later than the owner's own credential.
+    pub expires_us: u64,
+    /// The text for `meshwise service publish --delegation`.
+    pub delegation: String,
+}
+
+/// `POST /v1/services/NAME/owner`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    /// Node id or peer id of the owner.
+    pub owner: String,
+}
+
+/// Answer to it
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Trusted {
+    /// The name.
+    pub name: String,
+    /// Short id of its owner from now on.
+    pub owner: String,
+    /// Its peer id.
+    pub owner_peer_id: String,
 }
 
 /// `POST /v1/tunnels`
@@ -398,6 +447,8 @@ impl Service {
             objective: record.objective,
             provider: key.node_id().to_string(),
             provider_peer_id: peer_id_text(key),
+            owner: record.owner.node_id().to_string(),
+            owner_peer_id: peer_id_text(&record.owner),
             target: None,
             sequence: record.sequence,
             ttl_s: record.ttl_s,

@@ -262,6 +262,7 @@ mod tests {
             prediction: false,
             degree: 8,
             checked: None,
+            pins: Vec::new(),
             late_histories: false,
             seed: 1,
         };

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::{LinkReport, RouteReport, Sample};
+use crate::engine::overlay::Pin;
 use crate::engine::overlay::issuer::{NotLetIn, Secret};
 use crate::engine::overlay::membership::{Credential, NetworkState, Roster};
 use crate::engine::overlay::topology::Reshape;
-use crate::engine::overlay::wire::{Objective, PeerAddresses, ServiceKind, ServiceRecord};
+use crate::engine::overlay::wire::{Objective, PeerAddresses, ServiceKind, ServiceRecord, Signed};
 use crate::engine::predict::QualityModel;
 use crate::engine::predict::watch::LiveLoss;
 use crate::engine::route::Decision;
@@ -189,6 +190,26 @@ pub enum Command {
         /// To whom.
         owner: PublicKey,
     },
+    /// Let another node publish a name of this node's.
+    Delegate {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// The name.
+        name: ServiceName,
+        /// Who may publish it.
+        provider: PublicKey,
+        /// For how long.
+        lifetime: Duration,
+    },
+    /// From now on this owner has the name, as far as this node is concerned.
+    Trust {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// The name.
+        name: ServiceName,
+        /// Its owner.
+        owner: PublicKey,
+    },
     /// Route a tunnel to a node.
     OpenTunnel {
         /// The driver draws it.
@@ -223,6 +244,9 @@ pub struct ServiceSpec {
     pub ttl_s: u32,
     /// What it wants from its routes.
     pub objective: Objective,
+    /// What lets this node publish the name of another owner: a
+    /// [`Delegation`](crate::engine::overlay::Delegation), signed by the owner.
+    pub delegation: Option<Signed>,
 }
 
 /// Something to be done.
@@ -253,6 +277,8 @@ pub enum Output {
     Disconnect(NodeId),
     /// Keep this over restarts.
     KeepNetwork(Box<NetworkState>),
+    /// Keep over restarts to whom names belong, as far as it was seen.
+    KeepPins(Vec<Pin>),
     /// Tell everybody.
     Publish(Vec<u8>),
     /// Whether a gossip message may travel on.
@@ -331,6 +357,8 @@ pub enum Answer {
     },
     /// The key was let in.
     Certified(Credential),
+    /// The owner's signed delegation.
+    Delegated(Signed),
     /// It is done.
     Done,
     /// The providers found.
@@ -354,6 +382,12 @@ pub enum CommandError {
     /// The registry refused the record.
     #[error("{0}")]
     Refused(#[from] crate::engine::overlay::RecordError),
+    /// A name of this node's own that would be another's.
+    #[error("this node publishes {0} itself; run 'meshwise service withdraw {0}' first")]
+    PublishedHere(ServiceName),
+    /// A delegation to oneself.
+    #[error("the owner of {0} needs no delegation to publish it")]
+    DelegatesToItself(ServiceName),
     /// The DHT did not store the record on a majority of the responsible nodes.
     #[error(
         "{name} was announced by gossip, but the DHT did not store it: {reason}; try again when more nodes are connected"
@@ -394,6 +428,8 @@ pub enum Notice {
     Joined,
     /// Every bootstrap round failed.
     BootstrapGaveUp,
+    /// Somebody publishes a name that belongs to another owner. Said once for each name and claimant.
+    ForeignName(crate::engine::overlay::RecordError),
     /// A message was dropped.
     Dropped {
         /// What kind.

@@ -167,7 +167,8 @@ impl Engine {
         match message {
             GossipMessage::LinkState(signed) => self.link_state_received(signed, now),
             GossipMessage::Service(signed) => {
-                let (verdict, refused) = self.services.accept(&signed, &mut self.membership, now);
+                let (membership, outputs) = (&mut self.membership, &mut self.outputs);
+                let (verdict, refused) = self.services.accept(&signed, membership, now, outputs);
                 if let Some(error) = refused {
                     self.dropped("service-record", error.to_string());
                 }

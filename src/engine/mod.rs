@@ -18,6 +18,7 @@ pub mod event;
 mod failover;
 pub mod forward;
 mod joining;
+mod lookups;
 pub mod measure;
 pub mod overlay;
 pub mod predict;
@@ -37,7 +38,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use deciding::Deciding;
-use event::{Command, Input, Notice, Output};
+use event::{Answer, Command, Input, Notice, Output};
 use failover::RouteTotals;
 use forward::{Binding, ForwardingSnapshot};
 use measure::churn::ChurnDetector;
@@ -49,7 +50,7 @@ use overlay::topology::TopologyManager;
 use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{
     Advertiser, Author, BootstrapPolicy, CheckedSignatures, Issuer, Membership,
-    NetworkBootstrapper, NetworkState,
+    NetworkBootstrapper, NetworkState, Pin,
 };
 use predict::{QualityModel, RoutePredictor};
 use route::candidate::Knowledge;
@@ -98,6 +99,8 @@ pub struct EngineConfig {
     pub network: NetworkState,
     /// The root key of the network, on the node that issues credentials.
     pub root: Option<SigningKey>,
+    /// To whom names belong, as far as it was seen before.
+    pub pins: Vec<Pin>,
     /// How to join.
     pub bootstrap: BootstrapPolicy,
     /// How routes are found and chosen.
@@ -177,7 +180,7 @@ impl Engine {
         let author = Author { key: config.key.clone(), credential: network.credential.clone() };
         let me = author.public().node_id();
         let membership = network.membership().sharing(config.checked.clone());
-        let mut services = Services::new(author.clone());
+        let mut services = Services::new(author.clone(), config.pins.clone(), config.seed);
         for signed in &network.grants {
             if let Ok(grant) = membership.open_of_root(signed) {
                 services.grant(grant, signed.clone());
@@ -301,9 +304,9 @@ impl Engine {
             self.graph.doubt(self.honesty.doubted(now));
             let graph = &self.graph;
             self.advertisements.retain(|origin, _| graph.is_origin(*origin));
-            self.services.expire(&mut self.membership, now, &mut self.outputs);
+            self.services.expire(now, &mut self.outputs);
         }
-        self.services.republish_due(&mut self.membership, now, &mut self.outputs);
+        self.services.handle_timeout(&mut self.membership, now, &mut self.outputs);
         self.settle(now);
     }
 
@@ -342,6 +345,16 @@ impl Engine {
     /// How long it took from the start until the mesh's state arrived from a peer.
     pub fn joined_after(&self) -> Option<Duration> {
         self.joined_at.map(|at| at.since(self.started_at))
+    }
+
+    /// The key of a node that this one has seen: a peer, the author of a message, the owner of a name.
+    pub fn key_of(&self, node: NodeId) -> Option<PublicKey> {
+        let peers = self.peers.values().map(|peer| peer.key);
+        let authors = self.membership.seen().map(|(key, _)| *key);
+        let owners = self.services.registry().pins().list().map(|pin| pin.owner);
+        let claimants = self.services.conflicts().map(|(_, key)| *key);
+        let mut keys = peers.chain(authors).chain(owners).chain(claimants).chain([self.key()]);
+        keys.find(|key| key.node_id() == node)
     }
 
     /// Who belongs to the network, as far as it was seen.
@@ -436,6 +449,14 @@ impl Engine {
             Command::Certify { request, key } => self.certify(request, &key, now),
             Command::Revoke { request, key } => self.revoke(request, &key, now),
             Command::Grant { request, name, owner } => self.grant(request, &name, &owner, now),
+            Command::Delegate { request, name, provider, lifetime } => {
+                let answer = self.services.delegate(&name, &provider, lifetime, now);
+                let answer = answer.map(Answer::Delegated);
+                self.outputs.push_back(Output::Answer { request, answer });
+            }
+            Command::Trust { request, name, owner } => {
+                self.services.trust(request, &name, &owner, now, &mut self.outputs);
+            }
             Command::OpenTunnel { tunnel, destination, forced, objective, beside, reserve } => {
                 self.begin_histories(now);
                 if self.router.open(tunnel, destination, forced, objective, beside) {

@@ -1,29 +1,44 @@
-//! This node's part in the service registry: what it publishes, what it asks, and the requests
+//! This node's part in the service registry: what it publishes, what it asks, and the publications
 //! that wait for the DHT.
+
+mod resolving;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
 use crate::engine::event::{Answer, CommandError, Notice, Output, RequestId, ServiceSpec, Verdict};
 use crate::engine::joining::verdict_on;
+use crate::engine::lookups::Lookups;
 use crate::engine::measure::{EventKind, Sample};
+use crate::engine::overlay::RecordError;
 use crate::engine::overlay::membership::{Author, Membership, NameGrant};
-use crate::engine::overlay::registry::{self, RecordError};
-use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, GossipMessage, Signed};
-use crate::engine::overlay::{ServiceRecord, ServiceRegistry};
+use crate::engine::overlay::wire::{self, GossipMessage, Signed};
+use crate::engine::overlay::{Delegation, Pin, ServiceRecord, ServiceRegistry};
 use crate::engine::types::{PublicKey, ServiceName, Timestamp};
 
-/// Most requests that wait for the DHT at one time.
+/// Most publications that wait for the DHT at one time.
 pub const PENDING_MAX: usize = 1_024;
 /// How long the DHT may take: longer than any query of it.
 const PENDING_TIMEOUT: Duration = Duration::from_secs(25);
 /// Most services of one node.
 pub const OWN_MAX: usize = 256;
+/// Most conflicts of owners that are remembered, so that each is said once.
+const CONFLICTS_MAX: usize = 256;
+/// Longest life of a delegation: a year.
+pub const DELEGATION_LIFETIME_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// When a newer record of this node arrives, which it must have signed before its clock went back, it
+/// signs a newer one still after this. Two nodes with one key would go on doing so.
+const RECLAIM_AFTER: Duration = Duration::from_secs(1);
+/// By how much of a third of its time to live a record may be renewed sooner, so that the nodes of a
+/// mesh that started together do not all renew theirs together.
+const JITTER: f64 = 0.2;
 /// The request id of publications that nobody waits for.
 const NOBODY: RequestId = 0;
 
 struct Pending {
-    kind: EventKind,
     name: ServiceName,
     started_at: Timestamp,
     sequence: u64,
@@ -40,17 +55,27 @@ pub struct Services {
     registry: ServiceRegistry,
     own: BTreeMap<ServiceName, Own>,
     pending: BTreeMap<RequestId, Pending>,
+    lookups: Lookups,
+    /// Who was refused a name that belongs to another owner.
+    conflicts: BTreeMap<ServiceName, PublicKey>,
+    /// Its own, so that publishing changes nothing else that is drawn.
+    random: Pcg64Mcg,
 }
 
 type Outputs = VecDeque<Output>;
 
 impl Services {
-    pub(super) fn new(author: Author) -> Self {
+    pub(super) fn new(author: Author, pins: Vec<Pin>, seed: u64) -> Self {
+        let mut registry = ServiceRegistry::default();
+        registry.pins_mut().restore(pins);
         Self {
             author,
-            registry: ServiceRegistry::default(),
+            registry,
             own: BTreeMap::new(),
             pending: BTreeMap::new(),
+            lookups: Lookups::default(),
+            conflicts: BTreeMap::new(),
+            random: Pcg64Mcg::seed_from_u64(seed),
         }
     }
 
@@ -61,7 +86,58 @@ impl Services {
 
     /// See [`ServiceRegistry::grant`].
     pub(super) fn grant(&mut self, grant: NameGrant, signed: Signed) -> bool {
+        self.conflicts.remove(&grant.name);
         self.registry.grant(grant, signed)
+    }
+
+    /// See [`ServiceRegistry::trust`].
+    pub(super) fn trust(
+        &mut self,
+        request: RequestId,
+        name: &ServiceName,
+        owner: &PublicKey,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) {
+        let elsewhere = self.own.get(name).is_some_and(|own| self.owner_of(&own.spec) != *owner);
+        let answer = if elsewhere {
+            Err(CommandError::PublishedHere(name.clone()))
+        } else {
+            self.registry.trust(name, owner, now).map_err(CommandError::from)
+        };
+        if answer.is_ok() {
+            self.conflicts.remove(name);
+            self.lookups.set_present(name);
+        }
+        self.keep_pins(outputs);
+        outputs.push_back(Output::Answer { request, answer: answer.map(|()| Answer::Done) });
+    }
+
+    /// Lets another node publish a name of this node's, not for longer than this node's own
+    /// credential lasts.
+    pub(super) fn delegate(
+        &mut self,
+        name: &ServiceName,
+        provider: &PublicKey,
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<Signed, CommandError> {
+        let me = self.author.public();
+        if *provider == me {
+            return Err(CommandError::DelegatesToItself(name.clone()));
+        }
+        self.registry.check_owner(name, &me)?;
+        let until = now + lifetime.min(DELEGATION_LIFETIME_MAX);
+        let credential = &self.author.credential;
+        let of_root = credential.signature.is_empty();
+        let expires_at = if of_root { until } else { until.min(credential.expires_at) };
+        let delegation = Delegation { name: name.clone(), provider: *provider, expires_at };
+        Ok(Signed::seal(&self.author, &delegation))
+    }
+
+    /// Who was refused a name that belongs to another owner.
+    pub fn conflicts(&self) -> impl Iterator<Item = (&ServiceName, &PublicKey)> + '_ {
+        self.conflicts.iter()
     }
 
     /// Forgets the records of a provider that was put out.
@@ -88,15 +164,46 @@ impl Services {
         signed: &Signed,
         membership: &mut Membership,
         now: Timestamp,
+        outputs: &mut Outputs,
     ) -> (Verdict, Option<RecordError>) {
         match self.registry.accept(signed, membership, now) {
-            Ok(_) => (Verdict::Accept, None),
-            Err(RecordError::Stale { .. } | RecordError::Expired) => (Verdict::Ignore, None),
-            Err(error @ (RecordError::Full | RecordError::ForeignName { .. })) => {
+            Ok((name, _)) => {
+                self.lookups.set_present(&name);
+                self.answer_known(&name, now, outputs);
+                if signed.key == self.author.public()
+                    && let Some(own) = self.own.get_mut(&name)
+                {
+                    own.republish_at = own.republish_at.min(now + RECLAIM_AFTER);
+                }
+                (Verdict::Accept, None)
+            }
+            Err(
+                RecordError::Stale { .. }
+                | RecordError::Expired
+                | RecordError::DelegationExpired { .. },
+            ) => (Verdict::Ignore, None),
+            Err(RecordError::Wire(error)) => (verdict_on(&error), Some(error.into())),
+            Err(RecordError::Delegation(error)) => {
+                (verdict_on(&error), Some(RecordError::Delegation(error)))
+            }
+            Err(error @ RecordError::NotOwner { .. }) => (Verdict::Reject, Some(error)),
+            Err(error) => {
+                if error.is_foreign() {
+                    self.conflict(signed, &error, outputs);
+                }
                 (Verdict::Ignore, Some(error))
             }
-            Err(RecordError::Wire(error)) => (verdict_on(&error), Some(error.into())),
-            Err(error) => (Verdict::Reject, Some(error)),
+        }
+    }
+
+    /// Says once that somebody publishes a name that is not his.
+    fn conflict(&mut self, signed: &Signed, error: &RecordError, outputs: &mut Outputs) {
+        let Ok(record) = signed.open::<ServiceRecord>() else { return };
+        let is_news = self.conflicts.get(&record.name) != Some(&record.owner);
+        let has_room = self.conflicts.len() < CONFLICTS_MAX;
+        if is_news && (has_room || self.conflicts.contains_key(&record.name)) {
+            self.conflicts.insert(record.name, record.owner);
+            outputs.push_back(Output::Notice(Notice::ForeignName(error.clone())));
         }
     }
 
@@ -117,9 +224,7 @@ impl Services {
         let name = spec.name.clone();
         match self.issue(&spec, false, request, membership, now, outputs) {
             Ok(sequence) => {
-                let pending =
-                    Pending { kind: EventKind::Registration, name, started_at: now, sequence };
-                self.pending.insert(request, pending);
+                self.pending.insert(request, Pending { name, started_at: now, sequence });
                 self.remember(spec, now);
             }
             Err(error) => {
@@ -146,34 +251,6 @@ impl Services {
         outputs.push_back(Output::Answer { request, answer });
     }
 
-    pub(super) fn resolve(
-        &mut self,
-        request: RequestId,
-        name: ServiceName,
-        from_dht: bool,
-        now: Timestamp,
-        outputs: &mut Outputs,
-    ) {
-        let known = self.providers(&name, now);
-        if !from_dht && !known.is_empty() {
-            outputs.push_back(event(EventKind::Lookup, &name, now, now, true));
-            let answer = Ok(Answer::Resolved { providers: known, from_gossip: true });
-            outputs.push_back(Output::Answer { request, answer });
-        } else if self.pending.len() >= PENDING_MAX {
-            let error = CommandError::Busy("the look-ups under way");
-            outputs.push_back(Output::Answer { request, answer: Err(error) });
-        } else {
-            let pending = Pending {
-                kind: EventKind::Lookup,
-                name: name.clone(),
-                started_at: now,
-                sequence: 0,
-            };
-            self.pending.insert(request, pending);
-            outputs.push_back(Output::DhtGet { request, name });
-        }
-    }
-
     pub(super) fn stored(
         &mut self,
         request: RequestId,
@@ -183,7 +260,8 @@ impl Services {
     ) {
         let Some(pending) = self.pending.remove(&request) else { return };
         let succeeded = error.is_none();
-        outputs.push_back(event(pending.kind, &pending.name, pending.started_at, now, succeeded));
+        let kind = EventKind::Registration;
+        outputs.push_back(event(kind, &pending.name, pending.started_at, now, succeeded));
         let answer = match error {
             None => Ok(Answer::Published { sequence: pending.sequence }),
             Some(reason) => Err(CommandError::NotStored { name: pending.name, reason }),
@@ -191,40 +269,20 @@ impl Services {
         outputs.push_back(Output::Answer { request, answer });
     }
 
-    pub(super) fn found(
+    /// Renews records, and repeats searches.
+    pub(super) fn handle_timeout(
         &mut self,
-        request: RequestId,
-        records: &[Vec<u8>],
         membership: &mut Membership,
         now: Timestamp,
         outputs: &mut Outputs,
     ) {
-        let Some(pending) = self.pending.remove(&request) else { return };
-        // Only what the DHT itself delivered counts as found there.
-        let mut providers = BTreeMap::new();
-        for bytes in records {
-            let Ok(signed) = wire::decode::<Signed>(bytes, GOSSIP_BYTES_MAX) else { continue };
-            let Ok(record) = registry::verify(&signed, membership.roster(), now) else { continue };
-            if record.name != pending.name {
-                continue;
-            }
-            let refused = self.registry.accept(&signed, membership, now).err();
-            let taken = matches!(refused, None | Some(RecordError::Stale { .. }));
-            if taken && self.registry.resolve(&record.name, now).any(|(key, _)| key == signed.key) {
-                providers.insert(signed.key, record);
-            }
+        self.republish_due(membership, now, outputs);
+        for (request, name) in self.lookups.take_due(now) {
+            outputs.push_back(Output::DhtGet { request, name });
         }
-        let succeeded = !providers.is_empty();
-        outputs.push_back(event(pending.kind, &pending.name, pending.started_at, now, succeeded));
-        let answer = if succeeded {
-            Ok(Answer::Resolved { providers: providers.into_iter().collect(), from_gossip: false })
-        } else {
-            Err(CommandError::UnknownName(pending.name))
-        };
-        outputs.push_back(Output::Answer { request, answer });
     }
 
-    pub(super) fn republish_due(
+    fn republish_due(
         &mut self,
         membership: &mut Membership,
         now: Timestamp,
@@ -246,33 +304,39 @@ impl Services {
     }
 
     pub(super) fn next_timeout(&self) -> Option<Timestamp> {
-        self.own.values().map(|own| own.republish_at).min()
+        let renewal = self.own.values().map(|own| own.republish_at).min();
+        renewal.into_iter().chain(self.lookups.next_timeout()).min()
     }
 
     /// Forgets expired records, and answers what the DHT left unanswered.
-    pub(super) fn expire(
-        &mut self,
-        membership: &mut Membership,
-        now: Timestamp,
-        outputs: &mut Outputs,
-    ) {
+    pub(super) fn expire(&mut self, now: Timestamp, outputs: &mut Outputs) {
         self.registry.expire(now);
+        self.keep_pins(outputs);
         let late = self.pending.iter().filter(|(_, p)| now.since(p.started_at) > PENDING_TIMEOUT);
-        let late: Vec<(RequestId, EventKind)> = late.map(|(id, p)| (*id, p.kind)).collect();
-        for (request, kind) in late {
-            match kind {
-                EventKind::Lookup => self.found(request, &[], membership, now, outputs),
-                _ => self.stored(request, Some("no answer".into()), now, outputs),
-            }
+        let late: Vec<RequestId> = late.map(|(id, _)| *id).collect();
+        for request in late {
+            self.stored(request, Some("no answer".into()), now, outputs);
+        }
+        for question in self.lookups.late(now) {
+            let error = CommandError::UnknownName(question.0.clone());
+            self.not_found(&question, &error, now, outputs);
         }
     }
 
-    fn providers(&self, name: &ServiceName, now: Timestamp) -> Vec<(PublicKey, ServiceRecord)> {
-        self.registry.resolve(name, now).map(|(key, record)| (key, record.clone())).collect()
+    fn keep_pins(&mut self, outputs: &mut Outputs) {
+        if self.registry.pins_mut().take_changed() {
+            outputs.push_back(Output::KeepPins(self.registry.pins().list().collect()));
+        }
+    }
+
+    fn owner_of(&self, spec: &ServiceSpec) -> PublicKey {
+        spec.delegation.as_ref().map_or_else(|| self.author.public(), |signed| signed.key)
     }
 
     fn remember(&mut self, spec: ServiceSpec, now: Timestamp) {
-        let republish_at = now + Duration::from_secs(u64::from(spec.ttl_s)) / 3;
+        let sooner = 1.0 - JITTER * self.random.random::<f64>();
+        let third = Duration::from_secs(u64::from(spec.ttl_s)) / 3;
+        let republish_at = now + third.mul_f64(sooner);
         self.own.insert(spec.name.clone(), Own { spec, republish_at });
     }
 
@@ -288,11 +352,12 @@ impl Services {
     ) -> Result<u64, RecordError> {
         let me = self.author.public();
         let known = self.registry.sequence(&spec.name, me.node_id());
-        let sequence = now.as_micros().max(known.map_or(0, |known| known + 1));
+        let sequence = now.as_micros().max(known.map_or(0, |known| known.saturating_add(1)));
         let record = ServiceRecord {
             name: spec.name.clone(),
             kind: spec.kind,
-            owner: me,
+            owner: self.owner_of(spec),
+            delegation: spec.delegation.clone(),
             metadata: spec.metadata.clone(),
             sequence,
             issued_at: now,
@@ -303,6 +368,7 @@ impl Services {
         };
         let signed = Signed::seal(&self.author, &record);
         self.registry.accept(&signed, membership, now)?;
+        self.lookups.set_present(&spec.name);
         let bytes = wire::encode(&signed);
         let message = wire::encode(&GossipMessage::Service(signed));
         outputs.push_back(Output::Publish(message));
@@ -326,3 +392,6 @@ fn event(
         succeeded,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,11 +6,10 @@
 use std::time::Duration;
 
 use libp2p::allow_block_list::{self, BlockedPeers};
-use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    StreamProtocol, connection_limits, gossipsub, identify, kad, mdns, ping, request_response,
+    StreamProtocol, connection_limits, gossipsub, identify, mdns, ping, request_response,
 };
 use sha2::{Digest, Sha256};
 
@@ -18,7 +17,7 @@ use super::admission::Admission;
 use super::gate::{Gated, Gates};
 use super::join::{self, Joining};
 use super::{Members, NetError, dht};
-use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, SYNC_BYTES_MAX, TTL_S_MAX};
+use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, SYNC_BYTES_MAX};
 
 /// Connections that others may have open to this node, and all connections together.
 const CONNECTIONS_MAX: (u32, u32) = (256, 512);
@@ -44,7 +43,7 @@ pub(super) struct Behaviour {
 /// What is spoken with members only.
 #[derive(NetworkBehaviour)]
 pub(super) struct Inside {
-    pub(super) kad: kad::Behaviour<MemoryStore>,
+    pub(super) kad: dht::Kad,
     pub(super) gossipsub: gossipsub::Behaviour,
     pub(super) sync: request_response::cbor::Behaviour<(), Vec<u8>>,
     pub(super) stream: libp2p_stream::Behaviour,
@@ -104,33 +103,24 @@ impl Behaviour {
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits),
             blocked: allow_block_list::Behaviour::default(),
-            admission: Admission::new(protocols.admission.clone(), members, gates.clone()),
+            admission: Admission::new(protocols.admission.clone(), members.clone(), gates.clone()),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
             join: join::joining(protocols.join.clone()),
             mdns: Toggle::from(mdns.transpose()?),
-            inside: Gated::new(gates, Inside::new(key, protocols)?),
+            inside: Gated::new(gates, Inside::new(key, protocols, members)?),
         })
     }
 }
 
 impl Inside {
-    fn new(key: &libp2p::identity::Keypair, protocols: &Protocols) -> Result<Self, BoxError> {
+    fn new(
+        key: &libp2p::identity::Keypair,
+        protocols: &Protocols,
+        members: Members,
+    ) -> Result<Self, BoxError> {
         let me = key.public().to_peer_id();
-        let mut kad_config = kad::Config::new(protocols.kad.clone());
-        kad_config
-            .set_record_filtering(kad::StoreInserts::FilterBoth)
-            .set_query_timeout(Duration::from_secs(15))
-            .set_record_ttl(Some(Duration::from_secs(u64::from(TTL_S_MAX))))
-            .set_max_packet_size(4 * GOSSIP_BYTES_MAX);
-        let store = MemoryStoreConfig {
-            max_records: dht::RECORDS_MAX,
-            max_provided_keys: dht::RECORDS_MAX,
-            ..MemoryStoreConfig::default()
-        };
-        let store = MemoryStore::with_config(me, store);
-        let mut kad = kad::Behaviour::with_config(me, store, kad_config);
-        kad.set_mode(Some(kad::Mode::Server));
+        let kad = dht::behaviour(protocols.kad.clone(), me, members);
         let gossip_config = gossipsub::ConfigBuilder::default()
             .heartbeat_initial_delay(Duration::from_millis(100))
             .validate_messages()

@@ -1,38 +1,97 @@
 //! Services in Kademlia: a provider record under the name says who provides it, and one signed
 //! value for each provider says how.
 //!
-//! Nothing unverified is stored for others: values must be signed by the provider in their key
-//! and newer than what is there.
+//! - **Publishing** is done when a majority of the nodes that are responsible for a record, as far as they
+//!   are known, have checked and stored it ([`checked`]).
+//! - **Reading** waits for [`ANSWERS`] nodes that know providers, and for [`ANSWERS`] copies of each
+//!   provider's record, and takes the newest: one node that kept an old record cannot bring it
+//!   back. Once every provider's record is here in one copy it waits as long again as that took, at least
+//!   [`GRACE`]; once there is any, at least [`GRACE_INCOMPLETE`]; and [`GET_TIMEOUT`] in all. What this
+//!   node itself stores counts as one answer and hurries nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod checked;
+
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use libp2p::kad::store::{MemoryStore, RecordStore};
 use libp2p::kad::{
-    self, AddProviderOk, GetProvidersOk, GetRecordOk, InboundRequest, QueryId, QueryResult, Quorum,
-    Record, RecordKey,
+    self, AddProviderOk, GetProvidersOk, GetRecordOk, QueryId, QueryResult, Quorum, Record,
+    RecordKey,
 };
+use libp2p::{PeerId, StreamProtocol};
+use sha2::{Digest, Sha256};
 
-use super::identity;
+use super::{Members, identity};
 use crate::engine::event::{Input, RequestId};
 use crate::engine::overlay::Roster;
-use crate::engine::overlay::registry::{self, CLOCK_SKEW};
-use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, ServiceRecord, Signed};
+use crate::engine::overlay::registry::CLOCK_SKEW;
+use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, ServiceRecord, Signed, TTL_S_MAX};
 use crate::engine::types::{PublicKey, ServiceName, Timestamp};
 
-/// Records and provided names kept for others; beyond, new ones are refused and counted.
-pub const RECORDS_MAX: usize = 10_000;
+pub use checked::{CheckedStore, RECORDS_MAX};
+
 /// Kademlia's k: how many nodes are responsible for a key (Maymounkov and Mazières, 2002).
 pub const REPLICATION: usize = 20;
+/// How many nodes have to say the same thing, each in its own version, before the newest counts.
+pub const ANSWERS: usize = 2;
+/// How long a second answer is waited for at least when everything is here once: long enough for a
+/// slower node of the three that are asked at a time.
+pub const GRACE: Duration = Duration::from_millis(50);
+/// How long the rest is waited for at least when something is here.
+pub const GRACE_INCOMPLETE: Duration = Duration::from_millis(250);
+/// How long one search may take.
+pub const GET_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a publication waits, once its record is stored, until the provider is noted everywhere:
+/// nobody acknowledges that.
+pub const PROVIDING_GRACE: Duration = Duration::from_millis(100);
+/// How often expired records are removed.
+pub const SWEEP: Duration = Duration::from_secs(10);
+/// Most providers whose records one search asks for.
+const PROVIDERS_ASKED_MAX: usize = checked::PROVIDERS_PER_NAME_MAX;
 const PROVIDERS: &[u8] = b"/meshwise/providers/";
 const SERVICE: &[u8] = b"/meshwise/service/";
+/// A multihash says which hash it is, and how long: SHA2-256, 32 bytes.
+const SHA2_256: [u8; 2] = [0x12, 32];
 
-type Kad = kad::Behaviour<MemoryStore>;
+/// Kademlia over checked records.
+pub type Kad = kad::Behaviour<CheckedStore>;
 
-/// The key under which the providers of a name are found.
+/// Kademlia as a server, with every limit set.
+pub fn behaviour(protocol: StreamProtocol, me: PeerId, members: Members) -> Kad {
+    with_clock(protocol, me, members, super::now)
+}
+
+fn with_clock(
+    protocol: StreamProtocol,
+    me: PeerId,
+    members: Members,
+    clock: fn() -> Timestamp,
+) -> Kad {
+    let mut config = kad::Config::new(protocol);
+    config
+        // What is put goes through the store, which refuses; only so is an acknowledgement honest.
+        .set_record_filtering(kad::StoreInserts::Unfiltered)
+        .set_query_timeout(Duration::from_secs(15))
+        .set_record_ttl(Some(Duration::from_secs(u64::from(TTL_S_MAX)) + CLOCK_SKEW))
+        .set_provider_record_ttl(Some(checked::PROVIDER_TTL))
+        .set_max_packet_size(4 * GOSSIP_BYTES_MAX);
+    let store = CheckedStore::new(me, members, clock);
+    let mut kad = Kad::with_config(me, store, config);
+    kad.set_mode(Some(kad::Mode::Server));
+    kad
+}
+
+/// The key under which the providers of a name are found: a multihash, so that implementations that
+/// ask by content identifier can ask too.
 fn providers_key(name: &ServiceName) -> RecordKey {
-    RecordKey::from([PROVIDERS, name.as_str().as_bytes()].concat())
+    let digest = Sha256::digest([PROVIDERS, name.as_str().as_bytes()].concat());
+    RecordKey::from([&SHA2_256[..], &digest].concat())
+}
+
+fn is_providers_key(key: &RecordKey) -> bool {
+    let key = key.as_ref();
+    key.len() == SHA2_256.len() + 32 && key.starts_with(&SHA2_256)
 }
 
 /// The key under which one provider's record is found.
@@ -42,37 +101,100 @@ fn record_key(name: &ServiceName, provider: &PublicKey) -> RecordKey {
 
 #[derive(Default)]
 struct Put {
-    record_done: bool,
+    record_done_at: Option<Instant>,
     providing_done: bool,
     error: Option<String>,
 }
 
-struct Get {
-    name: ServiceName,
-    asked: BTreeSet<PublicKey>,
-    running: usize,
-    records: Vec<Vec<u8>>,
+/// What was found of one provider so far.
+#[derive(Default)]
+struct Found {
+    answers: usize,
+    /// Sequence number and bytes.
+    newest: Option<(u64, Vec<u8>)>,
 }
 
+struct Get {
+    name: ServiceName,
+    /// Nodes that named providers.
+    lists: usize,
+    providers: BTreeMap<PublicKey, Found>,
+    running: usize,
+    began_at: Instant,
+    ends_at: Instant,
+}
+
+impl Get {
+    fn new(name: ServiceName, now: Instant) -> Self {
+        Self {
+            name,
+            lists: 0,
+            providers: BTreeMap::new(),
+            running: 1,
+            began_at: now,
+            ends_at: now + GET_TIMEOUT,
+        }
+    }
+
+    /// Takes one answer about a provider, `at` when it came from another node. Returns whether enough
+    /// have answered.
+    fn answered(
+        &mut self,
+        provider: &PublicKey,
+        sequence: u64,
+        bytes: Vec<u8>,
+        at: Option<Instant>,
+    ) -> bool {
+        let Some(found) = self.providers.get_mut(provider) else { return true };
+        found.answers += 1;
+        if found.newest.as_ref().is_none_or(|(known, _)| *known < sequence) {
+            found.newest = Some((sequence, bytes));
+        }
+        let enough = found.answers >= ANSWERS;
+        if let Some(now) = at {
+            let complete = self.providers.values().all(|found| found.answers > 0);
+            let grace = if complete { GRACE } else { GRACE_INCOMPLETE };
+            self.ends_at = self.ends_at.min(now + grace.max(now - self.began_at));
+        }
+        enough
+    }
+
+    fn records(self) -> Vec<Vec<u8>> {
+        let newest = self.providers.into_values().filter_map(|found| found.newest);
+        newest.map(|(_, bytes)| bytes).collect()
+    }
+}
+
+#[derive(Clone, Copy)]
 enum Query {
     Record(RequestId),
     Providing(RequestId),
     Providers(RequestId),
-    Value(RequestId),
+    Value(RequestId, PublicKey),
 }
 
 /// The queries under way.
-#[derive(Default)]
 pub struct Dht {
     queries: HashMap<QueryId, Query>,
     puts: BTreeMap<RequestId, Put>,
     gets: BTreeMap<RequestId, Get>,
+    sweep_at: Instant,
+}
+
+impl Default for Dht {
+    fn default() -> Self {
+        Self {
+            queries: HashMap::new(),
+            puts: BTreeMap::new(),
+            gets: BTreeMap::new(),
+            sweep_at: Instant::now() + SWEEP,
+        }
+    }
 }
 
 impl Dht {
     /// Stores a record: done when a majority of the nodes that are responsible for it, as far as
-    /// they are known, has acknowledged it. (Kademlia's acknowledgement says that the record
-    /// arrived; a node that refuses it sends the same.) A node without peers stores it itself.
+    /// they are known, has stored it. A node without peers stores it itself.
     pub fn put(
         &mut self,
         kad: &mut Kad,
@@ -111,7 +233,11 @@ impl Dht {
                 None
             }
             Ok(Some(_)) => Some(Input::DhtStored { request, error: None }),
-            Err(error) => Some(Input::DhtStored { request, error: Some(error.to_string()) }),
+            Err(_) => {
+                let why = kad.store_mut().last_refused();
+                let error = format!("this node's own store refused it ({why})");
+                Some(Input::DhtStored { request, error: Some(error) })
+            }
         }
     }
 
@@ -119,8 +245,36 @@ impl Dht {
     pub fn get(&mut self, kad: &mut Kad, request: RequestId, name: ServiceName) {
         let query = kad.get_providers(providers_key(&name));
         self.queries.insert(query, Query::Providers(request));
-        let get = Get { name, asked: BTreeSet::new(), running: 1, records: Vec::new() };
-        self.gets.insert(request, get);
+        self.gets.insert(request, Get::new(name, Instant::now()));
+    }
+
+    /// When [`Dht::handle_timeout`] wants to be called.
+    pub fn next_timeout(&self) -> Instant {
+        let puts = self.puts.values().filter_map(|put| put.record_done_at);
+        let puts = puts.map(|at| at + PROVIDING_GRACE);
+        let gets = self.gets.values().map(|get| get.ends_at);
+        puts.chain(gets).fold(self.sweep_at, Instant::min)
+    }
+
+    /// Ends what has taken long enough, and removes what has expired. Returns what is to be told to
+    /// the engine.
+    pub fn handle_timeout(&mut self, kad: &mut Kad, now: Instant) -> Vec<Input> {
+        if self.sweep_at <= now {
+            self.sweep_at = now + SWEEP;
+            kad.store_mut().expire(now);
+        }
+        let late = self.gets.iter().filter(|(_, get)| get.ends_at <= now);
+        let late: Vec<RequestId> = late.map(|(request, _)| *request).collect();
+        let mut inputs: Vec<Input> =
+            late.into_iter().filter_map(|request| self.end_get(kad, request)).collect();
+        let is_late = |put: &Put| put.record_done_at.is_some_and(|at| at + PROVIDING_GRACE <= now);
+        let late = self.puts.iter().filter(|(_, put)| is_late(put));
+        let late: Vec<RequestId> = late.map(|(request, _)| *request).collect();
+        for request in late {
+            let error = self.puts.remove(&request).and_then(|put| put.error);
+            inputs.push(Input::DhtStored { request, error });
+        }
+        inputs
     }
 
     /// Takes the progress of a query; returns what is to be told to the engine.
@@ -133,8 +287,11 @@ impl Dht {
         roster: &Roster,
         now: Timestamp,
     ) -> Option<Input> {
-        let query = self.queries.get(&id)?;
-        let input = match (query, result) {
+        let query = *self.queries.get(&id)?;
+        if last {
+            self.queries.remove(&id);
+        }
+        match (query, result) {
             (Query::Record(request), QueryResult::PutRecord(result)) => {
                 let error = result.err().map(|error| match error {
                     kad::PutRecordError::QuorumFailed { success, quorum, .. } => {
@@ -144,14 +301,14 @@ impl Dht {
                         format!("{} of {quorum} nodes stored it in time", success.len())
                     }
                 });
-                self.put_step(*request, |put| {
-                    put.record_done = true;
+                self.put_step(request, |put| {
+                    put.record_done_at = Some(Instant::now());
                     put.error = error;
                 })
             }
             (Query::Providing(request), QueryResult::StartProviding(result)) => {
                 let failed = !matches!(result, Ok(AddProviderOk { .. }));
-                self.put_step(*request, |put| {
+                self.put_step(request, |put| {
                     put.providing_done = true;
                     if failed {
                         put.error.get_or_insert_with(|| "nobody noted the provider".into());
@@ -159,68 +316,60 @@ impl Dht {
                 })
             }
             (Query::Providers(request), QueryResult::GetProviders(result)) => {
-                let request = *request;
                 if let Ok(GetProvidersOk::FoundProviders { providers, .. }) = result {
-                    let keys = providers.iter().filter_map(identity::public_key);
-                    self.ask_providers(kad, request, keys.collect(), id);
+                    let keys = providers.iter().filter_map(identity::public_key).collect();
+                    if self.ask_providers(kad, request, keys) && !last {
+                        finish(kad, id);
+                    }
                 }
                 if last { self.get_step(request) } else { None }
             }
-            (Query::Value(request), QueryResult::GetRecord(result)) => {
-                let request = *request;
+            (Query::Value(request, provider), QueryResult::GetRecord(result)) => {
                 // A node that answers with something else does not end the search.
                 if let Ok(GetRecordOk::FoundRecord(found)) = result
-                    && verify(&found.record, roster, now).is_ok()
+                    && let Ok(valid) = checked::verify(&found.record, roster, now)
+                    && valid.provider == provider
                     && let Some(get) = self.gets.get_mut(&request)
                 {
-                    get.records.push(found.record.value);
-                    if let Some(mut query) = kad.query_mut(&id) {
-                        query.finish();
+                    let (sequence, bytes) = (valid.service.sequence, found.record.value);
+                    let at = found.peer.map(|_| Instant::now());
+                    if get.answered(&provider, sequence, bytes, at) && !last {
+                        finish(kad, id);
                     }
                 }
                 if last { self.get_step(request) } else { None }
             }
             _ => None,
-        };
-        if last {
-            self.queries.remove(&id);
         }
-        input
     }
 
     fn put_step(&mut self, request: RequestId, step: impl FnOnce(&mut Put)) -> Option<Input> {
         let put = self.puts.get_mut(&request)?;
         step(put);
-        if put.record_done && put.providing_done {
+        if put.record_done_at.is_some() && put.providing_done {
             let error = self.puts.remove(&request)?.error;
             return Some(Input::DhtStored { request, error });
         }
         None
     }
 
-    /// Asks for the records of providers that were not asked for yet, and stops searching for
-    /// more: the first node that knows providers knows all of them, up to what it missed.
-    fn ask_providers(
-        &mut self,
-        kad: &mut Kad,
-        request: RequestId,
-        keys: Vec<PublicKey>,
-        id: QueryId,
-    ) {
-        let Some(get) = self.gets.get_mut(&request) else { return };
+    /// Takes the providers that a node named, and asks for the records of new ones. Returns whether
+    /// enough nodes have named providers.
+    fn ask_providers(&mut self, kad: &mut Kad, request: RequestId, keys: Vec<PublicKey>) -> bool {
+        let Some(get) = self.gets.get_mut(&request) else { return true };
         if keys.is_empty() {
-            return;
+            return false;
         }
+        get.lists += 1;
         for key in keys {
-            if get.asked.insert(key) {
+            if !get.providers.contains_key(&key) && get.providers.len() < PROVIDERS_ASKED_MAX {
+                get.providers.insert(key, Found::default());
                 let query = kad.get_record(record_key(&get.name, &key));
-                self.queries.insert(query, Query::Value(request));
+                self.queries.insert(query, Query::Value(request, key));
                 get.running += 1;
             }
         }
-        if let Some(mut query) = kad.query_mut(&id) {
-            query.finish();
-        }
+        get.lists >= ANSWERS
     }
 
     fn get_step(&mut self, request: RequestId) -> Option<Input> {
@@ -229,139 +378,30 @@ impl Dht {
         if get.running > 0 {
             return None;
         }
-        let records = self.gets.remove(&request)?.records;
+        let records = self.gets.remove(&request)?.records();
+        Some(Input::DhtFound { request, records })
+    }
+
+    /// Ends a search with what it has found.
+    fn end_get(&mut self, kad: &mut Kad, request: RequestId) -> Option<Input> {
+        let records = self.gets.remove(&request)?.records();
+        self.queries.retain(|id, query| {
+            let is_its =
+                matches!(query, Query::Providers(of) | Query::Value(of, _) if *of == request);
+            if is_its {
+                finish(kad, *id);
+            }
+            !is_its
+        });
         Some(Input::DhtFound { request, records })
     }
 }
 
-/// Stores what another node asks us to store, if it is valid. Returns why not.
-pub fn inbound(
-    kad: &mut Kad,
-    request: InboundRequest,
-    roster: &Roster,
-    now: Timestamp,
-) -> Result<(), &'static str> {
-    match request {
-        InboundRequest::PutRecord { record: Some(mut record), .. } => {
-            let offered = verify(&record, roster, now)?;
-            let known = kad.store_mut().get(&record.key).map(|known| known.into_owned());
-            let known = known.and_then(|known| verify(&known, roster, now).ok());
-            if known.is_some_and(|known| known.sequence > offered.sequence) {
-                return Err("dht-record-stale");
-            }
-            // Not longer than the record itself says, whatever its sender says.
-            let ends_at =
-                offered.issued_at + Duration::from_secs(u64::from(offered.ttl_s)) + CLOCK_SKEW;
-            let ends = Instant::now() + ends_at.since(now);
-            record.expires = Some(record.expires.map_or(ends, |expires| expires.min(ends)));
-            kad.store_mut().put(record).map_err(|_| "dht-store-full")
-        }
-        InboundRequest::AddProvider { record: Some(provider) } => {
-            if !provider.key.as_ref().starts_with(PROVIDERS) {
-                return Err("dht-foreign-key");
-            }
-            kad.store_mut().add_provider(provider).map_err(|_| "dht-store-full")
-        }
-        _ => Ok(()),
+fn finish(kad: &mut Kad, id: QueryId) {
+    if let Some(mut query) = kad.query_mut(&id) {
+        query.finish();
     }
-}
-
-/// A valid record under its right key.
-fn verify(record: &Record, roster: &Roster, now: Timestamp) -> Result<ServiceRecord, &'static str> {
-    let signed: Signed =
-        wire::decode(&record.value, GOSSIP_BYTES_MAX).map_err(|_| "dht-record-malformed")?;
-    let service = registry::verify(&signed, roster, now).map_err(|_| "dht-record-invalid")?;
-    if record.key != record_key(&service.name, &signed.key) {
-        return Err("dht-foreign-key");
-    }
-    Ok(service)
 }
 
 #[cfg(test)]
-mod tests {
-    use ed25519_dalek::SigningKey;
-    use libp2p::{PeerId, StreamProtocol};
-
-    use super::*;
-    use crate::engine::overlay::wire::{Objective, ServiceKind};
-    use crate::engine::overlay::{Author, Credential};
-
-    const NOW: Timestamp = Timestamp(1_000_000_000);
-
-    /// Of key 9's network.
-    fn key(byte: u8) -> Author {
-        let key = SigningKey::from_bytes(&[byte; 32]);
-        let root = SigningKey::from_bytes(&[9; 32]);
-        let public = PublicKey(key.verifying_key().to_bytes());
-        let credential = Credential::issue(&root, &public, NOW, NOW + CLOCK_SKEW);
-        Author { key, credential }
-    }
-
-    fn public(byte: u8) -> PublicKey {
-        key(byte).public()
-    }
-
-    fn roster() -> Roster {
-        Roster::new(public(9), key(1).credential)
-    }
-
-    /// A record of provider 1, signed by `signer`, under the key of `under`.
-    fn record(sequence: u64, signer: u8, under: u8) -> Record {
-        let service = ServiceRecord {
-            name: "a.local".parse().unwrap(),
-            kind: ServiceKind::Tcp,
-            owner: public(1),
-            metadata: BTreeMap::new(),
-            sequence,
-            issued_at: NOW,
-            ttl_s: 60,
-            objective: Objective::Balanced,
-            allowed: vec![],
-            withdrawn: false,
-        };
-        let value = wire::encode(&Signed::seal(&key(signer), &service));
-        Record::new(record_key(&service.name, &public(under)), value)
-    }
-
-    fn kad() -> Kad {
-        let me = PeerId::random();
-        let config = kad::Config::new(StreamProtocol::new("/test/kad"));
-        kad::Behaviour::with_config(me, MemoryStore::new(me), config)
-    }
-
-    #[test]
-    fn only_valid_records_under_their_own_key_are_stored_and_older_ones_replace_nothing() {
-        let mut kad = kad();
-        let mut store = |record: Record| {
-            let source = PeerId::random();
-            let connection = libp2p::swarm::ConnectionId::new_unchecked(1);
-            let request = InboundRequest::PutRecord { source, connection, record: Some(record) };
-            inbound(&mut kad, request, &roster(), NOW)
-        };
-        assert_eq!(store(record(5, 1, 1)), Ok(()));
-        assert_eq!(store(record(4, 1, 1)), Err("dht-record-stale"));
-        assert_eq!(store(record(6, 2, 1)), Err("dht-record-invalid"), "signed by somebody else");
-        assert_eq!(store(record(6, 1, 2)), Err("dht-foreign-key"));
-        let mut garbage = record(6, 1, 1);
-        garbage.value.truncate(20);
-        assert_eq!(store(garbage), Err("dht-record-malformed"));
-        assert_eq!(store(record(6, 1, 1)), Ok(()));
-        let key = record_key(&"a.local".parse().unwrap(), &public(1));
-        let stored = kad.store_mut().get(&key).unwrap().into_owned();
-        assert_eq!(verify(&stored, &roster(), NOW).unwrap().sequence, 6);
-        let ends = stored.expires.unwrap().duration_since(Instant::now());
-        assert!(ends <= Duration::from_secs(60) + CLOCK_SKEW, "not longer than it says");
-    }
-
-    #[test]
-    fn names_that_are_no_services_are_not_provided_for() {
-        let mut kad = kad();
-        let provider = |key: RecordKey| InboundRequest::AddProvider {
-            record: Some(kad::ProviderRecord::new(key, PeerId::random(), vec![])),
-        };
-        let foreign = provider(RecordKey::new(&"something"));
-        assert_eq!(inbound(&mut kad, foreign, &roster(), NOW), Err("dht-foreign-key"));
-        let ours = provider(providers_key(&"a.local".parse().unwrap()));
-        assert_eq!(inbound(&mut kad, ours, &roster(), NOW), Ok(()));
-    }
-}
+mod tests;

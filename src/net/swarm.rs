@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::address::{check_dial, ip_of, peer_of};
 use super::admission::Crowded;
 use super::behaviour::{Behaviour, BehaviourEvent, InsideEvent, Protocols};
-use super::dht::{self, Dht};
+use super::dht::Dht;
 use super::identity::{self, Identity};
 use super::plane::DataPlane;
 use super::tls::LinkTls;
@@ -171,8 +171,10 @@ impl Task {
         let mut check = tokio::time::interval(MEMBERS_CHECK);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let dht_at = tokio::time::Instant::from_std(self.dht.next_timeout());
             let input = tokio::select! {
                 () = self.stop.cancelled() => return,
+                () = tokio::time::sleep_until(dht_at) => self.dht_timeout(),
                 _ = check.tick() => {
                     self.put_out_strangers();
                     Vec::new()
@@ -189,6 +191,16 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Ends searches that have taken long enough, and counts what the DHT's store refused.
+    fn dht_timeout(&mut self) -> Vec<Input> {
+        let kad = &mut self.swarm.behaviour_mut().inside.kad;
+        let inputs = self.dht.handle_timeout(kad, std::time::Instant::now());
+        for (why, times) in kad.store_mut().take_refused() {
+            (0..times).for_each(|_| self.plane.counters().count(why));
+        }
+        inputs
     }
 
     /// Does what the engine wants done, as far as it is the swarm's.
@@ -239,6 +251,7 @@ impl Task {
             }
             Output::SendProbe { .. }
             | Output::KeepNetwork(_)
+            | Output::KeepPins(_)
             | Output::Forwarding(_)
             | Output::Record(_)
             | Output::Decision(_)
@@ -363,13 +376,6 @@ impl Task {
                 let roster = self.members.load();
                 let dht = &mut self.dht;
                 dht.progressed(kad, id, result, step.last, &roster, now()).into_iter().collect()
-            }
-            InsideEvent::Kad(kad::Event::InboundRequest { request }) => {
-                let kad = &mut self.swarm.behaviour_mut().inside.kad;
-                if let Err(why) = dht::inbound(kad, request, &self.members.load(), now()) {
-                    self.plane.counters().count(why);
-                }
-                Vec::new()
             }
             InsideEvent::Gossipsub(gossipsub::Event::Message {
                 propagation_source,

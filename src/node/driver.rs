@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::handle::{AnswerSender, Request};
 use super::hot_swap::HotSwap;
 use super::retrain::{self, Schedule};
-use super::{Clock, NodeOptions, network};
+use super::{Clock, NodeOptions, names, network};
 use crate::engine::Engine;
 use crate::engine::event::{Command, Input, Notice, Output, RequestId};
 use crate::engine::forward::TUNNEL_ID_MAX;
 use crate::engine::measure::{ProbeKind, Sample};
-use crate::engine::overlay::Objective;
 use crate::engine::overlay::topology::Reshape;
+use crate::engine::overlay::{Objective, Pin};
 use crate::engine::predict::ModelCard;
 use crate::engine::route::Decision;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
@@ -190,6 +190,13 @@ impl Driver {
         // Dropping the writer commits what is left.
     }
 
+    /// Keeps to whom names belong.
+    fn keep_pins(&self, pins: impl Iterator<Item = Pin>) {
+        if let Err(error) = names::keep(&self.data_dir, pins) {
+            tracing::error!("{error}; a restart forgets to whom names belong");
+        }
+    }
+
     /// Withdraws what this node publishes, so that nobody is led to a node that is gone. It is
     /// published again at the next start.
     fn say_goodbye(&mut self) {
@@ -199,6 +206,7 @@ impl Driver {
             let request = self.next_request;
             self.handle(Input::Command(Command::Withdraw { request, name }));
         }
+        self.keep_pins(self.engine.services().registry().pins().list());
     }
 
     fn handle(&mut self, input: Input) {
@@ -250,6 +258,7 @@ impl Driver {
                         tracing::error!("{error}; a restart forgets who was let in or put out");
                     }
                 }
+                Output::KeepPins(pins) => self.keep_pins(pins.into_iter()),
                 network => self.net.carry_out(network),
             }
         }
@@ -260,6 +269,7 @@ impl Driver {
             Notice::Shape(Reshape::Make(node)) => tracing::debug!(%node, "makes a link"),
             Notice::Shape(Reshape::GiveUp(node)) => tracing::debug!(%node, "gives a link up"),
             Notice::Revoked { node } => tracing::warn!(%node, "revoked by the root of the network"),
+            Notice::ForeignName(error) => tracing::warn!("{error}"),
             Notice::Joined => tracing::info!("joined the network"),
             Notice::BootstrapGaveUp => {
                 tracing::warn!("no bootstrap node answered; waiting to be found");

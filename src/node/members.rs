@@ -129,11 +129,14 @@ impl NodeHandle {
         self.inspect(|view| Members::look(view)).await
     }
 
-    /// The key of a node that this one has met or let in.
+    /// The key of a node that this one has met or let in, or that claims a name.
     ///
     /// # Errors
     /// [`RequestError::UnknownKey`].
     pub async fn key_of(&self, node: NodeId) -> Result<PublicKey, RequestError> {
+        if let Some(key) = self.inspect(move |view| view.engine.key_of(node)).await? {
+            return Ok(key);
+        }
         let mut members = self.members().await?.list.into_iter();
         let member = members.find(|member| member.key.node_id() == node);
         member.map(|member| member.key).ok_or(RequestError::UnknownKey(node))

@@ -10,6 +10,7 @@ mod handle;
 mod hot_swap;
 mod joining;
 mod members;
+mod names;
 pub mod network;
 mod providers;
 mod published;
@@ -80,6 +81,9 @@ pub enum NodeError {
     /// The list of published services is unusable.
     #[error("{0}")]
     Published(String),
+    /// The list of names and their owners is unusable.
+    #[error("{0}")]
+    Names(String),
     /// The database is unusable.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -135,6 +139,7 @@ impl Node {
             }
         };
         let published = published::Published::load(data_dir).map_err(NodeError::Published)?;
+        let pins = names::load(data_dir).map_err(NodeError::Names)?;
         let storage = &options.config.storage;
         let retention = Retention {
             max_age: Duration::from_secs(u64::from(storage.max_age_days) * 86_400),
@@ -152,6 +157,7 @@ impl Node {
                 network: network.state,
                 root: network.root,
                 degree: config.network.degree,
+                pins,
                 bootstrap,
                 paths: config.path_policy(),
                 intervals: config.intervals(),

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::event::ServiceSpec;
+use crate::engine::overlay::delegation;
 use crate::engine::overlay::wire::{Objective, ServiceKind};
 use crate::engine::types::{NodeId, ServiceName};
 
@@ -26,6 +27,9 @@ struct Entry {
     ttl_s: u32,
     #[serde(default)]
     objective: Objective,
+    /// As `meshwise service delegate` printed it.
+    #[serde(default)]
+    delegation: Option<String>,
 }
 
 /// The file and what it holds.
@@ -60,12 +64,17 @@ impl Published {
     }
 
     /// A service and its target; `None` when it is not kept, or its allow list cannot be read,
-    /// which must not become "everybody".
+    /// which must not become "everybody", or its delegation, without which this node would claim the
+    /// name for itself.
     pub fn service(&self, name: &ServiceName) -> Option<(ServiceSpec, SocketAddr)> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = entries.get(name)?;
         let allowed: Result<Vec<NodeId>, _> = entry.allowed.iter().map(|id| id.parse()).collect();
         let allowed = allowed
+            .inspect_err(|error| tracing::warn!("{name} is not published again: {error}"))
+            .ok()?;
+        let delegation = entry.delegation.as_deref().map(delegation::from_text).transpose();
+        let delegation = delegation
             .inspect_err(|error| tracing::warn!("{name} is not published again: {error}"))
             .ok()?;
         let spec = ServiceSpec {
@@ -75,6 +84,7 @@ impl Published {
             allowed,
             ttl_s: entry.ttl_s,
             objective: entry.objective,
+            delegation: delegation.map(|(signed, _)| signed),
         };
         Some((spec, entry.target))
     }
@@ -88,6 +98,7 @@ impl Published {
             allowed: spec.allowed.iter().map(ToString::to_string).collect(),
             ttl_s: spec.ttl_s,
             objective: spec.objective,
+            delegation: spec.delegation.as_ref().map(delegation::to_text),
         };
         self.change(|entries| {
             entries.insert(spec.name.clone(), entry);
@@ -123,6 +134,17 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::overlay::wire::Signed;
+    use crate::engine::overlay::{Author, Delegation};
+    use crate::engine::types::Timestamp;
+    use crate::node::Identity;
+
+    fn delegation() -> Signed {
+        let provider = Identity::generate().public_key();
+        let name = "a.local".parse().unwrap();
+        let delegation = Delegation { name, provider, expires_at: Timestamp(1) };
+        Signed::seal(&Author::root(Identity::generate().signing_key()), &delegation)
+    }
 
     #[test]
     fn what_is_published_survives_a_restart_and_damage_is_named() {
@@ -134,6 +156,7 @@ mod tests {
             allowed: vec![NodeId([7; 8])],
             ttl_s: 60,
             objective: Objective::Reliability,
+            delegation: Some(delegation()),
         };
         let target: SocketAddr = "127.0.0.1:80".parse().unwrap();
         Published::load(dir.path()).unwrap().insert(&spec, target);
@@ -147,6 +170,10 @@ mod tests {
         std::fs::write(dir.path().join(FILE), earlier).unwrap();
         let (kept, _) = Published::load(dir.path()).unwrap().service(&spec.name).unwrap();
         assert_eq!(kept.objective, Objective::Balanced, "of a file without objectives");
+        assert_eq!(kept.delegation, None);
+        let damaged = earlier.replace("60}", r#"60, "delegation": "meshwise-delegation-1-AA"}"#);
+        std::fs::write(dir.path().join(FILE), damaged).unwrap();
+        assert_eq!(Published::load(dir.path()).unwrap().service(&spec.name), None, "not its own");
         std::fs::write(dir.path().join(FILE), "{\"a.local\":").unwrap();
         assert!(Published::load(dir.path()).unwrap_err().contains(FILE));
     }

@@ -173,6 +173,7 @@ impl World {
             network: NetworkState::joined("world", root, root, credential),
             degree: DEGREE,
             root: (index == 0).then_some(root_key),
+            pins: Vec::new(),
             bootstrap: BootstrapPolicy { addresses, ..BootstrapPolicy::default() },
             paths,
             intervals,
@@ -425,6 +426,7 @@ impl World {
             | Output::RequestRenewal(_)
             | Output::Roster(_)
             | Output::KeepNetwork(_)
+            | Output::KeepPins(_)
             | Output::Notice(_) => {}
         }
     }

@@ -25,6 +25,8 @@ mod networks;
 #[cfg(feature = "node")]
 mod processes;
 #[cfg(feature = "node")]
+mod registry;
+#[cfg(feature = "node")]
 mod replay;
 #[cfg(feature = "node")]
 mod support;

@@ -74,6 +74,7 @@ fn service(name: &str) -> ServiceSpec {
         allowed: vec![],
         ttl_s: 150,
         objective: Objective::Balanced,
+        delegation: None,
     }
 }
 

@@ -99,6 +99,7 @@ pub fn service(name: &str) -> ServiceSpec {
         allowed: Vec::new(),
         ttl_s: 600,
         objective: Objective::Balanced,
+        delegation: None,
     }
 }
 

@@ -149,7 +149,14 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
         let name = if index == 0 { SERVICE.into() } else { format!("demo-{index}.local") };
         let to = format!("http://{}", web.address());
         let objective = Objective::Balanced;
-        let body = Publish { name: name.clone(), to, allow: Vec::new(), ttl_s: 600, objective };
+        let body = Publish {
+            name: name.clone(),
+            to,
+            allow: Vec::new(),
+            ttl_s: 600,
+            objective,
+            delegation: None,
+        };
         let published: Published = target.post("/v1/services", &body).await?;
         figures.registrations_ms.push(published.took_ms);
         for _ in 0..LOOKUPS_EACH {

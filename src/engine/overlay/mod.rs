@@ -1,13 +1,17 @@
 //! The overlay's control plane: who belongs ([`membership`]) and who lets in ([`issuer`], [`token`]),
 //! signed messages ([`wire`]), joining ([`bootstrap`]), telling others about links ([`advertiser`]), and
-//! who serves what ([`registry`]).
+//! who serves what ([`registry`]), on whose behalf ([`delegation`]), under names that belong to whom
+//! ([`pins`]).
 
 pub mod advertiser;
 pub mod bootstrap;
 mod checked;
+pub mod delegation;
 pub mod issuer;
 pub mod membership;
+pub mod pins;
 pub mod registry;
+pub mod shares;
 pub mod token;
 pub mod topology;
 pub mod wire;
@@ -15,8 +19,10 @@ pub mod wire;
 pub use advertiser::Advertiser;
 pub use bootstrap::{BootstrapPolicy, NetworkBootstrapper};
 pub use checked::{CheckedSignatures, OpenedLinkState};
+pub use delegation::Delegation;
 pub use issuer::{Issuer, Ledger, NotLetIn};
 pub use membership::{Author, Credential, Membership, NetworkState, NotMember, Roster};
+pub use pins::Pin;
 pub use registry::{Accepted, RecordError, ServiceRegistry};
 pub use token::Token;
 pub use wire::{

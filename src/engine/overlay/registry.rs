@@ -1,29 +1,40 @@
 //! Who serves what: the rules by which service records are accepted, replaced and forgotten.
 //!
-//! - A record is signed by its provider, and the provider must be its owner.
+//! - A record is signed by its provider. The provider is its owner, or shows a delegation by the owner,
+//!   who must be a member too. Several providers under one owner are replicas.
 //! - For one name and provider a higher sequence number wins; the same or a lower one is stale.
 //!   A tombstone is a record like any other and is kept until it expires, so that replaying the
 //!   record it replaced never brings the service back.
-//! - A name belongs to the owner to whom the root granted it, or else to the owner first seen for it,
-//!   until all its records are gone. A second owner is an error that names both.
-//! - A record expires `ttl_s` after it was issued. Clocks may differ by [`CLOCK_SKEW`].
+//! - A name belongs to the owner to whom the root granted it, or else to the one that it is pinned to:
+//!   the first one seen, or the one that this node's operator trusts ([`super::pins`]). A second
+//!   owner is an error that names both.
+//! - A record expires `ttl_s` after it was issued, and with its delegation. Clocks may differ by
+//!   [`CLOCK_SKEW`].
 //! - A provider issues its record again after a third of its time to live.
+//! - One provider has at most [`RECORDS_PER_PROVIDER_MAX`] records. When all places are taken, the
+//!   provider with most records makes room for one with fewer, so that nobody is pushed out by
+//!   somebody who floods names.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::delegation::Delegation;
 use super::issuer::GRANTS_MAX;
 use super::membership::{Membership, NameGrant, Roster};
+use super::pins::Pins;
+use super::shares::Shares;
 use super::wire::{ServiceRecord, Signed, WireError};
 use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
 
-/// Records kept; beyond, new names are refused and counted.
+/// Records kept.
 pub const RECORDS_MAX: usize = 10_000;
+/// Records kept of one provider: those of all its services, and as many tombstones.
+pub const RECORDS_PER_PROVIDER_MAX: usize = 512;
 /// How far two clocks may differ.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 /// What an accepted record changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {
     /// The first of this provider for this name.
     New,
@@ -39,14 +50,27 @@ pub enum RecordError {
     /// Malformed, out of range, or not signed by its provider.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// Signed by somebody who does not own it.
-    #[error("the record of {name} is signed by {provider}, who is not its owner {owner}")]
+    /// Signed by somebody who does not own it and shows no delegation by the owner.
+    #[error(
+        "the record of {name} is signed by {provider}, to whom its owner {owner} has not delegated it"
+    )]
     NotOwner {
         /// The name.
         name: ServiceName,
         /// Who signed.
         provider: NodeId,
         /// Who owns.
+        owner: NodeId,
+    },
+    /// The delegation is not one by a member.
+    #[error("the delegation is not valid: {0}")]
+    Delegation(WireError),
+    /// The delegation's time is over.
+    #[error(
+        "the delegation has expired; run 'meshwise service delegate' at its owner {owner} again"
+    )]
+    DelegationExpired {
+        /// Who has to sign a new one.
         owner: NodeId,
     },
     /// Not newer than the known one.
@@ -63,8 +87,13 @@ pub enum RecordError {
     /// Issued further ahead than clocks may differ.
     #[error("the record comes from the future; compare the clocks of the two nodes")]
     FromTheFuture,
-    /// The name belongs to another key.
-    #[error("{name} belongs to {owner}; {claimant} may not publish it, choose another name")]
+    /// The name belongs to the first owner seen.
+    #[error(
+        "{name} belongs to {owner}, the first owner seen here, and not to {claimant}; choose another \
+         name, or have 'meshwise service delegate' run at {owner}; if it is {claimant}'s by right, run \
+         'meshwise service trust {name} {claimant}' here, or 'meshwise network grant {name} {claimant}' \
+         at the node that holds the root key"
+    )]
     ForeignName {
         /// The name.
         name: ServiceName,
@@ -73,9 +102,36 @@ pub enum RecordError {
         /// Who wants it.
         claimant: NodeId,
     },
+    /// The name belongs to the owner that the root named.
+    #[error(
+        "the root of the network has granted {name} to {owner}, and not to {claimant}; choose another \
+         name, or have 'meshwise service delegate' run at {owner}; only 'meshwise network grant {name} \
+         {claimant}' at the node that holds the root key changes that"
+    )]
+    Granted {
+        /// The name.
+        name: ServiceName,
+        /// To whom it was granted.
+        owner: NodeId,
+        /// Who wants it.
+        claimant: NodeId,
+    },
+    /// [`RECORDS_PER_PROVIDER_MAX`] reached.
+    #[error(
+        "{0} has as many records as one provider may have, tombstones included; withdrawn ones make \
+         room when they expire"
+    )]
+    TooMany(NodeId),
     /// [`RECORDS_MAX`] reached.
-    #[error("the registry holds {RECORDS_MAX} records and takes no new ones")]
+    #[error("the registry is full, and nobody has more records than this provider")]
     Full,
+}
+
+impl RecordError {
+    /// Whether it is about whose name it is.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Self::ForeignName { .. } | Self::Granted { .. })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -90,14 +146,36 @@ struct Entry {
 }
 
 /// All known records.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ServiceRegistry {
     entries: BTreeMap<(ServiceName, NodeId), Entry>,
+    /// By provider.
+    shares: Shares,
+    pins: Pins,
     grants: BTreeMap<ServiceName, (NameGrant, Signed)>,
+    /// Of all records, and of one provider's.
+    limits: (usize, usize),
+}
+
+impl Default for ServiceRegistry {
+    fn default() -> Self {
+        Self::with_limits(RECORDS_MAX, RECORDS_PER_PROVIDER_MAX)
+    }
 }
 
 impl ServiceRegistry {
-    /// Verifies a record and takes it.
+    /// Other bounds than [`RECORDS_MAX`] and [`RECORDS_PER_PROVIDER_MAX`], for tests.
+    pub fn with_limits(all: usize, per_provider: usize) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            shares: Shares::default(),
+            pins: Pins::default(),
+            grants: BTreeMap::new(),
+            limits: (all, per_provider),
+        }
+    }
+
+    /// Verifies a record and takes it. Returns its name, and what it changed.
     ///
     /// # Errors
     /// [`RecordError`], with nothing changed.
@@ -106,40 +184,34 @@ impl ServiceRegistry {
         signed: &Signed,
         membership: &mut Membership,
         now: Timestamp,
-    ) -> Result<Accepted, RecordError> {
+    ) -> Result<(ServiceName, Accepted), RecordError> {
         let record = membership.open(signed, now)?;
-        check(&record, signed, now)?;
-        let provider = signed.key.node_id();
-        if let Some(owner) = self.owner(&record.name, now)
-            && owner != record.owner
-        {
-            return Err(RecordError::ForeignName {
-                name: record.name,
-                owner: owner.node_id(),
-                claimant: provider,
-            });
-        }
-        let key = (record.name.clone(), provider);
+        let expires_at = check(&record, signed, membership.roster(), now)?;
+        self.check_owner(&record.name, &record.owner)?;
+        let key = (record.name.clone(), signed.key.node_id());
         let known = self.entries.get(&key);
-        match known {
+        let accepted = match known {
             Some(known) if known.record.sequence >= record.sequence => {
                 return Err(RecordError::Stale {
                     known: known.record.sequence,
                     offered: record.sequence,
                 });
             }
-            None if self.entries.len() >= RECORDS_MAX => return Err(RecordError::Full),
-            _ => {}
-        }
-        let accepted = match known {
             _ if record.withdrawn => Accepted::Withdrawn,
             Some(known) if !known.record.withdrawn => Accepted::Updated,
             _ => Accepted::New,
         };
-        let expires_at = record.issued_at + ttl(&record) + CLOCK_SKEW;
         let forget_at = known.map_or(expires_at, |known| known.forget_at.max(expires_at));
+        if known.is_none() {
+            self.make_room(&signed.key)?;
+            self.shares.add(&signed.key);
+        }
+        let name = record.name.clone();
+        if !self.grants.contains_key(&name) {
+            self.pins.seen(&name, &record.owner, now);
+        }
         self.entries.insert(key, Entry { record, signed: signed.clone(), expires_at, forget_at });
-        Ok(accepted)
+        Ok((name, accepted))
     }
 
     /// Takes a name that the root, whose signature was verified, has given to an owner. Records of
@@ -150,10 +222,29 @@ impl ServiceRegistry {
             None if self.grants.len() >= GRANTS_MAX => return false,
             _ => {}
         }
-        self.entries
-            .retain(|(name, _), entry| *name != grant.name || entry.record.owner == grant.owner);
+        self.retain(|(name, _), entry| *name != grant.name || entry.record.owner == grant.owner);
+        self.pins.remove(&grant.name);
         self.grants.insert(grant.name.clone(), (grant, signed));
         true
+    }
+
+    /// Takes the operator's word that a name belongs to this owner. Records of others for it are
+    /// forgotten.
+    ///
+    /// # Errors
+    /// [`RecordError::Granted`] when the root has granted it to another one.
+    pub fn trust(
+        &mut self,
+        name: &ServiceName,
+        owner: &PublicKey,
+        now: Timestamp,
+    ) -> Result<(), RecordError> {
+        if self.grants.contains_key(name) {
+            return self.check_owner(name, owner);
+        }
+        self.retain(|(known, _), entry| known != name || entry.record.owner == *owner);
+        self.pins.set(name.clone(), *owner, now);
+        Ok(())
     }
 
     /// All granted names as they were signed.
@@ -161,12 +252,36 @@ impl ServiceRegistry {
         self.grants.values().map(|(_, signed)| signed)
     }
 
+    /// To whom names belong because they were seen first or are trusted.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// The same, to restore them and to ask whether they changed.
+    pub fn pins_mut(&mut self) -> &mut Pins {
+        &mut self.pins
+    }
+
     /// The key that a name belongs to.
-    pub fn owner(&self, name: &ServiceName, now: Timestamp) -> Option<PublicKey> {
-        if let Some((grant, _)) = self.grants.get(name) {
-            return Some(grant.owner);
-        }
-        self.of(name).find(|entry| entry.forget_at > now).map(|entry| entry.record.owner)
+    pub fn owner(&self, name: &ServiceName) -> Option<PublicKey> {
+        let granted = self.grants.get(name).map(|(grant, _)| grant.owner);
+        // A pin may have had to make room; the records that are here still hold the name.
+        let held = || self.of(name).next().map(|entry| entry.record.owner);
+        granted.or_else(|| self.pins.owner(name)).or_else(held)
+    }
+
+    /// Whether a name may be this one's.
+    ///
+    /// # Errors
+    /// [`RecordError::Granted`] or [`RecordError::ForeignName`], naming both owners.
+    pub fn check_owner(&self, name: &ServiceName, claimant: &PublicKey) -> Result<(), RecordError> {
+        let Some(owner) = self.owner(name).filter(|owner| owner != claimant) else { return Ok(()) };
+        let (name, owner, claimant) = (name.clone(), owner.node_id(), claimant.node_id());
+        Err(if self.grants.contains_key(&name) {
+            RecordError::Granted { name, owner, claimant }
+        } else {
+            RecordError::ForeignName { name, owner, claimant }
+        })
     }
 
     /// Sequence number of the newest record of a provider, tombstones included.
@@ -198,14 +313,43 @@ impl ServiceRegistry {
         self.entries.values().map(|entry| &entry.signed)
     }
 
-    /// Forgets everything of a provider who no longer belongs to the network.
-    pub fn forget(&mut self, provider: &PublicKey) {
-        self.entries.retain(|_, entry| entry.signed.key != *provider);
+    /// Forgets everything of somebody who no longer belongs to the network: what it provides, what
+    /// others provide in its name, and its names.
+    pub fn forget(&mut self, key: &PublicKey) {
+        self.retain(|_, entry| entry.signed.key != *key && entry.record.owner != *key);
+        self.pins.forget(key);
     }
 
     /// Forgets what has expired.
     pub fn expire(&mut self, now: Timestamp) {
-        self.entries.retain(|_, entry| entry.forget_at > now);
+        self.retain(|_, entry| entry.forget_at > now);
+        self.pins.expire(now);
+    }
+
+    fn retain(&mut self, keep: impl Fn(&(ServiceName, NodeId), &Entry) -> bool) {
+        let shares = &mut self.shares;
+        self.entries.retain(|key, entry| {
+            let kept = keep(key, entry);
+            if !kept {
+                shares.remove(&entry.signed.key);
+            }
+            kept
+        });
+    }
+
+    fn make_room(&mut self, provider: &PublicKey) -> Result<(), RecordError> {
+        if self.shares.of(provider) >= self.limits.1 {
+            return Err(RecordError::TooMany(provider.node_id()));
+        }
+        if self.entries.len() < self.limits.0 {
+            return Ok(());
+        }
+        let largest = self.shares.gives_way_to(provider).ok_or(RecordError::Full)?;
+        let theirs = self.entries.iter().filter(|(_, entry)| entry.signed.key == largest);
+        let first = theirs.min_by_key(|(_, entry)| entry.forget_at).map(|(key, _)| key.clone());
+        self.entries.remove(&first.ok_or(RecordError::Full)?);
+        self.shares.remove(&largest);
+        Ok(())
     }
 
     fn of(&self, name: &ServiceName) -> impl Iterator<Item = &Entry> + '_ {
@@ -215,8 +359,8 @@ impl ServiceRegistry {
     }
 }
 
-/// Verifies one record by itself: membership, signature, ranges, ownership, time. This is also what a node
-/// checks before it stores a record for the DHT.
+/// Verifies one record by itself: membership, signatures, ranges, ownership, time. This is also what a
+/// node checks before it stores a record for the DHT. Returns it, and when it ends.
 ///
 /// # Errors
 /// [`RecordError`].
@@ -224,27 +368,53 @@ pub fn verify(
     signed: &Signed,
     roster: &Roster,
     now: Timestamp,
-) -> Result<ServiceRecord, RecordError> {
+) -> Result<(ServiceRecord, Timestamp), RecordError> {
     let record = roster.open(signed, now)?;
-    check(&record, signed, now)?;
-    Ok(record)
+    let expires_at = check(&record, signed, roster, now)?;
+    Ok((record, expires_at))
 }
 
-fn check(record: &ServiceRecord, signed: &Signed, now: Timestamp) -> Result<(), RecordError> {
+/// Checks ownership and time; returns when the record ends.
+fn check(
+    record: &ServiceRecord,
+    signed: &Signed,
+    roster: &Roster,
+    now: Timestamp,
+) -> Result<Timestamp, RecordError> {
+    let mut expires_at = record.issued_at + ttl(record) + CLOCK_SKEW;
     if record.owner != signed.key {
-        return Err(RecordError::NotOwner {
-            name: record.name.clone(),
-            provider: signed.key.node_id(),
-            owner: record.owner.node_id(),
-        });
+        let delegated_until = check_delegation(record, &signed.key, roster, now)? + CLOCK_SKEW;
+        if delegated_until <= now {
+            return Err(RecordError::DelegationExpired { owner: record.owner.node_id() });
+        }
+        expires_at = expires_at.min(delegated_until);
     }
     if record.issued_at > now + CLOCK_SKEW {
         return Err(RecordError::FromTheFuture);
     }
-    if record.issued_at + ttl(record) + CLOCK_SKEW <= now {
+    if expires_at <= now {
         return Err(RecordError::Expired);
     }
-    Ok(())
+    Ok(expires_at)
+}
+
+/// Whether the owner has let this provider publish; returns until when.
+fn check_delegation(
+    record: &ServiceRecord,
+    provider: &PublicKey,
+    roster: &Roster,
+    now: Timestamp,
+) -> Result<Timestamp, RecordError> {
+    let not_owner = || RecordError::NotOwner {
+        name: record.name.clone(),
+        provider: provider.node_id(),
+        owner: record.owner.node_id(),
+    };
+    let signed = record.delegation.as_ref().filter(|signed| signed.key == record.owner);
+    let signed = signed.ok_or_else(not_owner)?;
+    let delegation: Delegation = roster.open(signed, now).map_err(RecordError::Delegation)?;
+    let is_for_it = delegation.name == record.name && delegation.provider == *provider;
+    if is_for_it { Ok(delegation.expires_at) } else { Err(not_owner()) }
 }
 
 fn ttl(record: &ServiceRecord) -> Duration {
@@ -252,115 +422,4 @@ fn ttl(record: &ServiceRecord) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use ed25519_dalek::SigningKey;
-
-    use super::*;
-    use crate::engine::overlay::membership::{Author, Credential};
-    use crate::engine::overlay::wire::{Objective, ServiceKind};
-
-    /// Of key 9's network.
-    fn key(byte: u8) -> Author {
-        let key = SigningKey::from_bytes(&[byte; 32]);
-        let root = SigningKey::from_bytes(&[9; 32]);
-        let public = PublicKey(key.verifying_key().to_bytes());
-        let credential = Credential::issue(&root, &public, seconds(0), seconds(1_000_000));
-        Author { key, credential }
-    }
-
-    fn public(byte: u8) -> PublicKey {
-        key(byte).public()
-    }
-
-    struct Registry(ServiceRegistry, Membership);
-
-    impl Registry {
-        fn new() -> Self {
-            let roster = Roster::new(public(9), key(1).credential);
-            Self(ServiceRegistry::default(), Membership::new(roster))
-        }
-
-        fn accept(&mut self, signed: &Signed, now: Timestamp) -> Result<Accepted, RecordError> {
-            self.0.accept(signed, &mut self.1, now)
-        }
-    }
-
-    fn seconds(s: u64) -> Timestamp {
-        Timestamp(s * 1_000_000)
-    }
-
-    fn record(owner: u8, sequence: u64) -> ServiceRecord {
-        ServiceRecord {
-            name: "a.local".parse().unwrap(),
-            kind: ServiceKind::Tcp,
-            owner: public(owner),
-            metadata: BTreeMap::new(),
-            sequence,
-            issued_at: seconds(1_000),
-            ttl_s: 60,
-            objective: Objective::Balanced,
-            allowed: vec![],
-            withdrawn: false,
-        }
-    }
-
-    fn name() -> ServiceName {
-        "a.local".parse().unwrap()
-    }
-
-    #[test]
-    fn newer_wins_and_a_tombstone_is_not_undone_by_replay() {
-        let mut registry = Registry::new();
-        let now = seconds(1_001);
-        let first = Signed::seal(&key(1), &record(1, 1));
-        assert_eq!(registry.accept(&first, now), Ok(Accepted::New));
-        assert!(matches!(registry.accept(&first, now), Err(RecordError::Stale { .. })));
-        let second = Signed::seal(&key(1), &record(1, 2));
-        assert_eq!(registry.accept(&second, now), Ok(Accepted::Updated));
-        let gone = ServiceRecord { withdrawn: true, ..record(1, 3) };
-        let gone = Signed::seal(&key(1), &gone);
-        assert_eq!(registry.accept(&gone, now), Ok(Accepted::Withdrawn));
-        assert_eq!(registry.0.resolve(&name(), now).count(), 0);
-        assert!(registry.accept(&second, now).is_err(), "replay");
-        assert_eq!(registry.0.resolve(&name(), now).count(), 0);
-    }
-
-    #[test]
-    fn a_short_tombstone_outlives_the_long_record_that_it_replaced() {
-        let mut registry = Registry::new();
-        let long = ServiceRecord { ttl_s: 86_400, ..record(1, 1) };
-        let long = Signed::seal(&key(1), &long);
-        registry.accept(&long, seconds(1_001)).unwrap();
-        let gone = ServiceRecord { withdrawn: true, ..record(1, 2) };
-        registry.accept(&Signed::seal(&key(1), &gone), seconds(1_002)).unwrap();
-        registry.0.expire(seconds(10_000));
-        let replayed = registry.accept(&long, seconds(10_000));
-        assert!(matches!(replayed, Err(RecordError::Stale { .. })), "{replayed:?}");
-    }
-
-    #[test]
-    fn a_name_belongs_to_its_first_owner() {
-        let mut registry = Registry::new();
-        let now = seconds(1_001);
-        registry.accept(&Signed::seal(&key(1), &record(1, 1)), now).unwrap();
-        let error = registry.accept(&Signed::seal(&key(2), &record(2, 9)), now).unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains(&public(1).node_id().to_string()), "{text}");
-        assert!(text.contains(&public(2).node_id().to_string()), "{text}");
-        let stolen = Signed::seal(&key(2), &record(1, 9));
-        assert!(matches!(registry.accept(&stolen, now), Err(RecordError::NotOwner { .. })));
-    }
-
-    #[test]
-    fn records_end_with_their_time_and_do_not_come_from_the_future() {
-        let mut registry = Registry::new();
-        let signed = Signed::seal(&key(1), &record(1, 1));
-        assert_eq!(registry.accept(&signed, seconds(699)), Err(RecordError::FromTheFuture));
-        assert_eq!(registry.accept(&signed, seconds(1_360)), Err(RecordError::Expired));
-        registry.accept(&signed, seconds(1_359)).unwrap();
-        assert_eq!(registry.0.resolve(&name(), seconds(1_359)).count(), 1);
-        assert_eq!(registry.0.resolve(&name(), seconds(1_360)).count(), 0);
-        registry.0.expire(seconds(1_360));
-        assert_eq!(registry.0.signed().count(), 0);
-    }
-}
+mod tests;

@@ -254,8 +254,11 @@ pub struct ServiceRecord {
     pub name: ServiceName,
     /// How it speaks.
     pub kind: ServiceKind,
-    /// The key that owns the name. A provider owns what it publishes.
+    /// The key that owns the name: the provider's, or that of whoever signed the delegation.
     pub owner: PublicKey,
+    /// What lets a provider publish the name of another owner: a
+    /// [`Delegation`](super::delegation::Delegation), signed by the owner.
+    pub delegation: Option<Signed>,
     /// Free text for people, at most [`METADATA_MAX`] entries.
     pub metadata: BTreeMap<String, String>,
     /// Higher replaces lower. Starts from the clock (µs), so that it grows over restarts.
@@ -273,7 +276,7 @@ pub struct ServiceRecord {
 }
 
 impl Payload for ServiceRecord {
-    const DOMAIN: &'static [u8] = b"meshwise/service/1\0";
+    const DOMAIN: &'static [u8] = b"meshwise/service/2\0";
 
     fn check(&self) -> Result<(), WireError> {
         let short = |text: &String| text.len() <= METADATA_BYTES_MAX;
@@ -378,6 +381,7 @@ mod tests {
             name: "a.local".parse().unwrap(),
             kind: ServiceKind::Tcp,
             owner: key(1).public(),
+            delegation: None,
             metadata: BTreeMap::new(),
             sequence: 7,
             issued_at: Timestamp(1),

@@ -95,6 +95,7 @@ impl Three {
             allowed: Vec::new(),
             ttl_s: 600,
             objective: Objective::Balanced,
+            delegation: None,
         };
         nodes[1].handle.publish(service, greeter(1).await).await.unwrap();
         let (kind, target) = (ServiceKind::Tcp, greeter(2).await);

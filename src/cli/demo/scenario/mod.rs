@@ -150,7 +150,14 @@ async fn tunnel(
     to: String,
     objective: Objective,
 ) -> anyhow::Result<Tunnel> {
-    let body = Publish { name: name.into(), to, allow: Vec::new(), ttl_s: 600, objective };
+    let body = Publish {
+        name: name.into(),
+        to,
+        allow: Vec::new(),
+        ttl_s: 600,
+        objective,
+        delegation: None,
+    };
     let _: Published = mesh.client("T").post("/v1/services", &body).await?;
     let listen = "127.0.0.1:0".into();
     let open = OpenTunnel {
