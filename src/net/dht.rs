@@ -3,7 +3,7 @@
 //!
 //! - **Publishing** is done when a majority of the nodes that are responsible for a record, as far as they
 //!   are known, have checked and stored it ([`checked`]).
-//! - **Reading** waits for [`ANSWERS`] nodes that know providers, and for [`ANSWERS`] copies of each
+//! - **Reading** waits for [`ANSWERS`] other nodes that know providers, and for [`ANSWERS`] copies of each
 //!   provider's record, and takes the newest: one node that kept an old record cannot bring it
 //!   back. Once every provider's record is here in one copy it waits as long again as that took, at least
 //!   [`GRACE`]; once there is any, at least [`GRACE_INCOMPLETE`]; and [`GET_TIMEOUT`] in all. What this
@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
+use libp2p::kad::store::RecordStore;
 use libp2p::kad::{
     self, AddProviderOk, GetProvidersOk, GetRecordOk, QueryId, QueryResult, Quorum, Record,
     RecordKey,
@@ -116,8 +117,9 @@ struct Found {
 
 struct Get {
     name: ServiceName,
-    /// Nodes that named providers.
+    /// Answers that named providers, and how many are enough.
     lists: usize,
+    lists_wanted: usize,
     providers: BTreeMap<PublicKey, Found>,
     running: usize,
     began_at: Instant,
@@ -125,10 +127,13 @@ struct Get {
 }
 
 impl Get {
-    fn new(name: ServiceName, now: Instant) -> Self {
+    /// `knows` says whether this node's own store names providers, which is the first answer then and
+    /// counts for nothing: a new provider may not have reached it.
+    fn new(name: ServiceName, knows: bool, now: Instant) -> Self {
         Self {
             name,
             lists: 0,
+            lists_wanted: ANSWERS + usize::from(knows),
             providers: BTreeMap::new(),
             running: 1,
             began_at: now,
@@ -243,9 +248,12 @@ impl Dht {
 
     /// Searches the records of a name.
     pub fn get(&mut self, kad: &mut Kad, request: RequestId, name: ServiceName) {
-        let query = kad.get_providers(providers_key(&name));
+        let key = providers_key(&name);
+        let query = kad.get_providers(key.clone());
+        // Asking has removed those that have expired.
+        let knows = !kad.store_mut().providers(&key).is_empty();
         self.queries.insert(query, Query::Providers(request));
-        self.gets.insert(request, Get::new(name, Instant::now()));
+        self.gets.insert(request, Get::new(name, knows, Instant::now()));
     }
 
     /// When [`Dht::handle_timeout`] wants to be called.
@@ -369,7 +377,7 @@ impl Dht {
                 get.running += 1;
             }
         }
-        get.lists >= ANSWERS
+        get.lists >= get.lists_wanted
     }
 
     fn get_step(&mut self, request: RequestId) -> Option<Input> {

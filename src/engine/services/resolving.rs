@@ -64,12 +64,12 @@ impl Services {
                         providers.insert(signed.key, newest.clone());
                     }
                 }
-                Err(error) if error.is_foreign() => foreign = Some(error),
+                Err(error) if error.is_foreign() && !record.withdrawn => foreign = Some(error),
                 Err(_) => {}
             }
         }
         if providers.is_empty() {
-            if foreign.is_none() && self.lookups.retry(&question, now) {
+            if self.lookups.retry(&question, now) {
                 return;
             }
             let error = match foreign {

@@ -240,7 +240,19 @@ fn a_second_owner_is_named_once_wherever_it_turns_up_and_trust_lets_it_in() {
     node.resolve(2, expired);
     let later = record(3, expired);
     node.found(2, std::slice::from_ref(&later), expired);
+    assert!(node.did().1.is_empty(), "its owner's may be found yet");
+    node.found(2, std::slice::from_ref(&later), expired);
     assert!(matches!(&node.did().1[&2], Err(CommandError::Refused(error)) if error.is_foreign()));
+
+    // What another one has withdrawn is nobody's.
+    let mut gone = Node::new(3);
+    gone.publish(spec(), expired);
+    let withdrawal = (&mut gone.membership, &mut gone.outputs);
+    gone.services.withdraw(9, &name(), withdrawal.0, expired, withdrawal.1);
+    let tombstone = gone.said().unwrap();
+    node.resolve(4, expired);
+    (0..2).for_each(|_| node.found(4, std::slice::from_ref(&tombstone), expired));
+    assert_eq!(node.did().1[&4], Err(CommandError::UnknownName(name())));
 
     node.services.trust(3, &name(), &author(3).public(), expired, &mut node.outputs);
     let kept = node.outputs.iter().find_map(|output| match output {

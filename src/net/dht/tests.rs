@@ -4,7 +4,6 @@ use arc_swap::ArcSwap;
 use ed25519_dalek::SigningKey;
 use futures::StreamExt;
 use libp2p::kad::ProviderRecord;
-use libp2p::kad::store::RecordStore;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, Swarm, SwarmBuilder, noise, tcp, yamux};
 
@@ -198,7 +197,7 @@ fn a_name_is_asked_for_by_a_multihash() {
 fn the_newest_of_the_answers_wins_and_the_second_is_waited_for_shortly() {
     let begun = Instant::now();
     let name: ServiceName = "a.local".parse().unwrap();
-    let mut get = Get::new(name, begun);
+    let mut get = Get::new(name, false, begun);
     get.providers.insert(public(1), Found::default());
     get.providers.insert(public(2), Found::default());
     assert!(!get.answered(&public(1), 5, vec![5], None), "what is stored here hurries nothing");
@@ -213,7 +212,7 @@ fn the_newest_of_the_answers_wins_and_the_second_is_waited_for_shortly() {
     records.sort();
     assert_eq!(records, [vec![5], vec![7]]);
 
-    let mut far = Get::new("a.local".parse().unwrap(), begun);
+    let mut far = Get::new("a.local".parse().unwrap(), false, begun);
     far.providers.insert(public(1), Found::default());
     far.answered(&public(1), 1, vec![1], Some(ms(400)));
     assert_eq!(far.ends_at, ms(800), "as long again as the first one took");
@@ -317,4 +316,32 @@ async fn one_node_that_kept_an_old_record_does_not_bring_it_back() {
         .collect();
     assert_eq!(found, [2]);
     assert!(dht.gets.is_empty());
+}
+
+#[tokio::test]
+async fn a_provider_that_this_node_does_not_know_of_yet_is_found_beside_those_that_it_does() {
+    let (mut me, _) = node(4, || NOW).await;
+    let name = service(1).name;
+    let somewhere: Vec<Multiaddr> = vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()];
+    let note = |store: &mut CheckedStore, byte: u8| {
+        let key = providers_key(&service(1).name);
+        store.add_provider(ProviderRecord::new(key, peer(byte), somewhere.clone())).unwrap();
+    };
+    let by_5 = ServiceRecord { owner: public(5), ..service(1) };
+    note(me.behaviour_mut().store_mut(), 1);
+    let mut others = Vec::new();
+    for (byte, provider) in [(2, 1), (3, 5)] {
+        let (mut other, address) = node(byte, || NOW).await;
+        let store = other.behaviour_mut().store_mut();
+        store.put(record(1, 1, 1)).unwrap();
+        store.put(sealed(&by_5, 5, 5)).unwrap();
+        note(store, provider);
+        me.behaviour_mut().add_address(&peer(byte), address);
+        others.push(other);
+    }
+    let mut dht = Dht::default();
+    dht.get(me.behaviour_mut(), 7, name);
+    let input = until_input(&mut me, &mut dht, others).await;
+    let Input::DhtFound { request: 7, records } = input else { panic!("it was a get") };
+    assert_eq!(records.len(), 2);
 }
