@@ -5,6 +5,7 @@ mod client;
 mod explain;
 mod learning;
 mod network;
+mod reach;
 mod server;
 pub mod types;
 
