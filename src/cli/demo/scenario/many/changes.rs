@@ -43,9 +43,10 @@ pub(super) async fn join(mesh: &mut Mesh) -> anyhow::Result<Vec<Figure>> {
             }
             tokio::time::sleep(LOOK).await;
         }
-        whole_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+        let resolved = Instant::now();
+        whole_ms.push((resolved - begun).as_secs_f64() * 1e3);
         let status: Status = client.get("/v1/status").await?;
-        inner_ms.push(status.uptime_s * 1e3);
+        inner_ms.push((status.uptime_s - resolved.elapsed().as_secs_f64()) * 1e3);
     }
     let of = NEWCOMERS.len();
     let floor = |figure: Figure| figure.below(10_000.0);
