@@ -6,6 +6,7 @@ mod explain;
 mod learning;
 mod names;
 mod network;
+mod reach;
 mod server;
 pub mod types;
 

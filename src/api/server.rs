@@ -17,8 +17,8 @@ use super::explain::Asked;
 use super::names;
 use super::network;
 use super::types::{
-    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reloaded, Resolved, Service,
-    Status, Tunnel,
+    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reach, Reloaded, Resolved,
+    Service, Status, Tunnel,
 };
 use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::{CommandError, ServiceSpec};
@@ -27,6 +27,8 @@ use crate::node::{DATABASE, NodeHandle, RequestError, TunnelOptions, parse_peer_
 
 /// Longest request (bytes): a service with all its metadata and its longest allow list.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Destinations that are looked at in one go: the node has other things to do in between.
+const REACH_AT_ONCE: usize = 64;
 
 /// Why the control API could not start.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +95,7 @@ fn router(handle: NodeHandle) -> Router {
         .route("/v1/services/{name}/owner", post(names::trust))
         .route("/v1/tunnels", get(tunnels).post(open_tunnel))
         .route("/v1/tunnels/{id}", delete(close_tunnel))
+        .route("/v1/routes", get(reach))
         .route("/v1/routes/{target}", get(routes))
         .route("/v1/model/reload", post(reload_model))
         .route("/v1/emulation", post(emulate))
@@ -265,6 +268,19 @@ async fn close_tunnel(
         let text = format!("no tunnel {id} is open; see 'meshwise tunnel list'");
         Err(Failure(StatusCode::NOT_FOUND, text))
     }
+}
+
+async fn reach(State(node): State<NodeHandle>) -> Answer<Vec<Reach>> {
+    let known = node.inspect(Reach::nodes).await?;
+    let mut list = Vec::with_capacity(known.len());
+    for some in known.chunks(REACH_AT_ONCE) {
+        let some = some.to_vec();
+        let look = move |view: &mut crate::node::View<'_>| {
+            some.into_iter().map(|node| Reach::look(node, view)).collect::<Vec<_>>()
+        };
+        list.extend(node.inspect(look).await?);
+    }
+    Ok(Json(list))
 }
 
 async fn routes(

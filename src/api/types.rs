@@ -14,6 +14,7 @@ pub use super::learning::Learning;
 pub use super::network::{
     Certified, Certify, Grant, Granted, Invite, Invited, Member, Members, Network, Revoke, Revoked,
 };
+pub use super::reach::Reach;
 use crate::node::{View, peer_id_text};
 
 pub use super::explain::{

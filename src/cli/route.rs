@@ -1,7 +1,7 @@
 //! `meshwise route`
 
 use super::{Context, explain, output};
-use crate::api::types::{Explanation, RouteCandidate};
+use crate::api::types::{Explanation, Reach, RouteCandidate};
 
 /// The feature that is the rate of a route's narrowest link (bytes/s), as advertised.
 const NARROWEST: &str = "link_bandwidth_min";
@@ -9,10 +9,11 @@ const NARROWEST: &str = "link_bandwidth_min";
 /// Look at routes, and at why one was chosen.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
-    /// List the candidate routes to a service or a node.
+    /// List the candidate routes to a service or a node; without one, the route to every node that
+    /// is known.
     List {
         /// Name of a service, node id or peer id.
-        target: String,
+        target: Option<String>,
     },
     /// Show why the route in use was chosen: forecasts and what each feature adds, scores, what
     /// would have turned the decision, and what came of the last one.
@@ -24,7 +25,8 @@ pub enum Verb {
 
 pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     let (target, reasons) = match verb {
-        Verb::List { target } => (target, false),
+        Verb::List { target: None } => return list_all(context).await,
+        Verb::List { target: Some(target) } => (target, false),
         Verb::Explain { target } => (target, true),
     };
     let answer: Explanation = context.client().get(&format!("/v1/routes/{target}")).await?;
@@ -33,6 +35,19 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     }
     print_candidates(&answer)?;
     if reasons { explain::reasons(&answer) } else { Ok(()) }
+}
+
+async fn list_all(context: &Context) -> anyhow::Result<()> {
+    let reached: Vec<Reach> = context.client().get("/v1/routes").await?;
+    if context.json {
+        return output::json(&reached);
+    }
+    let mut table = output::table(&["node", "forecast", "route"]);
+    for Reach { node, route, forecast_ms } in &reached {
+        let route = route.as_deref().map_or_else(|| "none is alive".into(), output::route);
+        table.add_row([node.clone(), output::number(*forecast_ms, 1), route]);
+    }
+    output::rows(&table, "no other node is known")
 }
 
 /// The table of candidates, also for `model predict`.

@@ -1,7 +1,7 @@
 //! The demo's nodes: processes of this program, their configuration, and the emulated links.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -70,7 +70,17 @@ pub(super) struct Plan {
     pub(super) probing: ProbingConfig,
     /// The node that trains a model, once.
     pub(super) learner: Option<&'static str>,
+    /// Nodes of an [open](Plan::open) mesh that offer the SOCKS5 proxy.
+    pub(super) proxies: Vec<&'static str>,
+    /// Whether datagrams travel along these links only; otherwise nothing is emulated, and the nodes
+    /// make the links that they want.
+    pub(super) emulated: bool,
 }
+
+/// Nodes of an open mesh whose addresses every node is given to join through.
+const BOOTSTRAP: usize = 3;
+/// Ports drawn until one is free for TCP and UDP.
+const PORT_TRIES: usize = 20;
 
 impl Plan {
     /// The demo's: the upper way is the fastest; the two crossing links swing by far more than a
@@ -98,6 +108,8 @@ impl Plan {
                 decide_ms: 500,
             },
             learner: Some("S"),
+            proxies: Vec::new(),
+            emulated: true,
         }
     }
 
@@ -110,6 +122,19 @@ impl Plan {
             apart: (!linked).then_some(("S", "T")),
             probing: ProbingConfig::default(),
             learner: None,
+            proxies: Vec::new(),
+            emulated: true,
+        }
+    }
+
+    /// Nodes with the default settings, as far as they can share a machine: they listen on loopback,
+    /// do not search the local network, and have no proxy unless told to.
+    pub(super) fn open(nodes: &[&'static str], proxies: &[&'static str]) -> Self {
+        Self {
+            apart: None,
+            proxies: proxies.to_vec(),
+            emulated: false,
+            ..Self::plain(nodes, Vec::new())
         }
     }
 
@@ -143,8 +168,23 @@ struct Process {
     child: Option<Child>,
 }
 
+/// Draws a port that is free for TCP and UDP. It stays so while what is returned is held.
+fn draw_port() -> anyhow::Result<(u16, (TcpListener, UdpSocket))> {
+    let mut error = None;
+    for _ in 0..PORT_TRIES {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        match UdpSocket::bind(address) {
+            Ok(socket) => return Ok((address.port(), (listener, socket))),
+            Err(taken) => error = Some(taken),
+        }
+    }
+    bail!("no port is free for both TCP and UDP: {error:?}")
+}
+
 /// Running nodes. Dropping it ends them.
 pub(super) struct Mesh {
+    folder: PathBuf,
     plan: Plan,
     network: Network,
     processes: BTreeMap<&'static str, Process>,
@@ -153,27 +193,37 @@ pub(super) struct Mesh {
 impl Mesh {
     /// Starts all nodes under `folder`.
     pub(super) async fn start(folder: &Path, plan: Plan) -> anyhow::Result<Self> {
-        let mut processes = BTreeMap::new();
-        // Held until all are drawn, so that no port is drawn twice.
-        let mut held = Vec::new();
-        for &name in &plan.nodes {
-            let listener = TcpListener::bind("127.0.0.1:0")?;
-            let port = listener.local_addr()?.port();
-            held.push(listener);
-            let identity = Identity::generate();
-            let data_dir = folder.join(name);
-            processes.insert(name, Process { identity, data_dir, port, child: None });
-        }
-        drop(held);
-        let names = plan.nodes.clone();
         let founder = Identity::generate().public_key();
         let network = Network::found("demo", &founder, Clock::default().now());
-        let mut mesh = Self { plan, network, processes };
+        let names = plan.nodes.clone();
+        let folder = folder.to_owned();
+        let mut mesh = Self { folder, plan, network, processes: BTreeMap::new() };
+        // Held until all are drawn, so that no port is drawn twice.
+        let mut held = Vec::new();
+        for &name in &names {
+            held.push(mesh.draw(name)?);
+        }
+        drop(held);
         for name in names {
             mesh.launch(name).with_context(|| format!("cannot start node {name}"))?;
             mesh.wait_up(name).await?;
         }
         Ok(mesh)
+    }
+
+    /// Starts one more node, and does not wait for it.
+    pub(super) fn add(&mut self, name: &'static str) -> anyhow::Result<()> {
+        drop(self.draw(name)?);
+        self.plan.nodes.push(name);
+        self.launch(name).with_context(|| format!("cannot start node {name}"))
+    }
+
+    /// Gives a node its identity, folder and port.
+    fn draw(&mut self, name: &'static str) -> anyhow::Result<(TcpListener, UdpSocket)> {
+        let (port, held) = draw_port()?;
+        let (identity, data_dir) = (Identity::generate(), self.folder.join(name));
+        self.processes.insert(name, Process { identity, data_dir, port, child: None });
+        Ok(held)
     }
 
     fn launch(&mut self, name: &'static str) -> anyhow::Result<()> {
@@ -198,6 +248,31 @@ impl Mesh {
     }
 
     fn config(&self, name: &'static str) -> Config {
+        if self.plan.emulated { self.emulating(name) } else { self.default_config(name) }
+    }
+
+    fn default_config(&self, name: &str) -> Config {
+        let port = self.processes[name].port;
+        let others = self.plan.nodes.iter().take(BOOTSTRAP).filter(|other| **other != name);
+        let proxy = if self.plan.proxies.contains(&name) { "127.0.0.1:0" } else { "" };
+        Config {
+            network: NetworkConfig {
+                listen: vec![
+                    format!("/ip4/127.0.0.1/tcp/{port}"),
+                    format!("/ip4/127.0.0.1/udp/{port}/quic-v1"),
+                ],
+                bootstrap: others
+                    .map(|other| format!("/ip4/127.0.0.1/tcp/{}", self.processes[other].port))
+                    .collect(),
+                mdns: false,
+                ..NetworkConfig::default()
+            },
+            entry: EntryConfig { socks: proxy.into() },
+            ..Config::default()
+        }
+    }
+
+    fn emulating(&self, name: &'static str) -> Config {
         let process = &self.processes[name];
         let neighbour = |wire: &Wire| match name {
             name if name == wire.a => Some((wire.b, wire.link.clone())),
@@ -251,7 +326,8 @@ impl Mesh {
         EmulatedLink { neighbour, ..link }
     }
 
-    async fn wait_up(&mut self, name: &'static str) -> anyhow::Result<()> {
+    /// Waits until a node answers.
+    pub(super) async fn wait_up(&mut self, name: &'static str) -> anyhow::Result<()> {
         let client = self.client(name);
         let begun = Instant::now();
         while client.get::<Status>("/v1/status").await.is_err() {
@@ -339,6 +415,12 @@ impl Mesh {
         Ok(())
     }
 
+    /// The nodes that were started and not killed.
+    pub(super) fn running(&self) -> Vec<&'static str> {
+        let running = self.processes.iter().filter(|(_, process)| process.child.is_some());
+        running.map(|(name, _)| *name).collect()
+    }
+
     /// The process of a node that runs.
     pub(super) fn pid(&self, name: &str) -> Option<u32> {
         self.processes[name].child.as_ref().and_then(Child::id)
@@ -347,8 +429,10 @@ impl Mesh {
     /// Ends a node without a good-bye (SIGKILL).
     pub(super) fn kill(&mut self, name: &str) -> anyhow::Result<()> {
         let process = self.processes.get_mut(name).context("the victim is a node")?;
-        if let Some(child) = &mut process.child {
+        if let Some(mut child) = process.child.take() {
             child.start_kill()?;
+            // Collects it when it is gone.
+            tokio::spawn(async move { child.wait().await });
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ pub struct Args {
     /// Keep identities, databases, models and logs of all nodes in this new folder.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Show one figure of the data plane instead.
+    /// Show one figure of the data plane, or the control plane among 30 nodes, instead.
     #[arg(long, value_name = "NAME")]
     scenario: Option<scenario::Scenario>,
     /// Minutes that the idle connections of `--scenario streams` are left alone.

@@ -1,10 +1,12 @@
 //! `meshwise demo --scenario NAME`: one figure of the data plane each, measured over real nodes on
-//! loopback and emulated links, in the run that prints it.
+//! loopback and emulated links, or all of the control plane, among 30 nodes; in the run that prints it.
 
 mod bulk;
 mod echo;
 mod failover;
 mod load;
+mod many;
+mod process;
 mod speed;
 mod streams;
 
@@ -41,6 +43,8 @@ pub(super) enum Scenario {
     Throughput,
     /// Memory of 10,000 idle connections
     Streams,
+    /// Registration, discovery, joins, recovery and idle cost of 30 nodes
+    Mesh,
 }
 
 /// One figure.
@@ -49,19 +53,49 @@ struct Figure {
     what: String,
     value: Option<f64>,
     unit: &'static str,
+    /// What the mission asks for at least, and whether larger is better.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floor: Option<(f64, bool)>,
     /// What was aimed at, and whether larger is better.
     #[serde(skip_serializing_if = "Option::is_none")]
     aim: Option<(f64, bool)>,
     /// Whether the aim was reached; a missing value never does.
     #[serde(skip_serializing_if = "Option::is_none")]
     reached: Option<bool>,
+    /// Why it was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_not: Option<String>,
 }
 
 fn figure(what: impl Into<String>, value: Option<f64>, unit: &'static str) -> Figure {
-    Figure { what: what.into(), value, unit, aim: None, reached: None }
+    let (floor, aim, reached, why_not) = (None, None, None, None);
+    Figure { what: what.into(), value, unit, floor, aim, reached, why_not }
 }
 
 impl Figure {
+    fn below(self, floor: f64) -> Self {
+        Self { floor: Some((floor, false)), ..self }
+    }
+
+    fn above(self, floor: f64) -> Self {
+        Self { floor: Some((floor, true)), ..self }
+    }
+
+    /// What is to be said about it, when it is not as it should be.
+    fn remark(&self) -> &str {
+        let is_below = |(floor, larger): (f64, bool)| {
+            let value = self.value.unwrap_or(f64::NAN);
+            if larger { value <= floor } else { value >= floor }
+        };
+        match (&self.why_not, self.value) {
+            (Some(why), None) => why,
+            (None, None) if self.aim.is_some() || self.floor.is_some() => "not measured",
+            _ if self.floor.is_some_and(is_below) => "below the floor",
+            _ if self.reached == Some(false) => "not reached",
+            _ => "",
+        }
+    }
+
     fn at_most(self, aim: f64) -> Self {
         let reached = Some(self.value.is_some_and(|value| value <= aim));
         Self { aim: Some((aim, false)), reached, ..self }
@@ -91,22 +125,35 @@ pub(super) async fn run(
         Scenario::Paths => load::paths(started, folder).await?,
         Scenario::Throughput => speed::throughput(started, folder).await?,
         Scenario::Streams => streams::idle(started, folder, minutes).await?,
+        Scenario::Mesh => many::figures(started, folder).await?,
     };
     if context.json {
         return output::json(&figures);
     }
-    let mut table = output::table(&["figure", "measured", "aim", ""]);
+    let has_floor = figures.iter().any(|figure| figure.floor.is_some());
+    let mut columns = vec!["figure", "measured", "aim", ""];
+    if has_floor {
+        columns.insert(2, "floor");
+    }
+    let mut table = output::table(&columns);
     for figure in &figures {
         let digits = if figure.value.is_some_and(|value| value.abs() < 10.0) { 2 } else { 0 };
-        let aim = figure.aim.map(|(aim, larger)| {
-            format!("{} {aim} {}", if larger { ">=" } else { "<=" }, figure.unit)
-        });
-        table.add_row([
+        let bound = |bound: Option<(f64, bool)>, [more, less]: [&str; 2]| {
+            let text = |(bound, larger)| {
+                format!("{} {bound} {}", if larger { more } else { less }, figure.unit)
+            };
+            bound.map(text).unwrap_or_default()
+        };
+        let mut row = vec![
             figure.what.clone(),
             format!("{} {}", output::number(figure.value, digits), figure.unit),
-            aim.unwrap_or_default(),
-            if figure.reached == Some(false) { "not reached".into() } else { String::new() },
-        ]);
+            bound(figure.aim, [">=", "<="]),
+            figure.remark().to_owned(),
+        ];
+        if has_floor {
+            row.insert(2, bound(figure.floor, [">", "<"]));
+        }
+        table.add_row(row);
     }
     output::print("")?;
     output::rows(&table, "")

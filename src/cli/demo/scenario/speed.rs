@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::bulk::{BulkService, download};
 use super::echo::{EchoService, Pinger};
+use super::process::cpu_s;
 use super::{Figure, figure, line, quantile, route, start, tunnel};
 use crate::cli::demo::mesh::Mesh;
 use crate::cli::demo::{PATIENCE, say};
@@ -74,15 +75,6 @@ pub(super) async fn latency(started: Instant, folder: &Path) -> anyhow::Result<V
             .at_most(0.5),
         figure("  p99", Some(added(|m| m.1)), "ms").at_most(2.0),
     ])
-}
-
-/// CPU time of a process so far (s); 0 when it is gone. Ticks are hundredths of a second on Linux.
-fn cpu_s(pid: Option<u32>) -> f64 {
-    let stat = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
-    let after = stat.as_deref().and_then(|stat| stat.rsplit_once(") "));
-    let fields: Vec<&str> = after.map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
-    let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
-    (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / 100.0
 }
 
 /// Bytes a second of so many connections at once.

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::process::rss_bytes;
 use super::speed::helper;
 use super::{Figure, figure, line, start, tunnel};
 use crate::cli::demo::say;
@@ -14,13 +15,6 @@ use crate::engine::overlay::Objective;
 
 const STREAMS: usize = 10_000;
 const SETTLE: Duration = Duration::from_secs(10);
-
-/// Memory of a process (bytes): what it holds in RAM.
-fn rss_bytes(pid: Option<u32>) -> Option<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pid?)).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? * 1024.0)
-}
 
 /// Opens 10,000 connections through one tunnel, each used once, and leaves them alone.
 pub(super) async fn idle(
