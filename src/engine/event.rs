@@ -414,6 +414,9 @@ pub enum CommandError {
     Busy(&'static str),
 }
 
+/// What [`Notice::Dropped`] says of a message whose time no clock near ours can have.
+pub const CLOCK: &str = "clock";
+
 /// Something a person may want to read in the log, and a counter may count.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {

@@ -1,9 +1,11 @@
 //! Peers come and go, tell what they know, and gossip arrives: how the engine's view of the mesh
 //! is brought up to date. The rules themselves are in [`super::overlay`].
 
+use std::time::Duration;
+
 use rand::RngExt;
 
-use super::event::{Notice, Output, Verdict};
+use super::event::{CLOCK, Notice, Output, Verdict};
 use super::measure::{EventKind, Sample};
 use super::overlay::registry::CLOCK_SKEW;
 use super::overlay::wire::{
@@ -179,6 +181,14 @@ impl Engine {
         }
     }
 
+    /// An advertisement whose time cannot be; it may be this node's clock that is wrong.
+    fn other_clock(&mut self, origin: NodeId, by: Duration, side: &str) -> Verdict {
+        let minutes = by.as_secs() / 60;
+        let why = format!("{origin} is {minutes} min {side} our clock; compare the two clocks");
+        self.dropped(CLOCK, why);
+        Verdict::Ignore
+    }
+
     fn link_state_received(&mut self, signed: Signed, now: Timestamp) -> Verdict {
         let origin = signed.key.node_id();
         if origin == self.me {
@@ -186,10 +196,13 @@ impl Engine {
         }
         match self.membership.open_link_state(signed, now) {
             Ok(OpenedLinkState { signed, sequence, links }) => {
-                let age_limit = LIFETIME + CLOCK_SKEW;
-                if Timestamp(sequence) + age_limit <= now {
-                    self.dropped("link-state", format!("{origin} is minutes behind our clock"));
-                    return Verdict::Ignore;
+                let said_at = Timestamp(sequence);
+                if said_at + LIFETIME + CLOCK_SKEW <= now {
+                    return self.other_clock(origin, now.since(said_at), "behind");
+                }
+                // Otherwise it could be replayed for as long.
+                if said_at > now + CLOCK_SKEW {
+                    return self.other_clock(origin, said_at.since(now), "ahead of");
                 }
                 let accepted_at = self.stamp(now);
                 let changes = match self.graph.accept(origin, sequence, links, accepted_at) {

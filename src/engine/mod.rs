@@ -377,6 +377,11 @@ impl Engine {
         self.links.capacities(self.config.paths.weights.bandwidth_reference)
     }
 
+    /// How well a node's claims fit what routes over it delivered, 0 to 1; 1 while nothing is known.
+    pub fn credibility(&self, node: NodeId) -> f64 {
+        self.advertised.credibility(node).unwrap_or(1.0)
+    }
+
     /// This node's links.
     pub fn links(&self) -> impl Iterator<Item = (NodeId, LinkState, Option<LinkQuality>)> + '_ {
         self.links.all()

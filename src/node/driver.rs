@@ -12,7 +12,7 @@ use super::hot_swap::HotSwap;
 use super::retrain::{self, Schedule};
 use super::{Clock, NodeOptions, names, network};
 use crate::engine::Engine;
-use crate::engine::event::{Command, Input, Notice, Output, RequestId};
+use crate::engine::event::{CLOCK, Command, Input, Notice, Output, RequestId};
 use crate::engine::forward::TUNNEL_ID_MAX;
 use crate::engine::measure::{ProbeKind, Sample};
 use crate::engine::overlay::topology::Reshape;
@@ -275,7 +275,11 @@ impl Driver {
                 tracing::warn!("no bootstrap node answered; waiting to be found");
             }
             Notice::Dropped { what, why } => {
-                *self.dropped.entry(what).or_default() += 1;
+                let times = self.dropped.entry(what).or_default();
+                *times += 1;
+                if what == CLOCK && times.is_power_of_two() {
+                    tracing::warn!(times, "{why}");
+                }
                 tracing::debug!(what, why, "dropped");
             }
             Notice::Link { neighbour, up } => tracing::info!(%neighbour, up, "link"),

@@ -40,8 +40,8 @@ pub(super) struct Gossip {
 }
 
 impl World {
-    /// A node tells everybody.
-    pub(super) fn publish(&mut self, from: usize, bytes: Vec<u8>) {
+    /// A node tells everybody, whatever its engine thinks of it.
+    pub fn gossip(&mut self, from: usize, bytes: Vec<u8>) {
         self.gossip.published += 1;
         let number = self.gossip.published;
         let mut message = Message { bytes: bytes.into(), seen: Vec::new(), copies: 1 };

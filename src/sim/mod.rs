@@ -25,11 +25,15 @@ use ed25519_dalek::SigningKey;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use crate::engine::event::{Answer, Command, CommandError, Input, Output, RequestId, Verdict};
+use crate::engine::event::{
+    Answer, Command, CommandError, Input, Notice, Output, RequestId, Verdict,
+};
 use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::Sample;
 use crate::engine::overlay::wire::PeerAddresses;
-use crate::engine::overlay::{BootstrapPolicy, CheckedSignatures, Credential, NetworkState};
+use crate::engine::overlay::{
+    Author, BootstrapPolicy, CheckedSignatures, Credential, NetworkState,
+};
 use crate::engine::route::{Decision, PathPolicy};
 use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, TunnelId};
 use crate::engine::{Engine, EngineConfig, Intervals};
@@ -92,6 +96,8 @@ struct Node {
     /// `None` while the node is not running.
     engine: Option<Box<Engine>>,
     connected: BTreeSet<usize>,
+    /// How far its clock is ahead of the world's (µs).
+    ahead_us: i64,
     wake_at: Timestamp,
     plane: Plane,
     forwarding: Arc<ForwardingSnapshot>,
@@ -99,6 +105,15 @@ struct Node {
     samples: Vec<Sample>,
     decisions: Vec<Decision>,
     answers: BTreeMap<RequestId, Result<Answer, CommandError>>,
+    /// What it dropped and why, and how often.
+    dropped: BTreeMap<(&'static str, String), u64>,
+}
+
+impl Node {
+    /// The time as this node has it, when it is `now`.
+    fn clock(&self, now: Timestamp) -> Timestamp {
+        Timestamp(now.0.saturating_add_signed(self.ahead_us))
+    }
 }
 
 /// A simulated network.
@@ -186,12 +201,14 @@ impl World {
             config,
             engine: None,
             connected: BTreeSet::new(),
+            ahead_us: 0,
             wake_at: self.now,
             plane: Plane::default(),
             forwarding: Arc::default(),
             samples: Vec::new(),
             decisions: Vec::new(),
             answers: BTreeMap::new(),
+            dropped: BTreeMap::new(),
         });
         self.by_id.insert(public.node_id(), index);
         self.keys.push(public);
@@ -205,10 +222,17 @@ impl World {
         let node = &mut self.nodes[index];
         if node.engine.is_none() {
             let config = EngineConfig { seed, ..node.config.clone() };
-            node.engine = Some(Box::new(Engine::new(config, self.now)));
+            node.engine = Some(Box::new(Engine::new(config, node.clock(self.now))));
             node.wake_at = self.now;
             self.plan(self.now, Event::Wake(index));
         }
+    }
+
+    /// Starts a node again, with a clock that is so far ahead of the world's (µs), or behind it.
+    pub fn set_clock(&mut self, index: usize, ahead_us: i64) {
+        self.kill(index);
+        self.nodes[index].ahead_us = ahead_us;
+        self.start(index);
     }
 
     /// Whether a node is running.
@@ -261,6 +285,12 @@ impl World {
         Route::new(nodes).expect("the caller names 2 to 9 different nodes")
     }
 
+    /// What a node signs with, for those that sign what their engine would not.
+    pub fn author(&self, index: usize) -> Author {
+        let EngineConfig { key, network, .. } = &self.nodes[index].config;
+        Author { key: key.clone(), credential: network.credential.clone() }
+    }
+
     /// The engine of a node.
     ///
     /// # Panics
@@ -277,6 +307,11 @@ impl World {
     /// What a node decided so far.
     pub fn decisions(&self, index: usize) -> &[Decision] {
         &self.nodes[index].decisions
+    }
+
+    /// What a node dropped and why, and how often; nothing in a world that stays lean.
+    pub fn dropped(&self, index: usize) -> &BTreeMap<(&'static str, String), u64> {
+        &self.nodes[index].dropped
     }
 
     /// By what a node forwards now.
@@ -300,7 +335,7 @@ impl World {
 
     /// Hands an input to a node, now; nothing happens when it is not running.
     pub fn input(&mut self, index: usize, input: Input) {
-        let now = self.now;
+        let now = self.nodes[index].clock(self.now);
         if let Some(engine) = &mut self.nodes[index].engine {
             engine.handle(now, input);
             self.drain(index);
@@ -325,10 +360,11 @@ impl World {
             },
             Event::Wake(index) => {
                 let node = &mut self.nodes[index];
+                let now = node.clock(self.now);
                 if let Some(engine) = &mut node.engine
                     && node.wake_at <= self.now
                 {
-                    engine.handle_timeout(self.now);
+                    engine.handle_timeout(now);
                     self.drain(index);
                 }
             }
@@ -346,7 +382,8 @@ impl World {
         }
         let node = &mut self.nodes[index];
         let Some(engine) = &node.engine else { return };
-        let wake_at = engine.next_timeout(self.now).max(self.now);
+        let now = node.clock(self.now);
+        let wake_at = self.now + engine.next_timeout(now).since(now);
         if node.wake_at != wake_at || wake_at == self.now {
             node.wake_at = wake_at;
             // A microsecond at least, so that a wish to be called at once cannot stop time.
@@ -374,7 +411,7 @@ impl World {
                     self.tell(index, asker, Input::SyncReceived { from, bytes });
                 }
             }
-            Output::Publish(bytes) => self.publish(index, bytes),
+            Output::Publish(bytes) => self.gossip(index, bytes),
             Output::GossipVerdict { token, verdict } => {
                 let token = self.tokens.remove(&token);
                 if let (Verdict::Accept, Some(Token::Gossip(number))) = (verdict, token) {
@@ -402,7 +439,10 @@ impl World {
                 let input = Box::new(Input::DhtFound { request, records });
                 self.plan(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
             }
-            Output::Record(_) | Output::Decision(_) if self.lean => {}
+            Output::Record(_) | Output::Decision(_) | Output::Notice(_) if self.lean => {}
+            Output::Notice(Notice::Dropped { what, why }) => {
+                *self.nodes[index].dropped.entry((what, why)).or_default() += 1;
+            }
             Output::Record(sample) => self.nodes[index].samples.push(sample),
             Output::Decision(decision) => self.nodes[index].decisions.push(*decision),
             Output::Answer { request, answer } => {

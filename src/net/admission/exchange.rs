@@ -28,13 +28,27 @@ const TEXT_MAX: usize = 200;
 /// How long a refused peer may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// One step, or its refusal.
+/// One step, or its refusal. See the module documentation.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Frame {
+pub enum Frame {
+    /// Step 1.
     Hello(Credential),
+    /// Step 2.
     Welcome(Credential),
+    /// Instead of any step: why.
     Refused(String),
+    /// Step 3.
     Ready,
+}
+
+impl Frame {
+    /// From the bytes that follow the length.
+    ///
+    /// # Errors
+    /// [`Failure::Malformed`], for arbitrary bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Failure> {
+        wire::decode(bytes, FRAME_BYTES_MAX).map_err(|_| Failure::Malformed)
+    }
 }
 
 /// Why a connection was not admitted.
@@ -163,7 +177,7 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Frame, Failure>
     }
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
-    wire::decode(&bytes, FRAME_BYTES_MAX).map_err(|_| Failure::Malformed)
+    Frame::decode(&bytes)
 }
 
 #[cfg(test)]
