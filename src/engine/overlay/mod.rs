@@ -8,6 +8,7 @@ mod checked;
 pub mod issuer;
 pub mod membership;
 pub mod registry;
+pub mod reunion;
 pub mod token;
 pub mod topology;
 pub mod wire;
