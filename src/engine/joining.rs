@@ -1,6 +1,8 @@
 //! Peers come and go, tell what they know, and gossip arrives: how the engine's view of the mesh
 //! is brought up to date. The rules themselves are in [`super::overlay`].
 
+use std::time::Duration;
+
 use rand::RngExt;
 
 use super::event::{Notice, Output, Verdict};
@@ -16,6 +18,10 @@ use super::{Engine, PEERS_MAX, Peer};
 
 /// Room for the lengths of the two lists in a synchronisation answer (bytes).
 const SYNC_LENGTHS_BYTES: usize = 8;
+
+/// A node that was alone publishes its services again so long after its first peer came: by then it
+/// knows more of those who shall hold them.
+const AFTER_FIRST_PEER: Duration = Duration::from_secs(1);
 
 /// All items, beginning at a random one; `at` is drawn uniformly from 0 to 1.
 pub(super) fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Item = T> {
@@ -42,6 +48,10 @@ impl Engine {
         }
         self.peers.insert(node, Peer { key, addresses: Vec::new() });
         self.outputs.push_back(Output::RequestSync(node));
+        if self.peers.len() == 1 {
+            // What was published meanwhile, nobody heard.
+            self.services.renew_by(now + AFTER_FIRST_PEER);
+        }
         self.welcome(node, now);
         self.renew_if_due(node, now);
     }

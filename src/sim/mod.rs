@@ -251,6 +251,13 @@ impl World {
         self.nodes[a].connected.contains(&b)
     }
 
+    /// Whether something that one node sends to another arrives there: they are connected, both are
+    /// running, and they are not cut apart.
+    pub fn carries(&self, a: usize, b: usize) -> bool {
+        let running = self.is_running(a) && self.is_running(b);
+        running && self.is_connected(a, b) && !self.is_parted(a, b)
+    }
+
     /// Sets how the link between two nodes behaves. Nodes without a link cannot connect, unless
     /// [`World::lay_out`] was called.
     pub fn set_link(&mut self, a: usize, b: usize, model: LinkModel) {

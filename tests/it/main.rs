@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod churn;
+mod churning;
 mod honesty;
 mod sim;
 mod tidy;
