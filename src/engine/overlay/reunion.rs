@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(dials(&[], 10, 0, 100), 0);
         assert_eq!(dials(&[1, 2], 1, 0, 100), 50);
         assert_eq!(dials(&[1, 2], 200, 0, 100), 2, "once in 50 s");
-        assert_eq!(dials(&[1, 2], 1, 600, 700), 10, "after 10 minutes every 10 s");
+        assert_eq!(dials(&[1, 2], 1, 600, 720), 10, "after 10 minutes every 12 s");
         let day = GIVE_UP.as_secs();
         assert_eq!(dials(&[1, 2], 1, day, day + 3_600), 0);
     }
