@@ -16,9 +16,12 @@ use super::route::graph::{LIFETIME, Refused};
 use super::types::{NodeId, PublicKey, Timestamp};
 use super::{Engine, PEERS_MAX, Peer};
 
-/// Room for the peer list in a synchronisation answer (bytes).
-const SYNC_PEERS_BYTES: usize =
-    wire::SYNC_PEERS_MAX * (64 + wire::ADDRESSES_MAX * (wire::ADDRESS_BYTES_MAX + 4));
+/// Room for the lengths of the two lists in a synchronisation answer (bytes).
+const SYNC_LENGTHS_BYTES: usize = 8;
+
+/// A node that was alone publishes its services again so long after its first peer came: by then it
+/// knows more of those who shall hold them.
+const AFTER_FIRST_PEER: Duration = Duration::from_secs(1);
 
 /// All items, beginning at a random one; `at` is drawn uniformly from 0 to 1.
 pub(super) fn random_start<T>(items: impl Iterator<Item = T>, at: f64) -> impl Iterator<Item = T> {
@@ -45,6 +48,10 @@ impl Engine {
         }
         self.peers.insert(node, Peer { key, addresses: Vec::new() });
         self.outputs.push_back(Output::RequestSync(node));
+        if self.peers.len() == 1 {
+            // What was published meanwhile, nobody heard.
+            self.services.renew_by(now + AFTER_FIRST_PEER);
+        }
         self.welcome(node, now);
         self.renew_if_due(node, now);
     }
@@ -94,6 +101,7 @@ impl Engine {
         let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
         let peers = peers.take(wire::SYNC_PEERS_MAX);
         let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
+        let peers: Vec<PeerAddresses> = peers.collect();
         let links = self.advertisements.values();
         let links = links.map(|signed| GossipMessage::LinkState(Signed::clone(signed)));
         let services = self.services.signed().cloned().map(GossipMessage::Service);
@@ -108,7 +116,7 @@ impl Engine {
             .collect();
         let of_root: usize = messages.iter().map(|message| wire::encode(message).len()).sum();
         let (mut bytes, mut links, mut services) = (
-            SYNC_PEERS_BYTES + of_root,
+            SYNC_LENGTHS_BYTES + wire::encode(&peers).len() + of_root,
             random_start(links, jitter),
             random_start(services, jitter),
         );
@@ -127,7 +135,7 @@ impl Engine {
             }
             messages.push(message);
         }
-        wire::encode(&SyncResponse { peers: peers.collect(), messages })
+        wire::encode(&SyncResponse { peers, messages })
     }
 
     pub(super) fn sync_received(&mut self, from: NodeId, bytes: &[u8], now: Timestamp) {
@@ -138,8 +146,16 @@ impl Engine {
         for peer in &response.peers {
             self.peer_heard_of(peer, now);
         }
+        // Who was here before passes on what nobody around may know, as when two parts of a mesh
+        // meet; a newcomer only catches up.
+        let was_here = self.joined_at.is_some();
         for message in response.messages {
-            self.message(message, now);
+            let news = (was_here && self.may_be_news(&message)).then(|| wire::encode(&message));
+            if self.message(message, now) == Verdict::Accept
+                && let Some(bytes) = news
+            {
+                self.outputs.push_back(Output::Publish(bytes));
+            }
         }
         if self.joined_at.is_none() {
             let done_at = self.stamp(now);
@@ -152,6 +168,15 @@ impl Engine {
                 succeeded: true,
             });
             self.notice(Notice::Joined);
+        }
+    }
+
+    /// Whether a message, if it is valid, may be unknown all around: links of a node that is known
+    /// will be heard of again soon anyway.
+    fn may_be_news(&self, message: &GossipMessage) -> bool {
+        match message {
+            GossipMessage::LinkState(signed) => !self.graph.is_origin(signed.key.node_id()),
+            _ => true,
         }
     }
 

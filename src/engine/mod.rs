@@ -46,6 +46,7 @@ use measure::prober::Prober;
 use measure::{
     Honesty, LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample,
 };
+use overlay::reunion::Reunion;
 use overlay::topology::TopologyManager;
 use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{
@@ -145,6 +146,7 @@ pub struct Engine {
     bootstrapper: NetworkBootstrapper,
     topology: TopologyManager,
     churn: ChurnDetector,
+    reunion: Reunion,
     /// Connected peers without a link.
     unlinked: BTreeSet<NodeId>,
     links: QualityMonitor,
@@ -202,6 +204,7 @@ impl Engine {
             bootstrapper: NetworkBootstrapper::new(config.bootstrap.clone(), now),
             topology: TopologyManager::default(),
             churn: ChurnDetector::default(),
+            reunion: Reunion::default(),
             unlinked: BTreeSet::new(),
             links: QualityMonitor::default(),
             advertised: LinkHistories::default(),
@@ -296,6 +299,9 @@ impl Engine {
         if self.topology.next_timeout().is_some_and(|at| at <= now) {
             self.shape(now);
         }
+        if self.reunion.next_timeout().is_some_and(|at| at <= now) {
+            self.reunite(now);
+        }
         if self.expire_at <= now {
             self.expire_at = now + EXPIRY_INTERVAL;
             let changes = self.graph.expire(self.me, now);
@@ -316,6 +322,7 @@ impl Engine {
             self.prober.next_timeout(),
             self.bootstrapper.next_timeout(),
             self.topology.next_timeout(),
+            self.reunion.next_timeout(),
             self.advertise_at.1.map(|at| at.max(now)),
             self.services.next_timeout(),
             self.deciding.next_timeout(),

@@ -303,6 +303,13 @@ impl Services {
         }
     }
 
+    /// Publishes everything again at this time, if not before.
+    pub(super) fn renew_by(&mut self, at: Timestamp) {
+        for own in self.own.values_mut() {
+            own.republish_at = own.republish_at.min(at);
+        }
+    }
+
     pub(super) fn next_timeout(&self) -> Option<Timestamp> {
         let renewal = self.own.values().map(|own| own.republish_at).min();
         renewal.into_iter().chain(self.lookups.next_timeout()).min()

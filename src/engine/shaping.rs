@@ -2,10 +2,12 @@
 //! [`super::overlay::topology`] and [`super::measure::churn`].
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::Engine;
 use super::event::{Notice, Output};
 use super::overlay::topology::{DEGREE_SLACK, Neighbourhood, Reshape};
+use super::route::graph::Topology;
 use super::types::{NodeId, Timestamp};
 
 /// A node takes links that others want up to so many times its target, so that newcomers find room.
@@ -17,6 +19,11 @@ impl Engine {
         let target = self.config.degree;
         let restless = self.churn.is_restless(self.peers.len(), now);
         if restless { target + target.div_ceil(2) } else { target }
+    }
+
+    /// The links that count, in the compact form that path search reads.
+    pub fn topology(&mut self) -> Arc<Topology> {
+        self.graph.topology()
     }
 
     /// Peers that this node is connected with and keeps no link to.
@@ -32,6 +39,7 @@ impl Engine {
     /// A peer is here: it becomes a neighbour while there is room.
     pub(super) fn welcome(&mut self, node: NodeId, now: Timestamp) {
         self.topology.start(now);
+        self.reunion.start(now);
         let linked = self.peers.len() - 1 - self.unlinked.len();
         let full = linked >= WELCOME_FACTOR * self.degree_target(now).max(DEGREE_SLACK);
         if full || self.topology.is_given_up(node) {
@@ -95,6 +103,20 @@ impl Engine {
             }
             self.aim = true;
             self.notice(Notice::Shape(change));
+        }
+    }
+
+    /// Dials one of those who are missing, when it is time.
+    pub(super) fn reunite(&mut self, now: Timestamp) {
+        let topology = self.graph.topology();
+        let reached = topology.reached_from(self.me);
+        let missing = self.bootstrapper.known().filter(|node| {
+            *node != self.me && !self.peers.contains_key(node) && !reached.contains(node)
+        });
+        let random = || rand::RngExt::random(&mut self.random);
+        let Some(node) = self.reunion.poll(missing, reached.len(), random, now) else { return };
+        if let Some(addresses) = self.bootstrapper.addresses(node) {
+            self.outputs.push_back(Output::Dial(addresses.to_vec()));
         }
     }
 }

@@ -54,9 +54,13 @@ impl World {
     /// A node passes a message on to all its neighbours. Copies for those that have had it would be
     /// dropped there, and are left out.
     pub(super) fn spread(&mut self, from: usize, number: u64) {
-        let Some(message) = self.gossip.messages.get_mut(&number) else { return };
+        let Some(message) = self.gossip.messages.get(&number) else { return };
         let neighbours = self.nodes[from].connected.iter().copied();
-        let neighbours: Vec<usize> = neighbours.filter(|to| !message.was_at(*to)).collect();
+        // What is sent over a connection that carries nothing is lost.
+        let carries = |to: &usize| self.is_running(*to) && !self.is_parted(from, *to);
+        let neighbours = neighbours.filter(|to| !message.was_at(*to)).filter(carries);
+        let neighbours: Vec<usize> = neighbours.collect();
+        let Some(message) = self.gossip.messages.get_mut(&number) else { return };
         message.copies += neighbours.len();
         for to in neighbours {
             let delay = self.control_delay_ms(from, to);

@@ -11,9 +11,11 @@
 
 mod agenda;
 mod check;
+mod dht;
 mod gossip;
 mod plane;
 mod reserving;
+mod space;
 mod traffic;
 mod walk;
 
@@ -35,12 +37,15 @@ use crate::engine::overlay::{
     Author, BootstrapPolicy, CheckedSignatures, Credential, NetworkState,
 };
 use crate::engine::route::{Decision, PathPolicy};
-use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, TunnelId};
+use crate::engine::route::graph::Topology;
+use crate::engine::types::{NodeId, PublicKey, Route, Timestamp, TunnelId};
 use crate::engine::{Engine, EngineConfig, Intervals};
 use agenda::Agenda;
+use dht::Held;
 use gossip::Gossip;
 use plane::{Datagram, Plane};
 use traffic::Queue;
+pub use space::{CONNECTION_TIMEOUT, Space};
 pub use traffic::{Traffic, Travelled};
 pub use walk::Fate;
 
@@ -81,6 +86,7 @@ enum Event {
     Send(usize, TunnelId, u32),
     Watch(usize),
     Slice,
+    Lost(usize, usize),
 }
 
 /// What an answer of an engine belongs to.
@@ -98,6 +104,10 @@ struct Node {
     connected: BTreeSet<usize>,
     /// How far its clock is ahead of the world's (µs).
     ahead_us: i64,
+    /// With whom it was connected when it stopped.
+    remembered: Vec<usize>,
+    /// What it holds for the DHT.
+    held: Held,
     wake_at: Timestamp,
     plane: Plane,
     forwarding: Arc<ForwardingSnapshot>,
@@ -131,7 +141,9 @@ pub struct World {
     gossip: Gossip,
     tokens: BTreeMap<u64, Token>,
     next_token: u64,
-    dht: BTreeMap<ServiceName, BTreeMap<usize, Vec<u8>>>,
+    space: Option<Space>,
+    /// Nodes that are cut off from all others.
+    cut_off: BTreeSet<usize>,
     checked: Arc<CheckedSignatures>,
     lean: bool,
     breaches: Vec<String>,
@@ -154,7 +166,8 @@ impl World {
             gossip: Gossip::default(),
             tokens: BTreeMap::new(),
             next_token: 0,
-            dht: BTreeMap::new(),
+            space: None,
+            cut_off: BTreeSet::new(),
             checked: Arc::default(),
             lean: false,
             breaches: Vec::new(),
@@ -202,6 +215,8 @@ impl World {
             engine: None,
             connected: BTreeSet::new(),
             ahead_us: 0,
+            remembered: Vec::new(),
+            held: Held::new(),
             wake_at: self.now,
             plane: Plane::default(),
             forwarding: Arc::default(),
@@ -218,14 +233,30 @@ impl World {
 
     /// Starts a node that is not running; it remembers nothing but its identity and where to join.
     pub fn start(&mut self, index: usize) {
+        self.start_from(index, &[]);
+    }
+
+    /// Starts a node that is not running and remembers with whom it was connected when it stopped, as
+    /// a real node does.
+    pub fn restart(&mut self, index: usize) {
+        let remembered = std::mem::take(&mut self.nodes[index].remembered);
+        self.start_from(index, &remembered);
+    }
+
+    fn start_from(&mut self, index: usize, remembered: &[usize]) {
         let seed = self.random.random();
-        let node = &mut self.nodes[index];
-        if node.engine.is_none() {
-            let config = EngineConfig { seed, ..node.config.clone() };
-            node.engine = Some(Box::new(Engine::new(config, node.clock(self.now))));
-            node.wake_at = self.now;
-            self.plan(self.now, Event::Wake(index));
+        if self.is_running(index) {
+            return;
         }
+        for peer in self.nodes[index].connected.clone() {
+            self.close(index, peer);
+        }
+        let node = &mut self.nodes[index];
+        let mut config = EngineConfig { seed, ..node.config.clone() };
+        config.bootstrap.addresses.extend(remembered.iter().map(|peer| address(*peer)));
+        node.engine = Some(Box::new(Engine::new(config, node.clock(self.now))));
+        node.wake_at = self.now;
+        self.plan(self.now, Event::Wake(index));
     }
 
     /// Starts a node again, with a clock that is so far ahead of the world's (µs), or behind it.
@@ -245,7 +276,15 @@ impl World {
         self.nodes[a].connected.contains(&b)
     }
 
-    /// Sets how the link between two nodes behaves. Nodes without a link cannot connect.
+    /// Whether something that one node sends to another arrives there: they are connected, both are
+    /// running, and they are not cut apart.
+    pub fn carries(&self, a: usize, b: usize) -> bool {
+        let running = self.is_running(a) && self.is_running(b);
+        running && self.is_connected(a, b) && !self.is_parted(a, b)
+    }
+
+    /// Sets how the link between two nodes behaves. Nodes without a link cannot connect, unless
+    /// [`World::lay_out`] was called.
     pub fn set_link(&mut self, a: usize, b: usize, model: LinkModel) {
         self.links.insert((a.min(b), a.max(b)), model);
         if model.rate.is_some() {
@@ -255,15 +294,16 @@ impl World {
 
     /// Stops a node: its neighbours see their connections close.
     pub fn kill(&mut self, index: usize) {
-        let node = &mut self.nodes[index];
-        (node.engine, node.plane, node.forwarding) = Default::default();
-        let gone = self.id(index);
-        for peer in std::mem::take(&mut self.nodes[index].connected) {
-            self.nodes[peer].connected.remove(&index);
-            let input = Input::PeerDisconnected(gone);
-            self.plan(self.now, Event::Input(peer, Box::new(input)));
-            self.link_lost(peer, gone);
+        self.stop(index);
+        for peer in self.nodes[index].connected.clone() {
+            self.close(index, peer);
         }
+    }
+
+    fn stop(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        (node.engine, node.plane, node.forwarding, node.held) = Default::default();
+        node.remembered = node.connected.iter().copied().collect();
     }
 
     /// The virtual time.
@@ -297,6 +337,15 @@ impl World {
     /// When the node is not running.
     pub fn engine(&self, index: usize) -> &Engine {
         self.nodes[index].engine.as_ref().expect("the caller names a node that is running")
+    }
+
+    /// The links of the mesh as a node sees them.
+    ///
+    /// # Panics
+    /// When the node is not running.
+    pub fn topology(&mut self, index: usize) -> Arc<Topology> {
+        let engine = self.nodes[index].engine.as_mut();
+        engine.expect("the caller names a node that is running").topology()
     }
 
     /// What a node observed so far.
@@ -355,6 +404,9 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Input(index, input) => match *input {
+                // The connection that it tells of is gone again.
+                Input::PeerConnected(key) if !self.is_there(index, key.node_id()) => {}
+                Input::LinkUp(node) if !self.is_there(index, node) => {}
                 Input::LinkUp(node) if self.is_given_up(index, self.by_id[&node]) => {}
                 input => self.input(index, input),
             },
@@ -373,6 +425,7 @@ impl World {
             Event::Send(index, tunnel, turn) => self.send_next(index, tunnel, turn),
             Event::Watch(index) => self.watch(index),
             Event::Slice => self.slice_over(),
+            Event::Lost(a, b) => self.connection_lost(a, b),
         }
     }
 
@@ -429,13 +482,12 @@ impl World {
                 }
             }
             Output::DhtPut { request, name, bytes } => {
-                self.dht.entry(name).or_default().insert(index, bytes);
+                self.dht_put(index, &name, &bytes);
                 let input = Box::new(Input::DhtStored { request, error: None });
                 self.plan(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
             }
             Output::DhtGet { request, name } => {
-                let records = self.dht.get(&name).into_iter().flatten();
-                let records = records.map(|(_, bytes)| bytes.clone()).collect();
+                let records = self.dht_get(index, &name);
                 let input = Box::new(Input::DhtFound { request, records });
                 self.plan(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
             }
@@ -475,8 +527,10 @@ impl World {
         let Some(to) = text.strip_prefix("sim/").and_then(|t| t.parse::<usize>().ok()) else {
             return;
         };
-        let linked = self.link(from, to).is_some();
-        if to >= self.nodes.len() || to == from || !linked || !self.is_running(to) {
+        if to >= self.nodes.len() || to == from || !self.is_running(to) {
+            return;
+        }
+        if self.link(from, to).is_none() || self.is_parted(from, to) {
             return;
         }
         if !self.nodes[from].connected.insert(to) {
@@ -500,8 +554,7 @@ impl World {
         for (a, b) in route.links() {
             let (a, b) = (*self.by_id.get(&a)?, *self.by_id.get(&b)?);
             let model = self.link(a, b)?;
-            // Who is not running is connected to nobody.
-            let connected = self.nodes[a].connected.contains(&b);
+            let connected = self.is_running(b) && self.nodes[a].connected.contains(&b);
             if !connected || self.random.random::<f64>() < model.loss {
                 return None;
             }
@@ -536,17 +589,21 @@ impl World {
         gives_up(a, b) || gives_up(b, a)
     }
 
+    /// Whether a node is connected with this peer.
+    fn is_there(&self, index: usize, peer: NodeId) -> bool {
+        self.by_id.get(&peer).is_some_and(|peer| self.is_connected(index, *peer))
+    }
+
     fn tell(&mut self, from: usize, to: usize, input: Input) {
+        if self.is_parted(from, to) {
+            return;
+        }
         let delay = self.control_delay_ms(from, to);
         self.plan(self.now + ms(delay), Event::Input(to, Box::new(input)));
     }
 
     fn control_delay_ms(&self, from: usize, to: usize) -> f64 {
         self.link(from, to).map_or(CONTROL_DELAY_MS, |link| link.delay_ms)
-    }
-
-    fn link(&self, a: usize, b: usize) -> Option<LinkModel> {
-        self.links.get(&(a.min(b), a.max(b))).copied()
     }
 
     fn plan(&mut self, at: Timestamp, event: Event) {

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod decoders;
+mod churn;
+mod churning;
 mod honesty;
 mod hostile;
 mod sim;

@@ -12,6 +12,7 @@ pub mod membership;
 pub mod pins;
 pub mod registry;
 pub mod shares;
+pub mod reunion;
 pub mod token;
 pub mod topology;
 pub mod wire;

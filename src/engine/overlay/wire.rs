@@ -22,8 +22,9 @@ pub const GOSSIP_BYTES_MAX: usize = 16 * 1024;
 pub const SYNC_BYTES_MAX: usize = 1024 * 1024;
 /// Most peers in a peer list.
 pub const SYNC_PEERS_MAX: usize = 128;
-/// Most messages in a synchronisation answer.
-pub const SYNC_MESSAGES_MAX: usize = 512;
+/// Most messages in a synchronisation answer: everything of a mesh of a thousand nodes, as long as
+/// it fits [`SYNC_BYTES_MAX`].
+pub const SYNC_MESSAGES_MAX: usize = 4_096;
 /// Most addresses kept of one peer.
 pub const ADDRESSES_MAX: usize = 8;
 /// Longest address (bytes).

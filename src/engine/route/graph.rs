@@ -315,6 +315,23 @@ impl Topology {
         self.nodes.binary_search(&node).ok().map(|index| index as u32)
     }
 
+    /// The nodes to which a path leads, the first one included, ascending; nobody from a node that is
+    /// not there.
+    pub fn reached_from(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let Some(from) = self.index(node) else { return BTreeSet::new() };
+        let mut seen = vec![false; self.nodes.len()];
+        seen[from as usize] = true;
+        let mut waiting = vec![from];
+        while let Some(at) = waiting.pop() {
+            for edge in &self.edges[at as usize] {
+                if !std::mem::replace(&mut seen[edge.to as usize], true) {
+                    waiting.push(edge.to);
+                }
+            }
+        }
+        self.nodes.iter().zip(seen).filter(|(_, seen)| *seen).map(|(node, _)| *node).collect()
+    }
+
     /// Cost of an edge (ms); infinite when there is none.
     pub fn cost_ms(&self, from: u32, to: u32) -> f64 {
         let edges = &self.edges[from as usize];
@@ -363,6 +380,12 @@ mod tests {
         let topology = graph.topology();
         let edge = |to| vec![Edge { to, cost_ms: 11.0, back_ms: 11.0 }];
         assert_eq!(topology.edges, [edge(1), edge(0)]);
+        advertise(&mut graph, 3, 1, &[1], 0);
+        advertise(&mut graph, 4, 1, &[5], 0);
+        let topology = graph.topology();
+        assert_eq!(topology.reached_from(node(2)), [1, 2, 3].map(node).into());
+        assert_eq!(topology.reached_from(node(4)), [node(4)].into());
+        assert_eq!(topology.reached_from(node(5)), [].into());
     }
 
     #[test]

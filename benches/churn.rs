@@ -1,0 +1,148 @@
+//! Simulated churn and partitions, at full size: the real engine of up to 1,000 nodes in virtual time,
+//! and what must hold all the time (`tests/it/churning.rs`). Prints one line for each figure, and all
+//! of them as JSON at the end. Ends with 1 when an invariant did not hold.
+//!
+//! `cargo bench --no-default-features --bench churn` takes about an hour; names of figures as arguments
+//! choose some: `-- churn halves restart bootstrap fifth week thousand`.
+
+#[path = "../tests/it/churning.rs"]
+mod churning;
+
+use std::time::{Duration, Instant};
+
+use churning::{
+    Mesh, Recovered, availability, churn, join_without_the_first, lose, part_and_heal, restart_all,
+};
+use serde_json::{Value, json};
+
+/// Virtual hours of a week.
+const WEEK_HOURS: u64 = 168;
+
+fn main() {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let figures: [(&str, fn() -> (String, Value)); 7] = [
+        ("halves", halves),
+        ("restart", restart),
+        ("bootstrap", bootstrap),
+        ("fifth", fifth),
+        ("churn", churned),
+        ("thousand", thousand),
+        ("week", week),
+    ];
+    let (mut all, mut well) = (serde_json::Map::new(), true);
+    for (name, figure) in figures {
+        if !chosen.is_empty() && !chosen.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let begun = Instant::now();
+        let (line, value) = figure();
+        println!("{name:10} {line} ({:.0} s)", begun.elapsed().as_secs_f64());
+        let wrong = value.get("wrong").and_then(Value::as_array).map_or(0, Vec::len);
+        well &= wrong == 0;
+        all.insert(name.to_owned(), value);
+    }
+    println!("{}", Value::Object(all));
+    if !well {
+        std::process::exit(1);
+    }
+}
+
+fn text(took: Option<Duration>) -> String {
+    took.map_or("not".to_owned(), |took| format!("{:.1} s", took.as_secs_f64()))
+}
+
+fn seconds(took: Option<Duration>) -> Option<f64> {
+    took.map(|took| took.as_secs_f64())
+}
+
+fn recovered(what: &str, runs: &[Recovered]) -> (String, Value) {
+    let services: Vec<Option<f64>> = runs.iter().map(|run| seconds(run.services)).collect();
+    let routes: Vec<Option<f64>> = runs.iter().map(|run| seconds(run.routes)).collect();
+    let said: Vec<String> = runs
+        .iter()
+        .map(|run| format!("{} / {}", text(run.services), text(run.routes)))
+        .collect();
+    let line = format!("{what}: every service resolves / every pair has a route: {said:?}");
+    (line, json!({ "services_s": services, "routes_s": routes }))
+}
+
+fn halves() -> (String, Value) {
+    let run = |seed| part_and_heal(&mut Mesh::new(seed, 200, 50), Duration::from_secs(600));
+    let runs: Vec<Recovered> = (1..=3).map(run).collect();
+    recovered("halves of 200 nodes cut apart for 10 min, 3 seeds", &runs)
+}
+
+fn restart() -> (String, Value) {
+    let runs: Vec<Recovered> =
+        (1..=3).map(|seed| restart_all(&mut Mesh::new(seed, 200, 50))).collect();
+    recovered("200 nodes restarted within 5 s, 3 seeds", &runs)
+}
+
+fn fifth() -> (String, Value) {
+    let runs: Vec<Recovered> =
+        (1..=5).map(|seed| lose(&mut Mesh::new(seed, 200, 50), 0.2)).collect();
+    recovered("a fifth of 200 nodes vanishes, 5 seeds", &runs)
+}
+
+fn bootstrap() -> (String, Value) {
+    let took = join_without_the_first(&mut Mesh::new(1, 200, 50), 50);
+    let mut joined: Vec<Duration> = took.iter().flatten().copied().collect();
+    joined.sort();
+    let (middle, last) = (joined.get(joined.len() / 2).copied(), joined.last().copied());
+    let line = format!(
+        "the 3 first of 200 gone, 50 newcomers know two of them and one other: {} joined, p50 {}, last {}",
+        joined.len(),
+        text(middle),
+        text(last)
+    );
+    (line, json!({ "joined": joined.len(), "p50_s": seconds(middle), "max_s": seconds(last) }))
+}
+
+fn churned() -> (String, Value) {
+    churn_of(200, 50, 1_800, 10_000, 2)
+}
+
+fn thousand() -> (String, Value) {
+    churn_of(1_000, 100, 600, 5_000, 30)
+}
+
+fn churn_of(
+    nodes: usize,
+    services: usize,
+    for_s: u64,
+    lookups: u64,
+    every: u64,
+) -> (String, Value) {
+    let mut mesh = Mesh::new(1, nodes, services);
+    let churned = churn(&mut mesh, 0.3, for_s, lookups, every);
+    let counted = churned.lookups;
+    let share = 100.0 * counted.found as f64 / counted.made as f64;
+    let line = format!(
+        "{nodes} nodes, 30 %/h for {for_s} s ({} left): {share:.3} % of {} look-ups found; out of \
+         reach for {} at most; {} breaches {:?}",
+        churned.left,
+        counted.made,
+        text(Some(churned.worst_reach)),
+        churned.wrong.len(),
+        churned.wrong.iter().take(5).collect::<Vec<_>>(),
+    );
+    let value = json!({
+        "nodes": nodes, "left": churned.left, "lookups": counted.made, "found": counted.found,
+        "worst_reach_s": churned.worst_reach.as_secs_f64(), "wrong": churned.wrong,
+    });
+    (line, value)
+}
+
+fn week() -> (String, Value) {
+    let mut mesh = Mesh::new(1, 10, 2);
+    let tally = availability(&mut mesh, 0.3, WEEK_HOURS);
+    let share = |of: u64| 100.0 * tally.served as f64 / of as f64;
+    let line = format!(
+        "10 nodes for a week, 30 %/h leave for 60 s, two replicas: served at {:.4} % of {} looks, \
+         {:.4} % of those at which a replica lived",
+        share(tally.looks),
+        tally.looks,
+        share(tally.possible)
+    );
+    (line, json!({ "looks": tally.looks, "possible": tally.possible, "served": tally.served }))
+}

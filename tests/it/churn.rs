@@ -1,0 +1,68 @@
+//! Nodes come and go, networks are cut apart and healed: small worlds for CI. `benches/churn.rs` plays
+//! the same at full size and prints figures.
+
+use std::time::Duration;
+
+use crate::churning::{
+    BOOTSTRAP, Mesh, Recovered, UNREACHABLE_MAX, availability, churn, join_without_the_first, lose,
+    part_and_heal, restart_all,
+};
+
+fn seconds(s: u64) -> Option<Duration> {
+    Some(Duration::from_secs(s))
+}
+
+fn assert_within(recovered: Recovered, services_s: u64, routes_s: u64) {
+    println!("{recovered:?}");
+    assert!(recovered.services.is_some() && recovered.services <= seconds(services_s));
+    assert!(recovered.routes.is_some() && recovered.routes <= seconds(routes_s));
+}
+
+#[test]
+fn a_small_mesh_under_heavy_churn_keeps_every_invariant() {
+    let mut mesh = Mesh::new(1, 30, 10);
+    // Ten times what is asked for, so that much happens in five minutes.
+    let churned = churn(&mut mesh, 3.0, 300, 600, 2);
+    println!("{} left, {:?}, {:?}", churned.left, churned.lookups, churned.worst_reach);
+    assert_eq!(churned.wrong, [] as [String; 0]);
+    assert!(churned.left >= 5 && churned.lookups.made > 500);
+    assert_eq!(churned.lookups.found, churned.lookups.made);
+}
+
+#[test]
+fn halves_that_were_cut_apart_find_together_again() {
+    for cut_s in [30, 150] {
+        let mut mesh = Mesh::new(2, 24, 8);
+        assert_within(part_and_heal(&mut mesh, Duration::from_secs(cut_s)), 10, 60);
+    }
+}
+
+#[test]
+fn after_all_were_restarted_the_mesh_is_back() {
+    let mut mesh = Mesh::new(3, 24, 8);
+    assert_within(restart_all(&mut mesh), 10, 30);
+}
+
+#[test]
+fn when_a_fifth_vanishes_the_rest_has_routes_again() {
+    let mut mesh = Mesh::new(4, 30, 10);
+    let recovered = lose(&mut mesh, 0.2);
+    let bound = UNREACHABLE_MAX.as_secs();
+    assert_within(recovered, bound, bound);
+}
+
+#[test]
+fn newcomers_join_without_the_first_nodes() {
+    let mut mesh = Mesh::new(5, 20, 6);
+    let took = join_without_the_first(&mut mesh, 5);
+    println!("{BOOTSTRAP} gone: {took:?}");
+    assert!(took.iter().all(|took| took.is_some() && *took <= seconds(5)));
+}
+
+#[test]
+fn one_of_two_replicas_can_be_used_nearly_always() {
+    let mut mesh = Mesh::new(6, 8, 2);
+    let tally = availability(&mut mesh, 3.0, 2);
+    println!("{tally:?}");
+    assert!(tally.looks > 600 && tally.served * 100 >= tally.possible * 99);
+}
