@@ -75,6 +75,7 @@ impl Samples {
         let links = (0..20).map(|byte| (NodeId([byte; 8]), quality)).collect();
         let said = LinkStateAdvertisement { sequence: NOW.as_micros(), links };
         let record = ServiceRecord {
+            delegation: None,
             name: "files.local".parse().unwrap(),
             kind: ServiceKind::Http,
             owner: key,
@@ -223,6 +224,7 @@ fn engine() -> Engine {
     let root = SigningKey::from_bytes(&[9; 32]);
     let public = PublicKey(key.verifying_key().to_bytes());
     let config = EngineConfig {
+        pins: Vec::new(),
         key,
         network: NetworkState::found(&root, "home", &public, NOW),
         root: Some(root),

@@ -58,6 +58,7 @@ fn name(text: &str) -> ServiceName {
 
 fn spec(text: &str) -> ServiceSpec {
     ServiceSpec {
+        delegation: None,
         name: name(text),
         kind: ServiceKind::Tcp,
         metadata: BTreeMap::new(),
@@ -215,6 +216,7 @@ fn nothing_that_a_revoked_member_said_is_believed_again() {
     // An accomplice passes on what the revoked node signs.
     let accomplice = HONEST.end - 1;
     let bait = ServiceRecord {
+        delegation: None,
         name: name("bait.local"),
         kind: ServiceKind::Tcp,
         owner: key,
@@ -388,6 +390,7 @@ fn a_flood_of_gossip_keeps_nobody_from_what_the_others_say() {
         let issued_at = world.now();
         let (_, known) = record(&world);
         let junk = ServiceRecord {
+            delegation: None,
             name: name(&text),
             owner: author.public(),
             sequence: issued_at.as_micros(),

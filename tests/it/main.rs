@@ -3,9 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod decoders;
 mod churn;
 mod churning;
+mod decoders;
 mod honesty;
 mod hostile;
 mod sim;
