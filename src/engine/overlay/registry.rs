@@ -89,7 +89,7 @@ pub enum RecordError {
     FromTheFuture,
     /// The name belongs to the first owner seen.
     #[error(
-        "{name} belongs to {owner}, the first owner seen here, and not to {claimant}; choose another \
+        "{name} belongs to {owner}, the owner first seen or trusted here, not to {claimant}; choose another \
          name, or have 'meshwise service delegate' run at {owner}; if it is {claimant}'s by right, run \
          'meshwise service trust {name} {claimant}' here, or 'meshwise network grant {name} {claimant}' \
          at the node that holds the root key"
