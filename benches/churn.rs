@@ -58,10 +58,8 @@ fn seconds(took: Option<Duration>) -> Option<f64> {
 fn recovered(what: &str, runs: &[Recovered]) -> (String, Value) {
     let services: Vec<Option<f64>> = runs.iter().map(|run| seconds(run.services)).collect();
     let routes: Vec<Option<f64>> = runs.iter().map(|run| seconds(run.routes)).collect();
-    let said: Vec<String> = runs
-        .iter()
-        .map(|run| format!("{} / {}", text(run.services), text(run.routes)))
-        .collect();
+    let said: Vec<String> =
+        runs.iter().map(|run| format!("{} / {}", text(run.services), text(run.routes))).collect();
     let line = format!("{what}: every service resolves / every pair has a route: {said:?}");
     (line, json!({ "services_s": services, "routes_s": routes }))
 }

@@ -32,16 +32,16 @@ use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::Sample;
 use crate::engine::overlay::wire::PeerAddresses;
 use crate::engine::overlay::{BootstrapPolicy, CheckedSignatures, Credential, NetworkState};
-use crate::engine::route::{Decision, PathPolicy};
 use crate::engine::route::graph::Topology;
+use crate::engine::route::{Decision, PathPolicy};
 use crate::engine::types::{NodeId, PublicKey, Route, Timestamp, TunnelId};
 use crate::engine::{Engine, EngineConfig, Intervals};
 use agenda::Agenda;
 use dht::Held;
 use gossip::Gossip;
 use plane::{Datagram, Plane};
-use traffic::Queue;
 pub use space::{CONNECTION_TIMEOUT, Space};
+use traffic::Queue;
 pub use traffic::{Traffic, Travelled};
 pub use walk::Fate;
 

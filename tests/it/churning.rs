@@ -113,8 +113,7 @@ impl Mesh {
             mesh.world.run_for(Duration::from_millis(50));
         }
         let providers: Vec<usize> = (0..nodes).collect();
-        let providers: Vec<usize> =
-            providers.sample(&mut mesh.random, services).copied().collect();
+        let providers: Vec<usize> = providers.sample(&mut mesh.random, services).copied().collect();
         providers.into_iter().for_each(|provider| mesh.publish(provider));
         mesh.world.run_for(Duration::from_secs(60));
         mesh
@@ -583,9 +582,7 @@ pub fn availability(mesh: &mut Mesh, per_hour: f64, hours: u64) -> Availability 
             let lives = |provider: &usize| mesh.running.contains_key(provider);
             let possible = replicas.iter().any(|(_, provider)| lives(provider));
             let served = replicas.iter().any(|(name, provider)| {
-                lives(provider)
-                    && reached.contains(provider)
-                    && mesh.names(asker, name, *provider)
+                lives(provider) && reached.contains(provider) && mesh.names(asker, name, *provider)
             });
             tally.looks += 1;
             tally.possible += u64::from(possible);
