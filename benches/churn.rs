@@ -18,9 +18,12 @@ use serde_json::{Value, json};
 /// Virtual hours of a week.
 const WEEK_HOURS: u64 = 168;
 
+/// Prints a line, and says the same as JSON.
+type Figure = fn() -> (String, Value);
+
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let figures: [(&str, fn() -> (String, Value)); 7] = [
+    let figures: [(&str, Figure); 7] = [
         ("halves", halves),
         ("restart", restart),
         ("bootstrap", bootstrap),

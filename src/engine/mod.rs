@@ -149,6 +149,8 @@ pub struct Engine {
     reunion: Reunion,
     /// Connected peers without a link.
     unlinked: BTreeSet<NodeId>,
+    /// Peers of which it is not known yet whether they link too.
+    pending: BTreeSet<NodeId>,
     links: QualityMonitor,
     advertised: LinkHistories,
     /// Whether those are kept.
@@ -206,6 +208,7 @@ impl Engine {
             churn: ChurnDetector::default(),
             reunion: Reunion::default(),
             unlinked: BTreeSet::new(),
+            pending: BTreeSet::new(),
             links: QualityMonitor::default(),
             advertised: LinkHistories::default(),
             keeps_histories: !config.late_histories,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::event::{Notice, Output};
-use super::overlay::topology::{DEGREE_SLACK, Neighbourhood, Reshape};
+use super::overlay::topology::{DEGREE_MIN, DEGREE_SLACK, Neighbourhood, Reshape};
 use super::route::graph::Topology;
 use super::types::{NodeId, Timestamp};
 
@@ -40,33 +40,42 @@ impl Engine {
     pub(super) fn welcome(&mut self, node: NodeId, now: Timestamp) {
         self.topology.start(now);
         self.reunion.start(now);
-        let linked = self.peers.len() - 1 - self.unlinked.len();
+        let waiting = self.pending.iter().filter(|peer| !self.links.is_connected(**peer));
+        let linked = self.links.all().count() + waiting.count();
         let full = linked >= WELCOME_FACTOR * self.degree_target(now).max(DEGREE_SLACK);
         if full || self.topology.is_given_up(node) {
             self.unlinked.insert(node);
             self.aim = true;
+        } else {
+            self.pending.insert(node);
         }
     }
 
     /// A peer is gone.
     pub(super) fn farewell(&mut self, node: NodeId, now: Timestamp) {
         self.unlinked.remove(&node);
+        self.pending.remove(&node);
         self.churn.left(now);
-        if self.peers.len() == self.unlinked.len() {
+        let links = self.links.all().count();
+        if links + self.pending.len() == 0 {
             self.unlinked.clear();
             self.topology.is_alone(now);
             self.aim = true;
+        } else if links < DEGREE_MIN {
+            self.topology.look_soon(now);
         }
     }
 
     /// Makes a link, gives one up, or leaves all as they are.
     pub(super) fn shape(&mut self, now: Timestamp) {
-        let links: BTreeSet<NodeId> =
-            self.peers.keys().filter(|node| !self.unlinked.contains(node)).copied().collect();
+        // A peer that keeps no link to this node is no neighbour, and no candidate either.
+        self.pending.clear();
+        let links: BTreeSet<NodeId> = self.links.all().map(|(node, ..)| node).collect();
         let expected = self.advertised.coordinates();
         let mut candidates: Vec<(NodeId, Option<f64>)> = self
             .bootstrapper
             .known()
+            .filter(|node| !self.peers.contains_key(node))
             .chain(self.unlinked.iter().copied())
             .filter(|node| *node != self.me && !links.contains(node))
             .map(|node| (node, expected.rtt_ms(self.me, node)))

@@ -141,6 +141,11 @@ impl QualityMonitor {
         self.revision
     }
 
+    /// Whether a neighbour is connected.
+    pub fn is_connected(&self, neighbour: NodeId) -> bool {
+        self.links.contains_key(&neighbour)
+    }
+
     /// A neighbour is connected. Returns false when [`NEIGHBOURS_MAX`] are there already.
     pub fn connected(&mut self, neighbour: NodeId) -> bool {
         if self.links.len() >= NEIGHBOURS_MAX && !self.links.contains_key(&neighbour) {

@@ -22,6 +22,8 @@ use crate::engine::types::{NodeId, Timestamp};
 
 /// How often the shape is looked at while there are too few links, or far too many.
 pub const INTERVAL: Duration = Duration::from_secs(5);
+/// When it is looked at after a loss that leaves fewer than [`DEGREE_MIN`].
+pub const SOON: Duration = Duration::from_secs(1);
 /// How often it is looked at otherwise.
 pub const SETTLED_INTERVAL: Duration = Duration::from_secs(30);
 /// Links made and given up in a minute, together.
@@ -88,6 +90,12 @@ impl TopologyManager {
         self.next_at.get_or_insert(now + INTERVAL);
     }
 
+    /// Looks within a second: few links are left.
+    pub fn look_soon(&mut self, now: Timestamp) {
+        let soon = now + SOON;
+        self.next_at = Some(self.next_at.map_or(soon, |at| at.min(soon)));
+    }
+
     /// Whether this node was lately tried or given up.
     pub fn is_recent(&self, node: NodeId) -> bool {
         self.recent.contains_key(&node)
@@ -104,7 +112,8 @@ impl TopologyManager {
         self.next_at = Some(now);
     }
 
-    /// What to change now, at most one link made and one given up.
+    /// What to change now: one link made and one given up at most, or as many made as are missing to
+    /// [`DEGREE_MIN`].
     pub fn poll(&mut self, seen: &Neighbourhood<'_>, now: Timestamp) -> Vec<Reshape> {
         if self.next_at.is_none_or(|at| at > now) {
             return Vec::new();
@@ -143,14 +152,15 @@ impl TopologyManager {
             let any = seen.candidates.iter().map(|(node, _)| *node);
             let any = any.filter(|node| !self.is_recent(*node) && !seen.links.contains(node));
             let missing = usize::from(seen.links.len() < seen.target);
+            let missing = missing.max(missing_most(seen));
             return any.take(missing).map(Reshape::Make).collect();
         };
         let from_me = costs(seen.topology, me, None);
         let mut changes = Vec::new();
         let least = self.least_valuable(seen, me, &from_me);
-        if let Some(best) = self.best_candidate(seen, &from_me) {
-            let (node, gain) = best;
-            let links = seen.links.len();
+        let best = self.best_candidates(seen, &from_me);
+        let links = seen.links.len();
+        for (node, gain) in best.into_iter().take(missing_most(seen).max(1)) {
             let replaces = least.is_none_or(|(_, loss, _)| gain > GAIN_FACTOR * loss);
             let worth = gain > GAIN_MIN && replaces && links < seen.target + DEGREE_SLACK;
             if links < seen.target || worth {
@@ -165,8 +175,14 @@ impl TopologyManager {
         changes
     }
 
-    /// The candidate by which routes get shorter most, and by how much.
-    fn best_candidate(&self, seen: &Neighbourhood<'_>, from_me: &[f64]) -> Option<(NodeId, f64)> {
+    /// The candidates by which routes get shorter most, and by how much, the best first. While links
+    /// are missing, those that miss some too come before all others: they have room.
+    fn best_candidates(&self, seen: &Neighbourhood<'_>, from_me: &[f64]) -> Vec<(NodeId, f64)> {
+        let wants = |node: NodeId| {
+            let index = seen.topology.index(node);
+            let has = index.map_or(0, |index| seen.topology.edges[index as usize].len());
+            seen.links.len() < seen.target && has < seen.target
+        };
         let usual = usual_cost_ms(seen);
         let candidates = seen.candidates.iter().filter(|(node, _)| {
             *node != seen.me && !seen.links.contains(node) && !self.is_recent(*node)
@@ -185,7 +201,9 @@ impl TopologyManager {
             };
             (*node, gain)
         });
-        valued.max_by(|(_, one), (_, other)| one.total_cmp(other))
+        let mut valued: Vec<(NodeId, f64)> = valued.collect();
+        valued.sort_by(|(a, one), (b, other)| wants(*b).cmp(&wants(*a)).then(other.total_cmp(one)));
+        valued
     }
 
     /// The link that this node's own routes need least, by how much they get longer without it on
@@ -207,6 +225,11 @@ impl TopologyManager {
         });
         valued.min_by(|one, other| other.2.cmp(&one.2).then(one.1.total_cmp(&other.1)))
     }
+}
+
+/// Links that are missing to the least that a node may have.
+fn missing_most(seen: &Neighbourhood<'_>) -> usize {
+    DEGREE_MIN.min(seen.target).saturating_sub(seen.links.len())
 }
 
 /// Up to which cost a route is as good as one of this cost (ms).
@@ -381,8 +404,21 @@ mod tests {
         let line: Vec<_> = (1..5).map(|a| (a, a + 1, 50.0)).collect();
         let line = mesh(5, &line);
         let candidates = [(node(3), Some(100.0)), (node(5), Some(20.0)), (node(4), None)];
-        assert_eq!(look(&line, 1, &candidates, 3), [Reshape::Make(node(5))]);
+        let [best, second] = [5, 4].map(|byte| Reshape::Make(node(byte)));
+        assert_eq!(look(&line, 1, &candidates, 3), [best, second], "two are missing to the least");
+        assert_eq!(look(&line, 2, &candidates, 3), [best]);
         assert_eq!(look(&line, 1, &[], 3), []);
+    }
+
+    #[test]
+    fn while_links_are_missing_those_who_miss_some_too_come_first() {
+        // 5 has the four links that it wants; 6 is farther and has one.
+        let star: Vec<_> = [1, 2, 3, 4].map(|a| (a, 5, 50.0)).into();
+        let links =
+            [&star[1..], &[(1, 2, 50.0), (1, 3, 50.0), (1, 4, 50.0), (5, 6, 90.0)]].concat();
+        let mesh = mesh(6, &links);
+        let candidates = [(node(5), Some(1.0)), (node(6), Some(80.0))];
+        assert_eq!(look(&mesh, 1, &candidates, 4), [Reshape::Make(node(6))]);
     }
 
     #[test]
