@@ -119,7 +119,12 @@ impl NetworkBehaviour for Admission {
         _: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.strangers.enter(connection, ip_of(remote)).map_err(ConnectionDenied::new)
+        let entered = self.strangers.enter(connection, ip_of(remote), Instant::now());
+        if let Some((peer_id, leaves)) = entered.map_err(ConnectionDenied::new)? {
+            let connection = CloseConnection::One(leaves);
+            self.events.push_back(ToSwarm::CloseConnection { peer_id, connection });
+        }
+        Ok(())
     }
 
     fn handle_established_inbound_connection(
@@ -129,6 +134,7 @@ impl NetworkBehaviour for Admission {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.strangers.proved(connection, peer);
         self.handler(connection, &peer, Endpoint::Listener)
     }
 

@@ -1,5 +1,5 @@
 //! Members that lie, strangers that forge, floods and wrong clocks, against the real engine in
-//! simulated worlds: what the honest nodes still achieve.
+//! simulated worlds: what the honest nodes still achieve. What needs sockets is in `sockets`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,6 +17,9 @@ use meshwise::engine::overlay::{
 use meshwise::engine::route::PathPolicy;
 use meshwise::engine::types::{NodeId, PublicKey, ServiceName, Timestamp, TunnelId};
 use meshwise::sim::{LinkModel, Traffic, World};
+
+#[cfg(feature = "node")]
+mod sockets;
 
 const START: Timestamp = Timestamp(1_760_000_000_000_000);
 const TUNNEL: TunnelId = TunnelId(1);

@@ -27,7 +27,7 @@ const NAME: &str = "secret.local";
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// A first node, which founds a network of its own, and that network.
-async fn found(data_dir: &Path, config: Config) -> (Node, Network) {
+pub async fn found(data_dir: &Path, config: Config) -> (Node, Network) {
     let node = run(data_dir, config).await;
     let network = Network::load(data_dir).unwrap().unwrap();
     (node, network)
@@ -39,7 +39,7 @@ async fn run(data_dir: &Path, config: Config) -> Node {
 }
 
 /// A node whose credential the root signed so long ago.
-async fn member(network: &Network, age: Duration, data_dir: &Path, config: Config) -> Node {
+pub async fn member(network: &Network, age: Duration, data_dir: &Path, config: Config) -> Node {
     std::fs::create_dir_all(data_dir).unwrap();
     let identity = Identity::generate();
     identity.save_new(data_dir).unwrap();
@@ -49,12 +49,12 @@ async fn member(network: &Network, age: Duration, data_dir: &Path, config: Confi
     run(data_dir, config).await
 }
 
-async fn peers(node: &Node) -> Vec<NodeId> {
+pub async fn peers(node: &Node) -> Vec<NodeId> {
     node.handle().inspect(|view| view.engine.peers().keys().copied().collect()).await.unwrap()
 }
 
 /// What the data plane of a node counted under a word.
-async fn counted(node: &Node, word: &'static str) -> u64 {
+pub async fn counted(node: &Node, word: &'static str) -> u64 {
     let count = move |view: &mut meshwise::node::View<'_>| {
         view.net.plane().counters().dropped().get(word).copied().unwrap_or_default()
     };
@@ -102,7 +102,7 @@ struct Plain {
     stream: libp2p_stream::Behaviour,
 }
 
-fn protocol(network: &Network, name: &str) -> StreamProtocol {
+pub fn protocol(network: &Network, name: &str) -> StreamProtocol {
     let root = network.state.root.node_id();
     StreamProtocol::try_from_owned(format!("/meshwise/{root}/{name}")).unwrap()
 }

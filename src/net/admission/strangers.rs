@@ -3,13 +3,16 @@
 //!
 //! An address has a small share of each, so that one host cannot use everything up. An address that a
 //! member came from is let in beyond what all strangers may have together, so that a flood from
-//! elsewhere does not keep the member out. Loopback has no share: whoever connects from there runs on
+//! elsewhere does not keep the member out. When a share is used up, the stranger that has waited longest
+//! makes room, once it has had [`GRACE`]: a member needs less for its handshake, and gets in beside
+//! those that come back again and again and say nothing. Loopback has no share: whoever connects from there runs on
 //! this machine, where whole meshes are tried out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
 
 /// Connections from one address that are not admitted yet, with those that still shake hands.
@@ -51,10 +54,17 @@ impl Source {
 #[error("as many connections wait for admission as may")]
 pub struct Crowded;
 
+/// How long a stranger may wait undisturbed: a few round trips to the other side of the world.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
+
 struct Visitor {
     /// `None` for connections over a relay.
     source: Option<Source>,
-    admitted: bool,
+    /// Who it is, once it has proved its key.
+    peer: Option<PeerId>,
+    since: Instant,
+    /// Admitted, or made to leave: no stranger that waits.
+    settled: bool,
 }
 
 /// Connections that others opened to this node.
@@ -66,14 +76,15 @@ pub(super) struct Strangers {
 }
 
 impl Strangers {
-    /// A connection begins.
+    /// A connection begins. Returns the one that is to be closed for it.
     pub(super) fn enter(
         &mut self,
         connection: ConnectionId,
         ip: Option<IpAddr>,
-    ) -> Result<(), Crowded> {
+        now: Instant,
+    ) -> Result<Option<(PeerId, ConnectionId)>, Crowded> {
         let source = ip.map(Source::of);
-        let strangers = self.visitors.values().filter(|visitor| !visitor.admitted);
+        let strangers = self.visitors.values().filter(|visitor| !visitor.settled);
         let (mut all, mut same) = (0, 0);
         for stranger in strangers {
             all += 1;
@@ -81,17 +92,44 @@ impl Strangers {
         }
         let is_here = source.is_some_and(Source::is_here);
         let is_friend = source.is_some_and(|source| self.friends.contains(&source));
-        if (all >= STRANGERS_MAX && !is_friend) || (same >= PER_SOURCE_MAX && !is_here) {
-            return Err(Crowded);
+        let mut leaves = None;
+        if same >= PER_SOURCE_MAX && !is_here {
+            leaves = Some(self.make_room(now, |visitor| visitor.source == source)?);
+        } else if all >= STRANGERS_MAX && !is_friend {
+            leaves = Some(self.make_room(now, |_| true)?);
         }
-        self.visitors.insert(connection, Visitor { source, admitted: false });
-        Ok(())
+        let (peer, since, settled) = (None, now, false);
+        self.visitors.insert(connection, Visitor { source, peer, since, settled });
+        Ok(leaves)
+    }
+
+    /// The one that has waited longest leaves, among those that count here.
+    fn make_room(
+        &mut self,
+        now: Instant,
+        counts: impl Fn(&Visitor) -> bool,
+    ) -> Result<(PeerId, ConnectionId), Crowded> {
+        let waits = |visitor: &Visitor| {
+            !visitor.settled && counts(visitor) && now.duration_since(visitor.since) >= GRACE
+        };
+        let waiting = self.visitors.iter_mut().filter(|(_, visitor)| waits(visitor));
+        let known = waiting.filter_map(|(id, visitor)| Some((visitor.peer?, *id, visitor)));
+        let (peer, id, visitor) = known.min_by_key(|(.., visitor)| visitor.since).ok_or(Crowded)?;
+        visitor.settled = true;
+        Ok((peer, id))
+    }
+
+    /// It has proved its key.
+    pub(super) fn proved(&mut self, connection: ConnectionId, peer: PeerId) {
+        if let Some(visitor) = self.visitors.get_mut(&connection) {
+            visitor.peer = Some(peer);
+        }
     }
 
     /// It was admitted.
     pub(super) fn admitted(&mut self, connection: ConnectionId) {
         let Some(visitor) = self.visitors.get_mut(&connection) else { return };
-        visitor.admitted = true;
+        visitor.settled = true;
         let source = visitor.source.filter(|source| !source.is_here());
         if let Some(source) = source
             && self.friends.insert(source)
@@ -145,6 +183,17 @@ mod tests {
         ConnectionId::new_unchecked(number)
     }
 
+    /// A stranger comes.
+    fn enter(
+        strangers: &mut Strangers,
+        connection: usize,
+        ip: Option<IpAddr>,
+    ) -> Result<(), Crowded> {
+        let leaves = strangers.enter(id(connection), ip, Instant::now())?;
+        assert_eq!(leaves, None, "all came just now");
+        Ok(())
+    }
+
     fn ip(number: usize) -> Option<IpAddr> {
         Some(IpAddr::from([192, 0, 2, number as u8]))
     }
@@ -153,34 +202,51 @@ mod tests {
     fn one_address_has_a_share_and_all_have_a_bound() {
         let mut strangers = Strangers::default();
         for connection in 0..PER_SOURCE_MAX {
-            assert_eq!(strangers.enter(id(connection), ip(1)), Ok(()));
+            assert_eq!(enter(&mut strangers, connection, ip(1)), Ok(()));
         }
-        assert_eq!(strangers.enter(id(100), ip(1)), Err(Crowded));
-        assert_eq!(strangers.enter(id(100), ip(2)), Ok(()), "another address");
+        assert_eq!(enter(&mut strangers, 100, ip(1)), Err(Crowded));
+        assert_eq!(enter(&mut strangers, 100, ip(2)), Ok(()), "another address");
         strangers.leave(id(0));
-        assert_eq!(strangers.enter(id(0), ip(1)), Ok(()), "a place that became free");
+        assert_eq!(enter(&mut strangers, 0, ip(1)), Ok(()), "a place that became free");
         strangers.admitted(id(0));
-        assert_eq!(strangers.enter(id(101), ip(1)), Ok(()), "the admitted do not count");
-        assert_eq!(strangers.enter(id(102), ip(1)), Err(Crowded));
+        assert_eq!(enter(&mut strangers, 101, ip(1)), Ok(()), "the admitted do not count");
+        assert_eq!(enter(&mut strangers, 102, ip(1)), Err(Crowded));
 
         let mut strangers = Strangers::default();
         for connection in 0..STRANGERS_MAX {
-            assert_eq!(strangers.enter(id(connection), ip(connection)), Ok(()));
+            assert_eq!(enter(&mut strangers, connection, ip(connection)), Ok(()));
         }
-        assert_eq!(strangers.enter(id(100), ip(100)), Err(Crowded));
+        assert_eq!(enter(&mut strangers, 100, ip(100)), Err(Crowded));
+    }
+
+    #[test]
+    fn who_has_waited_longest_and_proved_its_key_makes_room() {
+        let (mut strangers, now) = (Strangers::default(), Instant::now());
+        let peer = PeerId::random();
+        for connection in 0..PER_SOURCE_MAX {
+            let at = now + Duration::from_millis(connection as u64);
+            assert_eq!(strangers.enter(id(connection), ip(1), at), Ok(None));
+        }
+        strangers.proved(id(2), peer);
+        strangers.proved(id(3), peer);
+        let mut next = |number: usize, at| strangers.enter(id(100 + number), ip(1), now + at);
+        assert_eq!(next(0, GRACE / 2), Err(Crowded), "everybody has a while");
+        assert_eq!(next(1, 2 * GRACE), Ok(Some((peer, id(2)))));
+        assert_eq!(next(2, 2 * GRACE), Ok(Some((peer, id(3)))));
+        assert_eq!(next(3, 2 * GRACE), Err(Crowded), "the others are still shaking hands");
     }
 
     #[test]
     fn a_flood_does_not_keep_a_member_out_that_comes_back() {
         let mut strangers = Strangers::default();
-        strangers.enter(id(1_000), ip(200)).unwrap();
+        enter(&mut strangers, 1_000, ip(200)).unwrap();
         strangers.admitted(id(1_000));
         strangers.leave(id(1_000));
         for connection in 0..STRANGERS_MAX {
-            strangers.enter(id(connection), ip(connection)).unwrap();
+            enter(&mut strangers, connection, ip(connection)).unwrap();
         }
-        assert_eq!(strangers.enter(id(1_001), ip(201)), Err(Crowded));
-        assert_eq!(strangers.enter(id(1_001), ip(200)), Ok(()));
+        assert_eq!(enter(&mut strangers, 1_001, ip(201)), Err(Crowded));
+        assert_eq!(enter(&mut strangers, 1_001, ip(200)), Ok(()));
     }
 
     #[test]
@@ -188,9 +254,9 @@ mod tests {
         let mut strangers = Strangers::default();
         let here = Some(IpAddr::from([127, 0, 0, 1]));
         for connection in 0..STRANGERS_MAX {
-            assert_eq!(strangers.enter(id(connection), here), Ok(()));
+            assert_eq!(enter(&mut strangers, connection, here), Ok(()));
         }
-        assert_eq!(strangers.enter(id(100), here), Err(Crowded));
+        assert_eq!(enter(&mut strangers, 100, here), Err(Crowded));
     }
 
     #[test]

@@ -1,0 +1,331 @@
+//! Hostile hosts and members on real connections: a flood of identities without credentials, and a
+//! member that sends what no node of ours would. What the others still achieve.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p::request_response::{self, ProtocolSupport};
+use libp2p::swarm::{NetworkBehaviour, SwarmEvent, dummy};
+use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, gossipsub, kad, noise, tcp, yamux};
+use meshwise::api::Server;
+use meshwise::engine::overlay::wire::{self, GOSSIP_BYTES_MAX};
+use meshwise::net::gate::{Gated, Gates};
+use meshwise::node::network::Network;
+use meshwise::node::{Clock, Node, parse_peer_id};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+use super::NAME;
+use crate::membership::{counted, found, member, peers, protocol};
+use crate::support::{PATIENCE, config, echo_server, eventually, exchange, listening, service};
+
+/// Identities of one host.
+const SYBILS: usize = 100;
+/// How soon each comes back.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Connects, says nothing, and comes back when it is thrown out.
+async fn sybil(address: Multiaddr, stop: CancellationToken) {
+    let mut swarm = SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(|_| dummy::Behaviour)
+        .unwrap()
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .build();
+    let lives = async {
+        loop {
+            swarm.dial(address.clone()).unwrap();
+            loop {
+                match swarm.select_next_some().await {
+                    SwarmEvent::ConnectionClosed { .. }
+                    | SwarmEvent::OutgoingConnectionError { .. } => break,
+                    _ => {}
+                }
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    tokio::select! { () = stop.cancelled() => {} () = lives => {} }
+}
+
+async fn resolves(node: &Node, from_dht: bool) -> bool {
+    let name = NAME.parse().unwrap();
+    node.handle().resolve(name, from_dht).await.is_ok_and(|(found, _)| found.len() == 1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_identities_without_credentials_keep_no_member_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    let (node, network) = found(&dir("node"), config(vec![])).await;
+    let settings = config(listening(&node).await);
+    let old = member(&network, Duration::ZERO, &dir("old"), settings.clone()).await;
+    old.handle().publish(service(NAME), echo_server().await).await.unwrap();
+    eventually("the old member is known", async || resolves(&node, false).await).await;
+
+    let stop = CancellationToken::new();
+    let address: Multiaddr = listening(&node).await[0].parse().unwrap();
+    for _ in 0..SYBILS {
+        tokio::spawn(sybil(address.clone(), stop.clone()));
+    }
+    eventually("they use up what strangers may have", async || {
+        counted(&node, "too-many-strangers").await > 0
+    })
+    .await;
+    let new = member(&network, Duration::ZERO, &dir("new"), settings).await;
+    eventually("a new member is connected and finds the service", async || {
+        resolves(&new, false).await && resolves(&new, true).await
+    })
+    .await;
+    let key = old.handle().key().node_id();
+    assert!(peers(&node).await.contains(&key), "the old member is still there");
+    let any = "127.0.0.1:0".parse().unwrap();
+    let opened = new.handle().open_tunnel(NAME.parse().unwrap(), any, Default::default()).await;
+    assert_eq!(exchange(opened.unwrap().1, b"hello").await.unwrap(), b"hello");
+    assert_eq!(peers(&node).await.len(), 2, "and nobody else");
+    stop.cancel();
+    for node in [new, old, node] {
+        node.stop().await;
+    }
+}
+
+/// What a member may speak.
+#[derive(NetworkBehaviour)]
+struct Inside {
+    kad: kad::Behaviour<kad::store::MemoryStore>,
+    gossipsub: gossipsub::Behaviour,
+    sync: request_response::cbor::Behaviour<(), Vec<u8>>,
+}
+
+#[derive(NetworkBehaviour)]
+struct Speaker {
+    stream: libp2p_stream::Behaviour,
+    inside: Gated<Inside>,
+}
+
+fn topic(network: &Network) -> gossipsub::IdentTopic {
+    gossipsub::IdentTopic::new(format!("meshwise/{}/1", network.state.root.node_id()))
+}
+
+fn speaker(network: &Network, gates: Gates) -> Swarm<Speaker> {
+    let behaviour = |key: &libp2p::identity::Keypair| {
+        let me = key.public().to_peer_id();
+        let signed = gossipsub::MessageAuthenticity::Signed(key.clone());
+        let mut gossipsub: gossipsub::Behaviour =
+            gossipsub::Behaviour::new(signed, gossipsub::Config::default()).unwrap();
+        gossipsub.subscribe(&topic(network)).unwrap();
+        let store = kad::store::MemoryStore::new(me);
+        let kad_config = kad::Config::new(protocol(network, "kad/1"));
+        let sync = [(protocol(network, "sync/1"), ProtocolSupport::Full)];
+        let inside = Inside {
+            kad: kad::Behaviour::with_config(me, store, kad_config),
+            gossipsub,
+            sync: request_response::cbor::Behaviour::new(sync, Default::default()),
+        };
+        Speaker { stream: libp2p_stream::Behaviour::new(), inside: Gated::new(gates, inside) }
+    };
+    SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(behaviour)
+        .unwrap()
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .build()
+}
+
+/// A member that is no node of ours: it has shown its credential and may speak.
+struct Member {
+    swarm: Swarm<Speaker>,
+    peer: PeerId,
+}
+
+impl Member {
+    async fn admitted(network: &Network, address: Multiaddr) -> Self {
+        let gates = Gates::default();
+        let mut swarm = speaker(network, gates.clone());
+        let key = parse_peer_id(&swarm.local_peer_id().to_string()).unwrap();
+        let credential = network.admit(&key, Clock::default().now()).unwrap().state.credential;
+        let hello = [&[0], &wire::encode(&credential)[..]].concat();
+        let Some(libp2p::multiaddr::Protocol::P2p(peer)) = address.iter().last() else {
+            panic!("{address} has no peer id")
+        };
+        swarm.behaviour_mut().inside.kad.add_address(&peer, address.clone());
+        swarm.dial(address).unwrap();
+        let mut member = Self { swarm, peer };
+        let connection = member
+            .until(|event| match event {
+                SwarmEvent::ConnectionEstablished { connection_id, .. } => Some(*connection_id),
+                _ => None,
+            })
+            .await;
+        let mut control = member.swarm.behaviour().stream.new_control();
+        let admission = protocol(network, "admission/1");
+        let showing = async {
+            let mut stream = control.open_stream(peer, admission).await.unwrap();
+            stream.write_all(&[0, hello.len() as u8]).await.unwrap();
+            stream.write_all(&hello).await.unwrap();
+            stream.flush().await.unwrap();
+            let mut answer = [0; 3];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer[2], 1, "welcome");
+            stream.write_all(&[0, 1, 3]).await.unwrap();
+            stream.close().await.unwrap();
+        };
+        member.drive(showing).await;
+        gates.of(connection).open_inbound();
+        gates.of(connection).open_outbound();
+        member
+    }
+
+    async fn until<T>(&mut self, find: impl Fn(&SwarmEvent<SpeakerEvent>) -> Option<T>) -> T {
+        let waiting = async {
+            loop {
+                if let Some(found) = find(&self.swarm.select_next_some().await) {
+                    return found;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it does not happen")
+    }
+
+    /// Does something while the swarm runs.
+    async fn drive<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = self.swarm.select_next_some() => {}
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_sends_what_no_node_would_disturbs_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    let (node, network) = found(&dir("node"), config(vec![])).await;
+    let settings = config(listening(&node).await);
+    let provider = member(&network, Duration::ZERO, &dir("provider"), settings.clone()).await;
+    let asker = member(&network, Duration::ZERO, &dir("asker"), settings).await;
+    provider.handle().publish(service(NAME), echo_server().await).await.unwrap();
+    let address: Multiaddr = listening(&node).await[0].parse().unwrap();
+    let mut hostile = Member::admitted(&network, address).await;
+    eventually("it counts as a peer", async || peers(&node).await.len() == 3).await;
+    let subscribed = |event: &SwarmEvent<SpeakerEvent>| match event {
+        SwarmEvent::Behaviour(SpeakerEvent::Inside(InsideEvent::Gossipsub(
+            gossipsub::Event::Subscribed { .. },
+        ))) => Some(()),
+        _ => None,
+    };
+    hostile.until(subscribed).await;
+
+    let topic = topic(&network);
+    let key = provider.handle().key();
+    let record_key = [b"/meshwise/service/", NAME.as_bytes(), b"/", &key.0].concat();
+    let providers_key = [b"/meshwise/providers/", NAME.as_bytes()].concat();
+    let garbage = |length: usize, number: u8| vec![number; length];
+    for number in 0..20 {
+        let behaviour = hostile.swarm.behaviour_mut();
+        for length in [10, GOSSIP_BYTES_MAX + 1, 60_000] {
+            let _ = behaviour.inside.gossipsub.publish(topic.clone(), garbage(length, number));
+        }
+        for (key, length) in [(&record_key, 200), (&record_key, 60_000), (&providers_key, 10)] {
+            let record = kad::Record::new(key.clone(), garbage(length, number));
+            let _ = behaviour.inside.kad.put_record(record, kad::Quorum::One);
+        }
+        let _ = behaviour.inside.kad.start_providing(kad::RecordKey::from(providers_key.clone()));
+        behaviour.inside.sync.send_request(&hostile.peer, ());
+        // A request to join of a megabyte, and an answer that nobody waits for.
+        let mut control = behaviour.stream.new_control();
+        let (peer, join) = (hostile.peer, protocol(&network, "join/1"));
+        let asking = async {
+            if let Ok(mut stream) = control.open_stream(peer, join).await {
+                let _ = stream.write_all(&vec![number; 1 << 20]).await;
+                let _ = stream.close().await;
+            }
+        };
+        let asking = tokio::time::timeout(Duration::from_millis(100), asking);
+        let _ = hostile.drive(asking).await;
+    }
+    // The member goes on meanwhile.
+    let stop = CancellationToken::new();
+    let goes_on = {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            let forever = hostile.drive(std::future::pending::<()>());
+            tokio::select! { () = stop.cancelled() => {} () = forever => {} }
+        })
+    };
+    eventually("garbage is counted", async || dropped(&node).await > 0).await;
+    for from_dht in [false, true] {
+        eventually("the service is found, and nobody else under its name", async || {
+            resolves(&asker, from_dht).await && resolves(&node, from_dht).await
+        })
+        .await;
+    }
+    provider.handle().publish(service("new.local"), echo_server().await).await.unwrap();
+    for name in [NAME, "new.local"] {
+        let any = "127.0.0.1:0".parse().unwrap();
+        eventually("the record has arrived", async || {
+            asker.handle().resolve(name.parse().unwrap(), false).await.is_ok()
+        })
+        .await;
+        let name = name.parse().unwrap();
+        let opened = asker.handle().open_tunnel(name, any, Default::default()).await;
+        assert_eq!(exchange(opened.unwrap().1, b"hello").await.unwrap(), b"hello");
+    }
+    stop.cancel();
+    goes_on.await.unwrap();
+    for node in [asker, provider, node] {
+        node.stop().await;
+    }
+}
+
+/// What a node's engine dropped of gossip.
+async fn dropped(node: &Node) -> u64 {
+    let count = |view: &mut meshwise::node::View<'_>| view.dropped.get("gossip").copied();
+    node.handle().inspect(count).await.unwrap().unwrap_or_default()
+}
+
+/// Sends a request to the control API, and returns the status of the answer.
+async fn post(data_dir: &Path, path: &str, body: &[u8]) -> u16 {
+    let mut stream = UnixStream::connect(data_dir.join("api.sock")).await.unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    let _ = stream.write_all(&[head.as_bytes(), body].concat()).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer);
+    answer.split(' ').nth(1).unwrap_or_default().parse().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_control_api_refuses_what_is_too_long_or_too_deep() {
+    let folder = tempfile::tempdir().unwrap();
+    let (node, _) = found(folder.path(), config(vec![])).await;
+    let server = Server::start(node.handle().clone()).unwrap();
+    let deep = [("[", 60_000), ("{\"name\":", 7_000), ("[{\"a\":", 10_000)];
+    for path in ["/v1/services", "/v1/tunnels", "/v1/network/invitations", "/v1/emulation"] {
+        for (part, times) in deep {
+            let status = post(folder.path(), path, part.repeat(times).as_bytes()).await;
+            assert!((400..500).contains(&status), "{path}: {status}");
+        }
+        let long = post(folder.path(), path, &vec![b' '; 1 << 20]).await;
+        assert_eq!(long, 413, "{path}");
+    }
+    let target = echo_server().await;
+    let body = format!(r#"{{"name":"{NAME}","to":"tcp://{target}","ttl_s":60}}"#);
+    assert_eq!(post(folder.path(), "/v1/services", body.as_bytes()).await, 200);
+    assert!(resolves(&node, false).await);
+    drop(server);
+    node.stop().await;
+}
