@@ -63,6 +63,6 @@ mod tests {
         child.wait().unwrap();
         let has_chrt = Command::new("chrt").arg("--version").stdout(Stdio::null()).status().is_ok();
         // SCHED_IDLE, in <linux/sched.h>.
-        assert_eq!(after, if has_chrt { 5 } else { before });
+        assert_eq!(after, if has_chrt { Some(5) } else { before });
     }
 }
