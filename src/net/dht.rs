@@ -2,7 +2,7 @@
 //! value for each provider says how.
 //!
 //! - **Publishing** is done when a majority of the nodes that are responsible for a record, as far as they
-//!   are known, have checked and stored it ([`checked`]).
+//!   are known, have checked and stored it (`checked`).
 //! - **Reading** waits for [`ANSWERS`] other nodes that know providers, and for [`ANSWERS`] copies of each
 //!   provider's record, and takes the newest: one node that kept an old record cannot bring it
 //!   back. Once every provider's record is here in one copy it waits as long again as that took, at least

@@ -318,7 +318,7 @@ where
 }
 
 /// Gathers writes. A flush right after a write is put off until the task's next turn, so that what
-/// is written until then goes along; a second one, and [`GATHERED_BYTES`], are not put off.
+/// is written until then goes along; a second one, and `GATHERED_BYTES`, are not put off.
 pub struct Gathered<S> {
     inner: S,
     waiting: Vec<u8>,

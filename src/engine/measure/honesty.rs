@@ -83,7 +83,7 @@ impl Honesty {
     }
 
     /// The relays that deliver less than their links claim, and the share that they do deliver
-    /// ([`DELIVERS_MIN`] to 1 - [`DOUBT_MIN`], in whole percent).
+    /// (`DELIVERS_MIN` to 1 - `DOUBT_MIN`, in whole percent).
     pub fn doubted(&self, now: Timestamp) -> BTreeMap<NodeId, f64> {
         let share = |doubt: &Doubt| (100.0 * doubt.ln(now).exp()).round() / 100.0;
         let all = self.relays.iter().map(|(relay, doubt)| (*relay, share(doubt)));
