@@ -12,6 +12,9 @@ use super::overlay::wire::{
 };
 use super::types::{NodeId, PublicKey, ServiceName, Timestamp};
 
+/// Between two tries to renew this node's credential.
+const RENEWAL_RETRY: Duration = Duration::from_secs(3_600);
+
 impl Engine {
     /// What must be kept of the network over a restart.
     pub fn network(&self) -> NetworkState {
@@ -97,13 +100,27 @@ impl Engine {
         wire::encode(&response)
     }
 
-    /// Asks the issuer for a new credential when the last third of this one's time has begun.
-    pub(super) fn renew_if_due(&mut self, peer: NodeId, now: Timestamp) {
+    /// Renews this node's credential when the last third of its time has begun: the issuer by itself,
+    /// the others by asking it, every [`RENEWAL_RETRY`] while it is connected.
+    pub(super) fn renew_if_due(&mut self, now: Timestamp) {
         let credential = &self.author.credential;
         let lifetime = credential.expires_at.since(credential.issued_at);
-        let is_due = credential.expires_at.since(now) < lifetime / 3;
-        if peer == self.config.network.issuer.node_id() && is_due {
-            self.outputs.push_back(Output::RequestRenewal(peer));
+        if credential.expires_at.since(now) >= lifetime / 3 || self.renew_at > now {
+            return;
+        }
+        let me = self.key();
+        if let Some(issuer) = &mut self.issuer {
+            self.renew_at = now + RENEWAL_RETRY;
+            let renewed = issuer.certify(&me, now).map_err(|why| why.to_string());
+            if let Err(why) = renewed.and_then(|own| self.take_credential(&me, own, now)) {
+                self.dropped("renewal", why);
+            }
+            return;
+        }
+        let issuer = self.config.network.issuer.node_id();
+        if self.peers.contains_key(&issuer) {
+            self.renew_at = now + RENEWAL_RETRY;
+            self.outputs.push_back(Output::RequestRenewal(issuer));
         }
     }
 
@@ -233,7 +250,7 @@ mod tests {
     use ed25519_dalek::SigningKey;
 
     use super::super::event::{Command, Input};
-    use super::super::overlay::membership::{Author, Revocation};
+    use super::super::overlay::membership::{Author, CREDENTIAL_LIFETIME, Revocation};
     use super::super::overlay::wire::SyncResponse;
     use super::super::overlay::{BootstrapPolicy, issuer::RENEWAL_MIN};
     use super::super::route::PathPolicy;
@@ -282,6 +299,21 @@ mod tests {
             _ => None,
         });
         kept.collect()
+    }
+
+    #[test]
+    fn the_issuer_renews_its_own_credential_and_goes_on_living() {
+        let mut engine = founder();
+        let lifetime = CREDENTIAL_LIFETIME;
+        engine.handle_timeout(NOW + lifetime / 2);
+        assert_eq!(engine.author.credential.issued_at, NOW, "there is time");
+        let late = NOW + (lifetime - Duration::from_secs(86_400));
+        engine.handle_timeout(late);
+        let renewed = engine.author.credential.clone();
+        assert_eq!(renewed.issued_at, late);
+        let roster = engine.membership.roster();
+        assert_eq!(roster.check(&public(1), &renewed, NOW + lifetime + lifetime / 2), Ok(()));
+        assert_eq!(roster.credential, renewed, "shown to others from now on");
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Engine {
             self.services.renew_by(now + AFTER_FIRST_PEER);
         }
         self.welcome(node, now);
-        self.renew_if_due(node, now);
+        self.renew_if_due(now);
     }
 
     pub(super) fn peer_disconnected(&mut self, node: NodeId, now: Timestamp) {
@@ -66,7 +66,7 @@ impl Engine {
 
     pub(super) fn peer_heard_of(&mut self, peer: &PeerAddresses, now: Timestamp) {
         let node = peer.key.node_id();
-        if node == self.me {
+        if node == self.me || self.membership.roster().is_revoked(&peer.key) {
             return;
         }
         let mut peer = peer.clone();

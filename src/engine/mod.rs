@@ -138,6 +138,8 @@ pub struct Engine {
     author: Author,
     membership: Membership,
     issuer: Option<Issuer>,
+    /// Not before is a new credential asked for again.
+    renew_at: Timestamp,
     random: Pcg64Mcg,
     started_at: Timestamp,
     last_stamp: Timestamp,
@@ -197,6 +199,7 @@ impl Engine {
             author,
             membership,
             issuer,
+            renew_at: now,
             prober: Prober::new(random.random()),
             random,
             started_at: now,
@@ -307,6 +310,7 @@ impl Engine {
         }
         if self.expire_at <= now {
             self.expire_at = now + EXPIRY_INTERVAL;
+            self.renew_if_due(now);
             let changes = self.graph.expire(self.me, now);
             self.links_changed(changes, now);
             // Doubts fade.

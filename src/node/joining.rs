@@ -126,6 +126,7 @@ async fn join_with(
     let state = match member {
         Some(mut state) => {
             state.credential = new.credential;
+            state.issuer = new.issuer;
             if !new.addresses.is_empty() {
                 state.addresses = new.addresses;
             }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::membership::{Author, CREDENTIAL_LIFETIME, Credential, NameGrant, Revocation};
+use super::registry::CLOCK_SKEW;
 use super::wire::Signed;
 use crate::engine::types::{PublicKey, ServiceName, Timestamp};
 
@@ -172,6 +173,7 @@ impl Issuer {
         match self.ledger.issued.get(key) {
             None => Err(NotLetIn::Unknown),
             Some(issued) if issued.revoked => Err(NotLetIn::Revoked),
+            Some(issued) if issued.expires_at + CLOCK_SKEW <= now => Err(NotLetIn::Expired),
             Some(_) => Ok(self.sign(key, now)),
         }
     }
@@ -283,6 +285,9 @@ mod tests {
             assert_eq!(refused, Err(NotLetIn::Revoked));
         }
         assert_eq!(issuer.renew(&public(2), NOW), Err(NotLetIn::Unknown));
+        let long_ago = NOW + CREDENTIAL_LIFETIME + CLOCK_SKEW;
+        issuer.certify(&public(3), NOW).unwrap();
+        assert_eq!(issuer.renew(&public(3), long_ago), Err(NotLetIn::Expired));
         assert!(issuer.certify(&public(2), NOW).is_ok() && issuer.renew(&public(2), NOW).is_ok());
     }
 
