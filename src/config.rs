@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Intervals;
 use crate::engine::overlay::{BootstrapPolicy, ServiceKind};
 use crate::engine::route::{PathPolicy, ScoreWeights, SwitchingPolicy};
 use crate::engine::types::MAX_ROUTE_HOPS;
+use crate::engine::{DEGREE, Intervals};
 
 /// Most routes that a tunnel uses at one time.
 pub const PATHS_MAX: usize = 4;
@@ -87,7 +87,7 @@ impl Default for NetworkConfig {
             listen: vec!["/ip4/0.0.0.0/tcp/4747".into(), "/ip4/0.0.0.0/udp/4747/quic-v1".into()],
             bootstrap: Vec::new(),
             mdns: true,
-            degree: 8,
+            degree: DEGREE,
         }
     }
 }

@@ -249,12 +249,11 @@ impl Engine {
 mod tests {
     use ed25519_dalek::SigningKey;
 
+    use super::super::EngineConfig;
     use super::super::event::{Command, Input};
+    use super::super::overlay::issuer::RENEWAL_MIN;
     use super::super::overlay::membership::{Author, CREDENTIAL_LIFETIME, Revocation};
     use super::super::overlay::wire::SyncResponse;
-    use super::super::overlay::{BootstrapPolicy, issuer::RENEWAL_MIN};
-    use super::super::route::PathPolicy;
-    use super::super::{EngineConfig, Intervals};
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_000_000_000_000);
@@ -269,21 +268,8 @@ mod tests {
 
     /// Node 1, which has founded network 9.
     fn founder() -> Engine {
-        let config = EngineConfig {
-            key: key(1),
-            network: NetworkState::found(&key(9), "home", &public(1), NOW),
-            root: Some(key(9)),
-            bootstrap: BootstrapPolicy::default(),
-            paths: PathPolicy::default(),
-            intervals: Intervals::default(),
-            prediction: false,
-            degree: 8,
-            checked: None,
-            pins: Vec::new(),
-            late_histories: false,
-            seed: 1,
-        };
-        Engine::new(config, NOW)
+        let network = NetworkState::found(&key(9), "home", &public(1), NOW);
+        Engine::new(EngineConfig { root: Some(key(9)), ..EngineConfig::new(key(1), network) }, NOW)
     }
 
     /// What an input leads to.

@@ -17,6 +17,7 @@ mod deciding;
 pub mod event;
 mod failover;
 pub mod forward;
+mod inspect;
 mod joining;
 mod lookups;
 pub mod measure;
@@ -56,9 +57,7 @@ use overlay::{
 use predict::{QualityModel, RoutePredictor};
 use route::candidate::Knowledge;
 use route::router::MOVES_INTERVAL;
-use route::{
-    Counterfactual, Decision, Destination, IntelligentRouter, OverlayGraph, PathPolicy, Reason,
-};
+use route::{Destination, IntelligentRouter, OverlayGraph, PathPolicy, Reason};
 use services::Services;
 use types::{NodeId, PublicKey, Timestamp, TunnelId};
 
@@ -66,6 +65,9 @@ use types::{NodeId, PublicKey, Timestamp, TunnelId};
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Most connected peers that the engine keeps track of.
 pub const PEERS_MAX: usize = 512;
+
+/// Links that a node wants to have, unless said otherwise.
+pub const DEGREE: usize = 8;
 
 /// How often to measure and decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +122,26 @@ pub struct EngineConfig {
     /// without tunnels needs none, but the forecasts of its first one are worse for a while; in a
     /// simulated world of a thousand nodes they are most of the memory.
     pub late_histories: bool,
+}
+
+impl EngineConfig {
+    /// A member of a network with the defaults of everything else, that knows nobody to join through.
+    pub fn new(key: SigningKey, network: NetworkState) -> Self {
+        Self {
+            key,
+            network,
+            root: None,
+            pins: Vec::new(),
+            bootstrap: BootstrapPolicy::default(),
+            paths: PathPolicy::default(),
+            intervals: Intervals::default(),
+            degree: DEGREE,
+            prediction: true,
+            seed: 0,
+            checked: None,
+            late_histories: false,
+        }
+    }
 }
 
 /// A connected peer.
@@ -342,104 +364,6 @@ impl Engine {
     /// The next thing to do, in order.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
-    }
-
-    // --- what others may look at ---------------------------------------------------------------
-
-    /// This node's id.
-    pub fn me(&self) -> NodeId {
-        self.me
-    }
-
-    /// This node's identity.
-    pub fn key(&self) -> PublicKey {
-        self.author.public()
-    }
-
-    /// How long it took from the start until the mesh's state arrived from a peer.
-    pub fn joined_after(&self) -> Option<Duration> {
-        self.joined_at.map(|at| at.since(self.started_at))
-    }
-
-    /// The key of a node that this one has seen: a peer, the author of a message, the owner of a name.
-    pub fn key_of(&self, node: NodeId) -> Option<PublicKey> {
-        let peers = self.peers.values().map(|peer| peer.key);
-        let authors = self.membership.seen().map(|(key, _)| *key);
-        let owners = self.services.registry().pins().list().map(|pin| pin.owner);
-        let claimants = self.services.conflicts().map(|(_, key)| *key);
-        let mut keys = peers.chain(authors).chain(owners).chain(claimants).chain([self.key()]);
-        keys.find(|key| key.node_id() == node)
-    }
-
-    /// Who belongs to the network, as far as it was seen.
-    pub fn membership(&self) -> &Membership {
-        &self.membership
-    }
-
-    /// The holder of the root key, when this node is it.
-    pub fn issuer(&self) -> Option<&Issuer> {
-        self.issuer.as_ref()
-    }
-
-    /// Connected peers.
-    pub fn peers(&self) -> &BTreeMap<NodeId, Peer> {
-        &self.peers
-    }
-
-    /// What each link is expected to carry (bytes/s), pessimistically, in order of neighbour.
-    pub fn capacities(&self) -> impl Iterator<Item = (NodeId, f64)> + '_ {
-        self.links.capacities(self.config.paths.weights.bandwidth_reference)
-    }
-
-    /// How well a node's claims fit what routes over it delivered, 0 to 1; 1 while nothing is known.
-    pub fn credibility(&self, node: NodeId) -> f64 {
-        self.advertised.credibility(node).unwrap_or(1.0)
-    }
-
-    /// This node's links.
-    pub fn links(&self) -> impl Iterator<Item = (NodeId, LinkState, Option<LinkQuality>)> + '_ {
-        self.links.all()
-    }
-
-    /// The overlay graph.
-    pub fn graph(&self) -> &OverlayGraph {
-        &self.graph
-    }
-
-    /// Everything about services.
-    pub fn services(&self) -> &Services {
-        &self.services
-    }
-
-    /// The tunnels and their routes.
-    pub fn tunnels(&self) -> impl Iterator<Item = (TunnelId, &Destination)> + '_ {
-        self.router.tunnels()
-    }
-
-    /// What became of a tunnel's reservation; `None` when it has none, or is not open.
-    pub fn reservation(&self, tunnel: TunnelId) -> Option<route::Reservation> {
-        self.router.tunnel(tunnel)?.reservation
-    }
-
-    /// The forecaster in use.
-    pub fn predictor(&self) -> &RoutePredictor {
-        &self.predictor
-    }
-
-    /// What would be decided for a destination now, without deciding it.
-    pub fn explain(&mut self, destination: NodeId, now: Timestamp) -> Decision {
-        let mut know = Knowledge {
-            graph: &mut self.graph,
-            links: &self.advertised,
-            histories: &self.histories,
-            predictor: &mut self.predictor,
-        };
-        self.router.explain(destination, &mut know, now)
-    }
-
-    /// What would have to be forecast for a decision of this engine to come out otherwise.
-    pub fn counterfactual(&self, decision: &Decision) -> Option<Counterfactual> {
-        route::counterfactual(&self.config.paths, decision)
     }
 
     // --- commands ------------------------------------------------------------------------------

@@ -31,11 +31,6 @@ impl Engine {
         &self.unlinked
     }
 
-    /// Share of this node's peers that leave in an hour.
-    pub fn churn_per_hour(&self, now: Timestamp) -> f64 {
-        self.churn.per_hour(self.peers.len(), now)
-    }
-
     /// A peer is here: it becomes a neighbour while there is room.
     pub(super) fn welcome(&mut self, node: NodeId, now: Timestamp) {
         self.topology.start(now);

@@ -153,8 +153,6 @@ impl Node {
         bootstrap.addresses.extend(network.state.addresses.iter().cloned());
         let engine = Engine::new(
             EngineConfig {
-                key: identity.signing_key(),
-                network: network.state,
                 root: network.root,
                 degree: config.network.degree,
                 pins,
@@ -163,8 +161,7 @@ impl Node {
                 intervals: config.intervals(),
                 prediction: config.learning.predict,
                 seed: clock.now().as_micros(),
-                checked: None,
-                late_histories: false,
+                ..EngineConfig::new(identity.signing_key(), network.state)
             },
             clock.now(),
         );

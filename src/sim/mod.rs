@@ -11,6 +11,7 @@
 
 mod agenda;
 mod check;
+mod connections;
 mod dht;
 mod gossip;
 mod plane;
@@ -32,7 +33,6 @@ use crate::engine::event::{
 };
 use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::Sample;
-use crate::engine::overlay::wire::PeerAddresses;
 use crate::engine::overlay::{
     Author, BootstrapPolicy, CheckedSignatures, Credential, NetworkState,
 };
@@ -69,8 +69,6 @@ impl LinkModel {
     }
 }
 
-/// Links that a node wants.
-const DEGREE: usize = 8;
 /// Root key of the world's network, which node 0 holds.
 const ROOT_SECRET: [u8; 32] = [255; 32];
 /// Delay of control messages on a connection (ms one way), when no link model says otherwise.
@@ -197,18 +195,13 @@ impl World {
         let credential = Credential::issue(&root_key, &public, Timestamp(0), Timestamp(u64::MAX));
         let root = PublicKey(root_key.verifying_key().to_bytes());
         let config = EngineConfig {
-            key,
-            network: NetworkState::joined("world", root, root, credential),
-            degree: DEGREE,
             root: (index == 0).then_some(root_key),
-            pins: Vec::new(),
             bootstrap: BootstrapPolicy { addresses, ..BootstrapPolicy::default() },
             paths,
             intervals,
-            prediction: true,
-            seed: 0,
             checked: Some(self.checked.clone()),
             late_histories: self.lean,
+            ..EngineConfig::new(key, NetworkState::joined("world", root, root, credential))
         };
         self.nodes.push(Node {
             config,
@@ -523,31 +516,6 @@ impl World {
         }
     }
 
-    fn dial(&mut self, from: usize, text: &str) {
-        let Some(to) = text.strip_prefix("sim/").and_then(|t| t.parse::<usize>().ok()) else {
-            return;
-        };
-        if to >= self.nodes.len() || to == from || !self.is_running(to) {
-            return;
-        }
-        if self.link(from, to).is_none() || self.is_parted(from, to) {
-            return;
-        }
-        if !self.nodes[from].connected.insert(to) {
-            return;
-        }
-        self.nodes[to].connected.insert(from);
-        for (here, there) in [(from, to), (to, from)] {
-            let key = self.keys[there];
-            let heard = PeerAddresses { key, addresses: vec![address(there)] };
-            for input in
-                [Input::PeerConnected(key), Input::PeerHeardOf(heard), Input::LinkUp(key.node_id())]
-            {
-                self.tell(there, here, input);
-            }
-        }
-    }
-
     /// One-way time over a route (ms), or `None` when the datagram is lost on the way.
     fn traverse(&mut self, route: &Route) -> Option<f64> {
         let mut total_ms = 0.0;
@@ -562,36 +530,6 @@ impl World {
             total_ms += (model.delay_ms + jitter).max(0.0);
         }
         Some(total_ms)
-    }
-
-    /// A node forwards by a new snapshot: links that it gave up end at both ends, those that it takes
-    /// again begin where the other end wants them too.
-    fn follow_shape(&mut self, index: usize, before: &BTreeSet<NodeId>) {
-        let after = self.nodes[index].forwarding.unlinked.clone();
-        for node in before.symmetric_difference(&after) {
-            let there = self.by_id[node];
-            if !self.is_connected(index, there) {
-                continue;
-            }
-            for (here, other) in [(index, *node), (there, self.id(index))] {
-                let given_up = after.contains(node);
-                let input = if given_up { Input::LinkDown(other) } else { Input::LinkUp(other) };
-                self.plan(self.now, Event::Input(here, Box::new(input)));
-            }
-        }
-    }
-
-    /// Whether one of the two keeps no link to the other.
-    fn is_given_up(&self, a: usize, b: usize) -> bool {
-        let gives_up = |one: usize, other: usize| {
-            self.nodes[one].forwarding.unlinked.contains(&self.id(other))
-        };
-        gives_up(a, b) || gives_up(b, a)
-    }
-
-    /// Whether a node is connected with this peer.
-    fn is_there(&self, index: usize, peer: NodeId) -> bool {
-        self.by_id.get(&peer).is_some_and(|peer| self.is_connected(index, *peer))
     }
 
     fn tell(&mut self, from: usize, to: usize, input: Input) {

@@ -18,13 +18,12 @@ use meshwise::engine::overlay::wire::{
     self, GOSSIP_BYTES_MAX, JOIN_BYTES_MAX, JoinRequest, JoinResponse, SYNC_BYTES_MAX,
 };
 use meshwise::engine::overlay::{
-    Author, BootstrapPolicy, Credential, GossipMessage, LinkStateAdvertisement, NotLetIn,
-    Objective, PeerAddresses, ServiceKind, ServiceRecord, Signed, SyncResponse, Token,
+    Author, Credential, GossipMessage, LinkStateAdvertisement, NotLetIn, Objective, PeerAddresses,
+    ServiceKind, ServiceRecord, Signed, SyncResponse, Token,
 };
-use meshwise::engine::route::PathPolicy;
 use meshwise::engine::traffic::message;
 use meshwise::engine::types::{NodeId, PublicKey, Route, Timestamp, TunnelId};
-use meshwise::engine::{Engine, EngineConfig, Intervals};
+use meshwise::engine::{Engine, EngineConfig};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -223,21 +222,8 @@ fn engine() -> Engine {
     let key = SigningKey::from_bytes(&[2; 32]);
     let root = SigningKey::from_bytes(&[9; 32]);
     let public = PublicKey(key.verifying_key().to_bytes());
-    let config = EngineConfig {
-        pins: Vec::new(),
-        key,
-        network: NetworkState::found(&root, "home", &public, NOW),
-        root: Some(root),
-        bootstrap: BootstrapPolicy::default(),
-        paths: PathPolicy::default(),
-        intervals: Intervals::default(),
-        prediction: false,
-        degree: 8,
-        checked: None,
-        late_histories: false,
-        seed: 1,
-    };
-    Engine::new(config, NOW)
+    let network = NetworkState::found(&root, "home", &public, NOW);
+    Engine::new(EngineConfig { root: Some(root), ..EngineConfig::new(key, network) }, NOW)
 }
 
 /// Hands it to the engine as the network would, and returns how long what it says is (bytes).

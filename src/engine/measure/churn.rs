@@ -34,7 +34,7 @@ impl ChurnDetector {
     }
 
     /// Share of the peers that leave in an hour, by the last [`WINDOW`]. `peers` are those here now.
-    pub fn per_hour(&self, peers: usize, now: Timestamp) -> f64 {
+    fn per_hour(&self, peers: usize, now: Timestamp) -> f64 {
         let recent = self.departures.iter().filter(|at| now.since(**at) < WINDOW).count();
         if recent < DEPARTURES_MIN {
             return 0.0;
