@@ -1,4 +1,7 @@
 //! What a node speaks with libp2p: the behaviours, their protocols and their limits.
+//!
+//! With everybody: identify, ping, [admission](super::admission) and requests to [join](super::join).
+//! With members: what is [`Inside`], behind the [gate](super::gate).
 
 use std::time::Duration;
 
@@ -6,33 +9,55 @@ use libp2p::allow_block_list::{self, BlockedPeers};
 use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{StreamProtocol, connection_limits, gossipsub, identify, kad, mdns, request_response};
+use libp2p::{
+    StreamProtocol, connection_limits, gossipsub, identify, kad, mdns, ping, request_response,
+};
 use sha2::{Digest, Sha256};
 
-use super::{NetError, dht};
+use super::admission::Admission;
+use super::gate::{Gated, Gates};
+use super::join::{self, Joining};
+use super::{Members, NetError, dht};
 use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, SYNC_BYTES_MAX, TTL_S_MAX};
 
 /// Connections that others may have open to this node, and all connections together.
 const CONNECTIONS_MAX: (u32, u32) = (256, 512);
-/// Handshakes under way in each direction.
-const PENDING_MAX: u32 = 64;
+/// Handshakes under way in each direction. More than strangers may have open, so that they do not
+/// use them up.
+const PENDING_MAX: u32 = 128;
+/// Pings are answered for others' sake; links are measured by probes of our own.
+const PING_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// Those that may refuse a connection come first: a later refusal would leave traces in the others.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
     pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
+    pub(super) admission: Admission,
     pub(super) identify: identify::Behaviour,
+    pub(super) ping: ping::Behaviour,
+    pub(super) join: Joining,
+    pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
+    pub(super) inside: Gated<Inside>,
+}
+
+/// What is spoken with members only.
+#[derive(NetworkBehaviour)]
+pub(super) struct Inside {
     pub(super) kad: kad::Behaviour<MemoryStore>,
     pub(super) gossipsub: gossipsub::Behaviour,
-    pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
     pub(super) sync: request_response::cbor::Behaviour<(), Vec<u8>>,
     pub(super) stream: libp2p_stream::Behaviour,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The protocols of one network: nodes of different names do not speak to each other.
+/// The protocols of one network, which hold the id of its root: nodes of different networks have no
+/// protocol in common but identify and ping.
 pub(super) struct Protocols {
     pub(super) network: String,
+    pub(super) admission: StreamProtocol,
+    pub(super) join: StreamProtocol,
     pub(super) kad: StreamProtocol,
     pub(super) sync: StreamProtocol,
     pub(super) link: StreamProtocol,
@@ -47,6 +72,8 @@ impl Protocols {
         };
         Ok(Self {
             network: format!("/meshwise/{network}/1"),
+            admission: protocol("admission/1")?,
+            join: protocol("join/1")?,
             kad: protocol("kad/1")?,
             sync: protocol("sync/1")?,
             link: protocol("link/2")?,
@@ -59,15 +86,37 @@ impl Behaviour {
     pub(super) fn new(
         key: &libp2p::identity::Keypair,
         protocols: &Protocols,
+        members: Members,
         mdns: bool,
     ) -> Result<Self, BoxError> {
         let me = key.public().to_peer_id();
+        let gates = Gates::default();
         let limits = connection_limits::ConnectionLimits::default()
             .with_max_pending_incoming(Some(PENDING_MAX))
             .with_max_pending_outgoing(Some(PENDING_MAX))
             .with_max_established_incoming(Some(CONNECTIONS_MAX.0))
             .with_max_established(Some(CONNECTIONS_MAX.1))
             .with_max_established_per_peer(Some(4));
+        let mdns = mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), me));
+        let identify = identify::Config::new(protocols.network.clone(), key.public())
+            .with_agent_version(concat!("meshwise/", env!("CARGO_PKG_VERSION")).into());
+        let ping = ping::Config::new().with_interval(PING_INTERVAL);
+        Ok(Self {
+            limits: connection_limits::Behaviour::new(limits),
+            blocked: allow_block_list::Behaviour::default(),
+            admission: Admission::new(protocols.admission.clone(), members, gates.clone()),
+            identify: identify::Behaviour::new(identify),
+            ping: ping::Behaviour::new(ping),
+            join: join::joining(protocols.join.clone()),
+            mdns: Toggle::from(mdns.transpose()?),
+            inside: Gated::new(gates, Inside::new(key, protocols)?),
+        })
+    }
+}
+
+impl Inside {
+    fn new(key: &libp2p::identity::Keypair, protocols: &Protocols) -> Result<Self, BoxError> {
+        let me = key.public().to_peer_id();
         let mut kad_config = kad::Config::new(protocols.kad.clone());
         kad_config
             .set_record_filtering(kad::StoreInserts::FilterBoth)
@@ -95,7 +144,6 @@ impl Behaviour {
         let mut gossipsub: gossipsub::Behaviour =
             gossipsub::Behaviour::new(authenticity, gossip_config)?;
         gossipsub.subscribe(&protocols.topic)?;
-        let mdns = mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), me));
         let codec = request_response::cbor::codec::Codec::<(), Vec<u8>>::default()
             .set_request_size_maximum(64)
             // CBOR spends up to two bytes on each byte of a list.
@@ -105,17 +153,6 @@ impl Behaviour {
             [(protocols.sync.clone(), request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_max_concurrent_streams(8),
         );
-        let identify = identify::Config::new(protocols.network.clone(), key.public())
-            .with_agent_version(concat!("meshwise/", env!("CARGO_PKG_VERSION")).into());
-        Ok(Self {
-            limits: connection_limits::Behaviour::new(limits),
-            blocked: allow_block_list::Behaviour::default(),
-            identify: identify::Behaviour::new(identify),
-            kad,
-            gossipsub,
-            mdns: Toggle::from(mdns.transpose()?),
-            sync,
-            stream: libp2p_stream::Behaviour::new(),
-        })
+        Ok(Self { kad, gossipsub, sync, stream: libp2p_stream::Behaviour::new() })
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! - [`identity`]: the node's key, and peer ids.
 //! - [`swarm`]: connections, identify, Kademlia ([`dht`]), gossip, synchronisation, mDNS.
+//! - [`admission`], [`gate`] and [`join`]: who is let in, what is spoken with others, and how a
+//!   stranger becomes a member.
 //! - [`link`] and [`lanes`]: bounded queues to neighbours, and the libp2p streams behind them;
 //!   [`emulation`] can slow them down.
 //! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped; [`flows`]
@@ -12,11 +14,15 @@
 //! What happens becomes an [`Input`] for the engine; what the engine
 //! wants done comes in through [`Net::carry_out`].
 
+mod address;
+pub mod admission;
 mod behaviour;
 pub mod dht;
 pub mod emulation;
 pub mod flows;
+pub mod gate;
 pub mod identity;
+pub mod join;
 pub mod lanes;
 pub mod link;
 pub mod overlay_socket;
@@ -28,7 +34,7 @@ pub mod tunnel;
 pub mod watch;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
@@ -37,7 +43,7 @@ use crate::config::Config;
 use crate::engine::event::{Input, Output};
 use crate::engine::measure::LinkReport;
 use crate::engine::overlay::Roster;
-use crate::engine::types::NodeId;
+use crate::engine::types::{NodeId, Timestamp};
 
 use identity::Identity;
 use plane::DataPlane;
@@ -50,8 +56,17 @@ pub const COMMANDS_MAX: usize = 4_096;
 /// Length of a slice: how often the data plane's counters become samples.
 pub const SLICE: Duration = Duration::from_secs(10);
 
+/// How often peers and callers are judged anew, because credentials end by themselves.
+pub const MEMBERS_CHECK: Duration = Duration::from_secs(60);
+
 /// Who belongs to the network, as the engine last said.
 pub type Members = Arc<ArcSwap<Roster>>;
+
+/// The time, as credentials and records have it.
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(since.as_micros() as u64)
+}
 
 /// Why the network could not start.
 #[derive(Debug, thiserror::Error)]
@@ -115,9 +130,9 @@ impl Net {
         let only = emulation::Emulator::neighbours(&config.emulation).map_err(NetError::Build)?;
         plane.set_emulator(emulator, only);
         tasks.spawn(watch::run(plane.clone(), stop.clone()));
-        let tunnels = Tunnels::start(identity, plane.clone(), &tasks, &stop)
-            .map_err(|error| NetError::Build(error.to_string()))?;
         let members: Members = Arc::new(ArcSwap::new(roster));
+        let tunnels = Tunnels::start(identity, members.clone(), plane.clone(), &tasks, &stop)
+            .map_err(|error| NetError::Build(error.to_string()))?;
         let (commands, command_receiver) = mpsc::channel(COMMANDS_MAX);
         let listening = swarm::start(swarm::Start {
             config,
@@ -142,13 +157,19 @@ impl Net {
     pub fn carry_out(&self, output: Output) {
         match output {
             Output::SendProbe { id, route } => self.plane.send_probe(id, &route),
-            Output::Roster(roster) => self.members.store(roster),
-            Output::Forwarding(snapshot) => self.plane.set_snapshot(snapshot),
-            other => {
-                if self.commands.try_send(other).is_err() {
-                    self.plane.counters().count("command-queue-full");
-                }
+            Output::Roster(roster) => {
+                self.members.store(roster.clone());
+                self.tunnels.members_changed();
+                self.command(Output::Roster(roster));
             }
+            Output::Forwarding(snapshot) => self.plane.set_snapshot(snapshot),
+            other => self.command(other),
+        }
+    }
+
+    fn command(&self, command: Output) {
+        if self.commands.try_send(command).is_err() {
+            self.plane.counters().count("command-queue-full");
         }
     }
 

@@ -29,6 +29,7 @@ use crate::net::Net;
 use crate::store::{Retention, StoreError, Writer};
 
 pub use crate::net::identity::{Identity, parse_peer_id, peer_id_text};
+pub use crate::net::join::{JOIN_TIMEOUT, JoinError, join};
 pub use crate::net::tunnel::TunnelInfo;
 pub use clock::Clock;
 pub use driver::{CalculationTimes, View};

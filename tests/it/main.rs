@@ -17,6 +17,8 @@ mod failover;
 #[cfg(feature = "node")]
 mod links;
 #[cfg(feature = "node")]
+mod membership;
+#[cfg(feature = "node")]
 mod mesh;
 #[cfg(feature = "node")]
 mod processes;

@@ -54,6 +54,9 @@ pub enum NotLetIn {
     /// The request was not understood.
     #[error("the request was not understood: compare the versions of the two nodes")]
     Malformed,
+    /// Many ask at once.
+    #[error("too many ask to join just now: try again in a minute")]
+    Busy,
 }
 
 /// An open invitation.

@@ -105,8 +105,13 @@ impl LocalEnd {
     /// Ends its connections.
     pub(super) fn close(&self) {
         self.stop.cancel();
+        self.cut("tunnel closed");
+    }
+
+    /// Ends its connections as they are now.
+    pub(super) fn cut(&self, why: &str) {
         for live in self.strands.iter().filter_map(LocalStrand::live) {
-            live.connection.close(VarInt::from_u32(0), b"tunnel closed");
+            live.connection.close(VarInt::from_u32(0), why.as_bytes());
         }
     }
 }

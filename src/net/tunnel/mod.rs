@@ -1,6 +1,7 @@
 //! Tunnels: end-to-end QUIC over the overlay, authenticated with the nodes' own identities, and
 //! TCP connections and UDP flows as its streams.
 //!
+//! The caller first shows that it belongs to the network (`introduction`).
 //! A stream begins with the name of the service (two bytes of length, big endian, then the text).
 //! The answer begins with one status byte. Data may follow the name at once. The provider checks
 //! its allow list against the identity that TLS proved.
@@ -8,12 +9,16 @@
 //! `local` is the end that opened the tunnel, over one QUIC connection or several (`strands`), and
 //! `serve` the one that provides the service; `stream` and `pump` carry TCP, `udp` carries UDP.
 
+mod introduction;
 mod local;
 mod pump;
 mod serve;
 mod strands;
 mod stream;
 mod udp;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,6 +30,7 @@ use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, VarInt};
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +38,7 @@ use local::{LocalEnd, accept_tcp};
 use serve::accept_tunnels;
 pub use stream::{StreamError, TunnelStream};
 
+use super::Members;
 use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
 use super::plane::{DataPlane, FarEnd};
@@ -76,7 +83,7 @@ const PERSISTENT_CONGESTION: u32 = 10;
 const DATAGRAMS_RECEIVED: usize = 1 << 20;
 /// Datagrams that wait to be sent (bytes); the oldest make room.
 const DATAGRAMS_WAITING: usize = 256 << 10;
-const PROTOCOL: &[u8] = b"meshwise-tunnel/1";
+const PROTOCOL: &[u8] = b"meshwise-tunnel/2";
 
 /// Why a tunnel could not be opened. One line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +104,9 @@ pub enum TunnelError {
         /// What QUIC said.
         reason: String,
     },
+    /// The provider is no longer a member of the network.
+    #[error("the root of this network has revoked {0}; choose another provider")]
+    Revoked(NodeId),
     /// TLS could not be set up.
     #[error("cannot set up the tunnel's encryption: {0}")]
     Crypto(String),
@@ -185,6 +195,9 @@ impl Listener {
 /// All tunnels of a node, in both directions.
 pub struct Tunnels {
     identity: Identity,
+    members: Members,
+    /// Says that `members` has changed.
+    changes: watch::Sender<()>,
     endpoint: Endpoint,
     plane: Arc<DataPlane>,
     exports: ArcSwap<BTreeMap<ServiceName, Export>>,
@@ -200,6 +213,7 @@ impl Tunnels {
     /// [`TunnelError::Crypto`].
     pub fn start(
         identity: &Identity,
+        members: Members,
         plane: Arc<DataPlane>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -222,6 +236,8 @@ impl Tunnels {
                 .map_err(|error| crypto(&error))?;
         let tunnels = Arc::new(Self {
             identity: identity.clone(),
+            members,
+            changes: watch::Sender::default(),
             endpoint,
             plane,
             exports: ArcSwap::default(),
@@ -231,6 +247,21 @@ impl Tunnels {
         });
         tasks.spawn(accept_tunnels(tunnels.clone()));
         Ok(tunnels)
+    }
+
+    /// The roster has changed: ends what connects this node with former members.
+    pub(super) fn members_changed(&self) {
+        self.changes.send_replace(());
+        let roster = self.members.load();
+        for open in self.lock_open().values() {
+            if roster.is_revoked(&open.local.provider) {
+                open.local.cut("the root of this network has revoked the provider");
+            }
+        }
+    }
+
+    fn members_changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Serves a name from now on.
@@ -366,6 +397,9 @@ impl Tunnels {
             reason,
         };
         let crypto = |error: &dyn std::fmt::Display| TunnelError::Crypto(error.to_string());
+        if self.members.load().is_revoked(provider) {
+            return Err(TunnelError::Revoked(provider.node_id()));
+        }
         let peer = identity::peer_id(provider);
         let peer = peer.ok_or_else(|| TunnelError::Crypto("the key is no identity".into()))?;
         let mut tls = libp2p_tls::make_client_config(&self.identity.keypair(), Some(peer))
@@ -388,15 +422,21 @@ impl Tunnels {
         };
         if let Some(number) = self.plane.set_key(far_end, &connected) {
             let (plane, connection, stop) = (self.plane.clone(), connected.clone(), stop.clone());
+            let provider = provider.node_id();
             self.tasks.spawn(async move {
                 tokio::select! {
-                    _ = connection.closed() => {}
+                    error = connection.closed() => {
+                        if let Some(why) = introduction::refused(&error) {
+                            tracing::warn!(%provider, "it takes this node for no member: {why:?}");
+                        }
+                    }
                     // Whoever asked for the tunnel may be gone, and nobody else closes it.
                     () = stop.cancelled() => connection.close(VarInt::from_u32(0), b"tunnel closed"),
                 }
                 plane.closed(far_end, number);
             });
         }
+        introduction::show(&connected, &self.members).await.map_err(unreachable)?;
         Ok(connected)
     }
 }
@@ -407,7 +447,8 @@ fn transport(keep_alive: Option<Duration>) -> Arc<quinn::TransportConfig> {
     congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
     transport
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
-        .max_concurrent_uni_streams(0u32.into())
+        // The caller's introduction.
+        .max_concurrent_uni_streams(1u32.into())
         .max_idle_timeout(IDLE_TIMEOUT.try_into().ok())
         .keep_alive_interval(keep_alive)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))

@@ -10,12 +10,13 @@ use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use super::introduction::{self, Caller};
 use super::stream::{Live, Status, StreamError};
 use super::{Export, STREAMS_MAX, Tunnels, pump, udp};
 use crate::engine::overlay::ServiceKind;
-use crate::engine::types::{NodeId, ServiceName};
-use crate::net::identity;
+use crate::engine::types::{NodeId, PublicKey, ServiceName};
 use crate::net::plane::FarEnd;
+use crate::net::{MEMBERS_CHECK, identity};
 
 /// How long a caller may take to name the service that it wants.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,23 +89,46 @@ async fn serve_tunnel(
     incoming: Incoming,
 ) {
     let Ok(connection) = incoming.await else { return };
-    let Some(caller) = caller(&connection) else {
+    let Some(key) = caller(&connection) else {
         tunnels.plane.counters().count("tunnel-from-nobody");
         connection.close(VarInt::from_u32(2), b"identity does not fit the address");
         return;
     };
+    let caller = key.node_id();
     let Some(_place) = callers.enter(caller, CALLER_MAX) else {
         tunnels.plane.counters().count("too-many-tunnels");
         connection.close(VarInt::from_u32(3), b"too many tunnels of one node");
         return;
     };
     let far_end = FarEnd::from_addr(connection.remote_address());
-    let key = far_end.and_then(|end| Some((end, tunnels.plane.set_key(end, &connection)?)));
+    let route_key = far_end.and_then(|end| Some((end, tunnels.plane.set_key(end, &connection)?)));
+    match Caller::introduced(&connection, key, &tunnels.members).await {
+        Ok(member) => serve_member(&tunnels, &member, caller, &streams, connection).await,
+        Err(why) => {
+            tunnels.plane.counters().count("tunnel-from-stranger");
+            introduction::refuse(&connection, why);
+        }
+    }
+    if let Some((far_end, number)) = route_key {
+        tunnels.plane.take_key(far_end, Some(number));
+    }
+}
+
+/// Serves a caller's streams and datagrams for as long as it belongs to the network.
+async fn serve_member(
+    tunnels: &Arc<Tunnels>,
+    member: &Caller,
+    caller: NodeId,
+    streams: &Arc<Callers>,
+    connection: Connection,
+) {
     let live = Live::new(connection);
+    let mut changes = tunnels.members_changes();
+    let mut check = tokio::time::interval(MEMBERS_CHECK);
     loop {
-        tokio::select! {
+        let judge_anew = tokio::select! {
             stream = live.connection.accept_bi() => {
-                let Ok((send, recv)) = stream else { break };
+                let Ok((send, recv)) = stream else { return };
                 let place = streams.enter(caller, CALLER_STREAMS_MAX);
                 let (tunnels, live) = (tunnels.clone(), live.clone());
                 tokio::spawn(async move {
@@ -113,28 +137,33 @@ async fn serve_tunnel(
                         tunnels.failed(&caller, why.as_str());
                     }
                 });
+                false
             }
             datagram = live.connection.read_datagram() => {
-                let Ok(datagram) = datagram else { break };
+                let Ok(datagram) = datagram else { return };
                 if let Err(why) = live.flows.deliver(&datagram) {
                     tunnels.plane.counters().count(why);
                 }
+                false
             }
+            changed = changes.changed() => changed.is_ok(),
+            _ = check.tick() => true,
+        };
+        if judge_anew && let Err(why) = member.judge(&tunnels.members) {
+            tunnels.plane.counters().count("tunnel-of-former-member");
+            return introduction::refuse(&live.connection, why);
         }
-    }
-    if let Some((far_end, key)) = key {
-        tunnels.plane.take_key(far_end, Some(key));
     }
 }
 
 /// The identity that TLS proved, when the overlay address is that identity's.
-fn caller(connection: &Connection) -> Option<NodeId> {
+fn caller(connection: &Connection) -> Option<PublicKey> {
     let identity = connection.peer_identity()?;
     let certificates = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     let certificate = libp2p_tls::certificate::parse(certificates.first()?).ok()?;
-    let node = identity::public_key(&certificate.peer_id())?.node_id();
+    let key = identity::public_key(&certificate.peer_id())?;
     let far_end = FarEnd::from_addr(connection.remote_address())?;
-    (far_end.node == node).then_some(node)
+    (far_end.node == key.node_id()).then_some(key)
 }
 
 async fn serve(

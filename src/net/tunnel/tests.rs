@@ -1,0 +1,174 @@
+//! Two nodes whose data planes are joined in this process: no swarm admits anybody here, as between
+//! the two ends of a tunnel of several hops.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::engine::forward::{Binding, ForwardingSnapshot};
+use crate::engine::overlay::membership::{Author, Membership, Revocation};
+use crate::engine::overlay::wire::Signed;
+use crate::engine::overlay::{Credential, Roster};
+use crate::engine::types::Route;
+use crate::net::link::{LANES, Link};
+use crate::net::{now, watch as watching};
+
+const TUNNEL: TunnelId = TunnelId(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn root() -> ed25519_dalek::SigningKey {
+    ed25519_dalek::SigningKey::from_bytes(&[9; 32])
+}
+
+struct End {
+    key: PublicKey,
+    members: Members,
+    plane: Arc<DataPlane>,
+    tunnels: Arc<Tunnels>,
+}
+
+impl End {
+    /// A node of key 9's network, or one that only says so.
+    fn start(is_member: bool, stop: &CancellationToken) -> Self {
+        let identity = Identity::generate();
+        let key = identity.public_key();
+        let author = Author::root(root());
+        let credential = match is_member {
+            true => Credential::issue(&author.key, &key, now(), now() + HOUR),
+            false => Credential::default(),
+        };
+        let roster = Roster::new(author.public(), credential);
+        let members: Members = Arc::new(ArcSwap::from_pointee(roster));
+        // Nobody reads what the planes report; their queue is bounded.
+        let (events, _) = tokio::sync::mpsc::channel(1);
+        let plane = Arc::new(DataPlane::new(key.node_id(), events));
+        tokio::spawn(watching::run(plane.clone(), stop.clone()));
+        let tasks = TaskTracker::new();
+        let tunnels = Tunnels::start(&identity, members.clone(), plane.clone(), &tasks, stop);
+        Self { key, members, plane, tunnels: tunnels.unwrap() }
+    }
+
+    /// A link to another node, and a route over it.
+    fn link(&self, to: &Self) {
+        let link = Arc::new(Link::new(to.key.node_id(), None));
+        assert!(self.plane.add_link(link.clone()));
+        for lane in 0..LANES {
+            let (link, from, to) = (link.clone(), self.key.node_id(), to.plane.clone());
+            tokio::spawn(async move {
+                let mut buffer = Vec::new();
+                loop {
+                    buffer.clear();
+                    link.take(lane, &mut buffer);
+                    let mut frames = &buffer[..];
+                    while let [high, low, rest @ ..] = frames {
+                        let length = usize::from(u16::from_be_bytes([*high, *low]));
+                        to.received(from, rest[..length].to_vec());
+                        frames = &rest[length..];
+                    }
+                    if buffer.is_empty() {
+                        link.ready(lane).await;
+                    }
+                }
+            });
+        }
+        let binding = Binding {
+            destination: to.key.node_id(),
+            route: Route::new([self.key.node_id(), to.key.node_id()]).ok(),
+            reachable: true,
+            route_id: 1,
+            backup: None,
+            copies: false,
+            capacity: None,
+            reserved: None,
+        };
+        let tunnels = BTreeMap::from([(TUNNEL, binding)]);
+        let snapshot = ForwardingSnapshot { tunnels, ..ForwardingSnapshot::default() };
+        self.plane.set_snapshot(Arc::new(snapshot));
+    }
+
+    /// This node hears that the root has revoked a key.
+    fn hears_of_revocation(&self, key: PublicKey) {
+        let mut membership = Membership::new(Roster::clone(&self.members.load()));
+        let revocation = Revocation { key, at: now() };
+        membership.revoke(&Signed::seal(&Author::root(root()), &revocation)).unwrap();
+        self.members.store(membership.roster().clone());
+        self.tunnels.members_changed();
+    }
+
+    fn counted(&self, word: &str) -> u64 {
+        self.plane.counters().dropped().get(word).copied().unwrap_or_default()
+    }
+}
+
+/// A caller with a tunnel to a provider of an echo. Returns where the tunnel accepts connections.
+async fn open(caller: &End, provider: &End) -> Result<SocketAddr, TunnelError> {
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = echo.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = echo.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    let (service, kind): (ServiceName, _) = ("a.local".parse().unwrap(), ServiceKind::Tcp);
+    provider.tunnels.export(service.clone(), Export { kind, target, allowed: vec![] });
+    caller.link(provider);
+    provider.link(caller);
+    let listen = "127.0.0.1:0".parse().ok();
+    let (strands, provider) = (vec![TUNNEL], provider.key);
+    let opened = caller.tunnels.open(NewTunnel { strands, provider, service, kind, listen });
+    opened.await.map(|listen| listen.unwrap())
+}
+
+/// Says something and hears it again.
+async fn echo(mut stream: TcpStream) -> std::io::Result<TcpStream> {
+    stream.write_all(b"hello").await?;
+    stream.read_exact(&mut [0; 5]).await?;
+    Ok(stream)
+}
+
+#[tokio::test]
+async fn a_caller_that_is_put_out_loses_its_tunnel_and_gets_no_other() {
+    let stop = CancellationToken::new();
+    let (caller, provider) = (End::start(true, &stop), End::start(true, &stop));
+    let address = open(&caller, &provider).await.unwrap();
+    let stream = echo(TcpStream::connect(address).await.unwrap()).await;
+    let mut stream = stream.expect("a member is served");
+
+    // The caller's own node has not heard of it: it is the provider that ends the tunnel.
+    provider.hears_of_revocation(caller.key);
+    let ended = stream.read(&mut [0]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    assert_eq!(provider.counted("tunnel-of-former-member"), 1);
+    let again = echo(TcpStream::connect(address).await.unwrap()).await;
+    assert!(again.is_err(), "nothing is served");
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_caller_without_a_credential_is_not_served() {
+    let stop = CancellationToken::new();
+    let (caller, provider) = (End::start(false, &stop), End::start(true, &stop));
+    let address = open(&caller, &provider).await.unwrap();
+    let stream = echo(TcpStream::connect(address).await.unwrap()).await;
+    assert!(stream.is_err());
+    assert!(provider.counted("tunnel-from-stranger") > 0);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn tunnels_to_a_provider_that_is_put_out_end() {
+    let stop = CancellationToken::new();
+    let (caller, provider) = (End::start(true, &stop), End::start(true, &stop));
+    let address = open(&caller, &provider).await.unwrap();
+    let stream = echo(TcpStream::connect(address).await.unwrap()).await;
+    let mut stream = stream.expect("a member is served");
+    caller.hears_of_revocation(provider.key);
+    let ended = stream.read(&mut [0]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    let error = open(&caller, &provider).await.unwrap_err();
+    assert!(matches!(error, TunnelError::Revoked(node) if node == provider.key.node_id()));
+    stop.cancel();
+}
