@@ -25,8 +25,7 @@ use crate::config::Config;
 use crate::engine::{Engine, EngineConfig};
 use crate::learn::ModelRegistry;
 use crate::net::Net;
-
-use crate::store::{Retention, StoreError, Writer};
+use crate::store::{Reader, Retention, StoreError, Writer};
 
 pub use crate::net::identity::{Identity, parse_peer_id, peer_id_text};
 pub use crate::net::join::{JOIN_TIMEOUT, JoinError, join};
@@ -134,13 +133,18 @@ impl Node {
         let models = ModelRegistry::new(data_dir.join(MODELS));
         let config = &options.config;
         raise_descriptor_limit();
+        let mut bootstrap = config.bootstrap_policy();
+        match Reader::open(data_dir.join(DATABASE)).and_then(|reader| reader.peers()) {
+            Ok(known) => bootstrap.known = known,
+            Err(error) => tracing::warn!("{error}; joining by configured addresses only"),
+        }
         let engine = Engine::new(
             EngineConfig {
                 key: identity.signing_key(),
                 network: network.state,
                 root: network.root,
                 degree: config.network.degree,
-                bootstrap: config.bootstrap_policy(),
+                bootstrap,
                 paths: config.path_policy(),
                 intervals: config.intervals(),
                 prediction: config.learning.predict,

@@ -12,7 +12,7 @@ pub mod topology;
 pub mod wire;
 
 pub use advertiser::Advertiser;
-pub use bootstrap::{BootstrapPolicy, NetworkBootstrapper};
+pub use bootstrap::{BootstrapPolicy, KnownPeer, NetworkBootstrapper};
 pub use issuer::{Issuer, Ledger, NotLetIn};
 pub use membership::{Author, Credential, Membership, NetworkState, NotMember, Roster};
 pub use registry::{Accepted, RecordError, ServiceRegistry};
