@@ -4,6 +4,7 @@
 mod client;
 mod explain;
 mod learning;
+mod reach;
 mod server;
 pub mod types;
 

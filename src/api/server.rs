@@ -15,8 +15,8 @@ use tokio::net::UnixListener;
 
 use super::explain::Asked;
 use super::types::{
-    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reloaded, Resolved, Service,
-    Status, Tunnel,
+    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reach, Reloaded, Resolved,
+    Service, Status, Tunnel,
 };
 use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::{CommandError, ServiceSpec};
@@ -81,6 +81,7 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
 fn router(handle: NodeHandle) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/reach", get(reach))
         .route("/v1/peers", get(peers))
         .route("/v1/services", get(services).post(publish))
         .route("/v1/services/{name}", get(resolve).delete(withdraw))
@@ -135,6 +136,10 @@ type Answer<T> = Result<Json<T>, Failure>;
 
 async fn status(State(node): State<NodeHandle>) -> Answer<Status> {
     Ok(Json(node.inspect(Status::of).await?))
+}
+
+async fn reach(State(node): State<NodeHandle>) -> Answer<Reach> {
+    Ok(Json(node.inspect(Reach::of).await?))
 }
 
 async fn peers(State(node): State<NodeHandle>) -> Answer<Vec<Peer>> {

@@ -11,6 +11,7 @@ use crate::engine::route::ReservationState;
 use crate::engine::types::{PublicKey, Route};
 
 pub use super::learning::Learning;
+pub use super::reach::{BootstrapAddress, Reach, TestedAddress};
 use crate::node::{View, peer_id_text};
 
 pub use super::explain::{

@@ -277,7 +277,6 @@ mod tests {
             score: 0.5,
             baseline_score: 0.5,
             predicted_ms: None,
-            predicted_bandwidth: None,
             interval_ms: None,
             challenger_ms: None,
             moving_average_ms: None,

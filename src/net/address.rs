@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 
-/// The IP address in it.
+/// The IP address in it: of a relay, when it leads over one, and `None` for a connection that came
+/// over one, whose address is only the peer's id.
 pub(super) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     address.iter().find_map(|part| match part {
         Protocol::Ip4(ip) => Some(ip.into()),
@@ -14,12 +15,25 @@ pub(super) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     })
 }
 
-/// The peer that it names.
+/// The peer that it leads to: the last part. One named before is a relay on the way.
 pub(super) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
-    address.iter().find_map(|part| match part {
-        Protocol::P2p(peer) => Some(peer),
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
         _ => None,
-    })
+    }
+}
+
+/// The address without the peer that it leads to.
+pub(super) fn without_peer(mut address: Multiaddr) -> Multiaddr {
+    if peer_of(&address).is_some() {
+        address.pop();
+    }
+    address
+}
+
+/// Whether it leads over another node.
+pub(super) fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
 /// Why an address cannot be dialled, in words for a person.
@@ -42,4 +56,27 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_peer_is_meant_and_those_before_are_relays() {
+        let [relay, peer] = [PeerId::random(), PeerId::random()];
+        let to: Multiaddr =
+            format!("/ip4/10.0.0.1/tcp/4/p2p/{relay}/p2p-circuit/p2p/{peer}").parse().unwrap();
+        assert_eq!(peer_of(&to), Some(peer));
+        assert!(is_relayed(&to) && is_usable(&to));
+        let listening = without_peer(to);
+        assert_eq!(peer_of(&listening), None, "of the relay nothing is wanted");
+        assert!(is_relayed(&listening));
+        let direct: Multiaddr = format!("/ip4/10.0.0.1/tcp/4/p2p/{peer}").parse().unwrap();
+        assert_eq!(peer_of(&direct), Some(peer));
+        assert_eq!(without_peer(direct).to_string(), "/ip4/10.0.0.1/tcp/4");
+        let inbound: Multiaddr = format!("/p2p/{peer}").parse().unwrap();
+        assert_eq!(ip_of(&inbound), None);
+        assert!(!is_usable(&inbound));
+    }
 }

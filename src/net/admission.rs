@@ -45,6 +45,8 @@ pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Event {
     /// The peer belongs to the network; the connection's gate is open.
     Admitted {
+        /// Which connection.
+        connection: ConnectionId,
         /// Who.
         peer: PeerId,
         /// Its key.
@@ -159,7 +161,7 @@ impl NetworkBehaviour for Admission {
         let event = match verdict {
             Verdict(Ok((key, credential))) => {
                 self.strangers.admitted(connection);
-                Event::Admitted { peer, key, credential }
+                Event::Admitted { connection, peer, key, credential }
             }
             Verdict(Err(why)) => {
                 self.events.push_back(ToSwarm::CloseConnection {

@@ -9,6 +9,8 @@ mod tidy;
 mod worlds;
 
 #[cfg(feature = "node")]
+mod bootstrap;
+#[cfg(feature = "node")]
 mod cli;
 #[cfg(feature = "node")]
 mod entry;
@@ -20,6 +22,8 @@ mod links;
 mod membership;
 #[cfg(feature = "node")]
 mod mesh;
+#[cfg(feature = "node")]
+mod nat;
 #[cfg(feature = "node")]
 mod processes;
 #[cfg(feature = "node")]
