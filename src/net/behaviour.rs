@@ -136,7 +136,9 @@ impl Behaviour {
             .with_max_established_per_peer(Some(4));
         let mdns = wanted.mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), me));
         let identify = identify::Config::new(protocols.network.clone(), key.public())
-            .with_agent_version(concat!("meshwise/", env!("CARGO_PKG_VERSION")).into());
+            .with_agent_version(concat!("meshwise/", env!("CARGO_PKG_VERSION")).into())
+            // A way over a relay is found later than the connection.
+            .with_push_listen_addr_updates(true);
         let ping = ping::Config::new().with_interval(PING_INTERVAL);
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits),

@@ -52,6 +52,19 @@ impl NetworkBehaviour for Firewall {
     type ConnectionHandler = dummy::ConnectionHandler;
     type ToSwarm = Infallible;
 
+    /// Before the handshake, as whoever dials would find it. Who it is is not known yet.
+    fn handle_pending_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        local: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        match self.behind_nat && self.holes.is_empty() && !is_relayed(local) {
+            true => Err(ConnectionDenied::new("behind a NAT, as emulated")),
+            false => Ok(()),
+        }
+    }
+
     fn handle_pending_outbound_connection(
         &mut self,
         _: ConnectionId,

@@ -13,6 +13,8 @@ mod bootstrap;
 #[cfg(feature = "node")]
 mod cli;
 #[cfg(feature = "node")]
+mod doctor;
+#[cfg(feature = "node")]
 mod entry;
 #[cfg(feature = "node")]
 mod failover;

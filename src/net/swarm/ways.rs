@@ -110,8 +110,21 @@ impl Task {
             }
             (None, None) => return self.plane.counters().count("dial-wrong-address"),
         };
-        if self.swarm.dial(options).is_err() {
+        let peer = options.get_peer_id();
+        if let Err(error) = self.swarm.dial(options) {
             self.plane.counters().count("dial-refused");
+            if let (DialError::Denied { .. }, Some(peer)) = (error, peer) {
+                self.dial_instead(peer);
+            }
+        }
+    }
+
+    /// No direct address of a peer answers: tries those over relays.
+    fn dial_instead(&mut self, peer: PeerId) {
+        if let Some(relayed) = self.ways.instead.remove(&peer)
+            && !self.swarm.is_connected(&peer)
+        {
+            let _ = self.swarm.dial(DialOpts::peer_id(peer).addresses(relayed).build());
         }
     }
 
@@ -133,10 +146,8 @@ impl Task {
             }
             _ => tracing::debug!(?peer, %error, "could not connect"),
         }
-        if let Some((peer, relayed)) = peer.and_then(|peer| self.ways.instead.remove_entry(&peer))
-            && !self.swarm.is_connected(&peer)
-        {
-            let _ = self.swarm.dial(DialOpts::peer_id(peer).addresses(relayed).build());
+        if let Some(peer) = peer {
+            self.dial_instead(peer);
         }
     }
 
