@@ -44,9 +44,12 @@ pub(super) fn check_dial(address: &Multiaddr) -> Result<(), &'static str> {
     }
 }
 
-/// Whether an address that a peer says of itself is of any use.
+/// Whether an address that a peer says of itself is of any use. It may lead over one relay.
 pub(super) fn is_usable(address: &Multiaddr) -> bool {
-    check_dial(address).is_ok() && !ip_of(address).is_some_and(|ip| ip.is_unspecified())
+    let relays = address.iter().filter(|part| *part == Protocol::P2pCircuit).count();
+    relays <= 1
+        && check_dial(address).is_ok()
+        && !ip_of(address).is_some_and(|ip| ip.is_unspecified())
 }
 
 /// The cause at the bottom of an error, which is what the system said.
@@ -69,6 +72,8 @@ mod tests {
             format!("/ip4/10.0.0.1/tcp/4/p2p/{relay}/p2p-circuit/p2p/{peer}").parse().unwrap();
         assert_eq!(peer_of(&to), Some(peer));
         assert!(is_relayed(&to) && is_usable(&to));
+        let twice = to.clone().with(Protocol::P2pCircuit).with(Protocol::P2p(relay));
+        assert!(!is_usable(&twice));
         let listening = without_peer(to);
         assert_eq!(peer_of(&listening), None, "of the relay nothing is wanted");
         assert!(is_relayed(&listening));

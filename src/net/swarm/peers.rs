@@ -29,6 +29,13 @@ pub(super) struct Peer {
     pub(super) sync_failures: u32,
 }
 
+impl Peer {
+    /// Whether it says so.
+    pub(super) fn is_reached_over_others(&self) -> bool {
+        self.located.iter().any(is_relayed)
+    }
+}
+
 impl Task {
     pub(super) fn admission_event(&mut self, event: admission::Event) -> Vec<Input> {
         match event {

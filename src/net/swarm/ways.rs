@@ -234,7 +234,12 @@ impl Task {
         }
     }
 
+    /// A member tried to reach an address of this node. Those over relays, and what peers see of
+    /// connections over relays, say nothing.
     pub(super) fn tested(&mut self, event: autonat::v2::client::Event) {
+        if is_relayed(&event.tested_addr) || ip_of(&event.tested_addr).is_none() {
+            return;
+        }
         let result = event.result.map_err(|error| error.to_string());
         tracing::debug!(address = %event.tested_addr, ?result, "tested by {}", event.server);
         self.reach.lock().tested(event.tested_addr.to_string(), result);
@@ -248,7 +253,9 @@ impl Task {
         }
         let taken: BTreeSet<PeerId> = self.ways.relays.values().copied().collect();
         let free = |peer: &&PeerId| !taken.contains(peer) && !self.ways.refused.contains(peer);
-        let candidates = self.peers.keys().filter(free);
+        // Who is reached over others itself is no help.
+        let open = self.peers.iter().filter(|(_, known)| !known.is_reached_over_others());
+        let candidates = open.map(|(peer, _)| peer).filter(free);
         let candidates = candidates.filter_map(|peer| Some((*peer, self.ways.dialled(peer)?)));
         let wanted = RELAYS_MAX.saturating_sub(taken.len());
         let chosen: Vec<_> = candidates.take(wanted).map(|(p, at)| (p, at.clone())).collect();
