@@ -261,13 +261,13 @@ impl ConnectionHandler for Handler {
     ) {
         let (key, members, gate) = (self.key, self.members.clone(), self.gate.clone());
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(stream) => {
-                // One for a connection, and only from whoever dialled.
-                if !self.asks && matches!(self.talk, Talk::NotBegun) {
-                    let stream = stream.protocol;
-                    let talk = async move { exchange::answer(stream, key, members, &gate).await };
-                    self.talk = Talk::Running(talk.boxed());
-                }
+            // One for a connection, and only from whoever dialled.
+            ConnectionEvent::FullyNegotiatedInbound(stream)
+                if !self.asks && matches!(self.talk, Talk::NotBegun) =>
+            {
+                let stream = stream.protocol;
+                let talk = async move { exchange::answer(stream, key, members, &gate).await };
+                self.talk = Talk::Running(talk.boxed());
             }
             ConnectionEvent::FullyNegotiatedOutbound(stream) => {
                 let stream = stream.protocol;

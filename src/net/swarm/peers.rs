@@ -108,8 +108,7 @@ impl Task {
     pub(super) fn identified(&mut self, peer: PeerId, info: &identify::Info) -> Vec<Input> {
         let usable = info.listen_addrs.iter().filter(|address| is_usable(address));
         // Those over relays come last; without them, some peers cannot be reached at all.
-        let (relayed, direct): (Vec<_>, Vec<_>) =
-            usable.cloned().partition(|address| is_relayed(address));
+        let (relayed, direct): (Vec<_>, Vec<_>) = usable.cloned().partition(is_relayed);
         let direct = direct.into_iter().take(ADDRESSES_MAX - RELAYS_MAX.min(relayed.len()));
         let addresses: Vec<Multiaddr> =
             direct.chain(relayed.into_iter().take(RELAYS_MAX)).collect();
