@@ -48,9 +48,9 @@ use measure::{
 };
 use overlay::reunion::Reunion;
 use overlay::topology::TopologyManager;
-use overlay::wire::{self, GossipMessage, Objective, Signed};
+use overlay::wire::{self, GossipMessage, Objective, PeerAddresses, Signed};
 use overlay::{
-    Advertiser, Author, BootstrapPolicy, CheckedSignatures, Issuer, Membership,
+    Advertiser, Author, BootstrapPolicy, CheckedSignatures, Issuer, KnownPeer, Membership,
     NetworkBootstrapper, NetworkState, Pin,
 };
 use predict::{QualityModel, RoutePredictor};
@@ -179,7 +179,7 @@ pub struct Engine {
 
 impl Engine {
     /// An engine that starts at `now`.
-    pub fn new(config: EngineConfig, now: Timestamp) -> Self {
+    pub fn new(mut config: EngineConfig, now: Timestamp) -> Self {
         let network = &config.network;
         let author = Author { key: config.key.clone(), credential: network.credential.clone() };
         let me = author.public().node_id();
@@ -192,6 +192,9 @@ impl Engine {
         }
         let issuer = config.root.clone().map(|root| Issuer::new(root, network.ledger.clone()));
         let mut random = Pcg64Mcg::seed_from_u64(config.seed);
+        let mut bootstrap = std::mem::take(&mut config.bootstrap);
+        let roster = membership.roster();
+        bootstrap.known.retain(|known| !roster.is_revoked(&known.peer.key));
         Self {
             me,
             author,
@@ -203,7 +206,7 @@ impl Engine {
             last_stamp: now,
             joined_at: None,
             peers: BTreeMap::new(),
-            bootstrapper: NetworkBootstrapper::new(config.bootstrap.clone(), now),
+            bootstrapper: NetworkBootstrapper::new(bootstrap, now),
             topology: TopologyManager::default(),
             churn: ChurnDetector::default(),
             reunion: Reunion::default(),
@@ -380,6 +383,13 @@ impl Engine {
     /// Connected peers.
     pub fn peers(&self) -> &BTreeMap<NodeId, Peer> {
         &self.peers
+    }
+
+    /// Connected peers that said where they listen, as they are kept for the next start.
+    pub fn known_peers(&self, now: Timestamp) -> Vec<KnownPeer> {
+        let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
+        let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
+        peers.map(|peer| KnownPeer { peer, seen_at: now }).collect()
     }
 
     /// What each link is expected to carry (bytes/s), pessimistically, in order of neighbour.
