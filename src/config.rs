@@ -77,6 +77,10 @@ pub struct NetworkConfig {
     /// Find nodes on the local network by multicast DNS. Has no effect on a node that listens on
     /// loopback only.
     pub mdns: bool,
+    /// Find ways around NAT: ask the gateway to map the ports, have members test which addresses can
+    /// be reached, be reached over a member when none can, and do the same for other members. Has no
+    /// effect on a node that listens on loopback only, unless links are emulated there.
+    pub nat: bool,
     /// Links to other nodes that this one wants to have, 3 to 32; more while peers come and go.
     pub degree: usize,
 }
@@ -87,6 +91,7 @@ impl Default for NetworkConfig {
             listen: vec!["/ip4/0.0.0.0/tcp/4747".into(), "/ip4/0.0.0.0/udp/4747/quic-v1".into()],
             bootstrap: Vec::new(),
             mdns: true,
+            nat: true,
             degree: DEGREE,
         }
     }
@@ -218,8 +223,10 @@ impl Default for StorageConfig {
 pub struct EmulationConfig {
     /// Emulate. A normal node leaves this off, and then nothing below has an effect.
     pub enabled: bool,
-    /// Peer ids that this node cannot reach and that cannot reach it.
+    /// Peer ids that this node cannot reach and that cannot reach it, but over another member.
     pub unreachable: Vec<String>,
+    /// Nobody can open a connection to this node, as behind a NAT.
+    pub behind_nat: bool,
     /// Links exist only to the neighbours listed here, each with the conditions of the direction
     /// from this node. Connections with others carry control messages only.
     pub links: Vec<EmulatedLink>,

@@ -7,6 +7,7 @@ mod learning;
 mod names;
 mod network;
 mod reach;
+mod reachable;
 mod server;
 pub mod types;
 

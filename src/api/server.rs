@@ -17,8 +17,8 @@ use super::explain::Asked;
 use super::names;
 use super::network;
 use super::types::{
-    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reach, Reloaded, Resolved,
-    Service, Status, Tunnel,
+    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reach, Reachability, Reloaded,
+    Resolved, Service, Status, Tunnel,
 };
 use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::{CommandError, ServiceSpec};
@@ -88,6 +88,7 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
 fn router(handle: NodeHandle) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/reach", get(reachability))
         .route("/v1/peers", get(peers))
         .route("/v1/services", get(services).post(publish))
         .route("/v1/services/{name}", get(resolve).delete(withdraw))
@@ -162,6 +163,10 @@ pub(super) type Answer<T> = Result<Json<T>, Failure>;
 async fn status(State(node): State<NodeHandle>) -> Answer<Status> {
     let socks = node.socks();
     Ok(Json(node.inspect(move |view| Status::of(view, socks)).await?))
+}
+
+async fn reachability(State(node): State<NodeHandle>) -> Answer<Reachability> {
+    Ok(Json(node.inspect(Reachability::of).await?))
 }
 
 async fn peers(State(node): State<NodeHandle>) -> Answer<Vec<Peer>> {

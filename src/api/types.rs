@@ -15,6 +15,7 @@ pub use super::network::{
     Certified, Certify, Grant, Granted, Invite, Invited, Member, Members, Network, Revoke, Revoked,
 };
 pub use super::reach::Reach;
+pub use super::reachable::{BootstrapAddress, Reachability, TestedAddress};
 use crate::node::{View, peer_id_text};
 
 pub use super::explain::{

@@ -6,6 +6,7 @@ mod background;
 mod champion;
 mod data;
 mod demo;
+mod doctor;
 mod explain;
 mod import;
 mod model;
@@ -76,6 +77,8 @@ enum Group {
     Replay(replay::Args),
     /// Show what the running node is doing.
     Status,
+    /// Check what the node needs, and say what to do.
+    Doctor(doctor::Args),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -131,6 +134,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Group::Peer(verb) => peer::run(&verb, &context).await,
             Group::Model(verb) => model::run(&verb, &context).await,
             Group::Status => status::run(&context).await,
+            Group::Doctor(args) => doctor::run(args, &context).await,
             Group::Data(_) | Group::Replay(_) | Group::Completions { .. } => Ok(()),
         }
     })

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::measure::{LinkQuality, LinkState};
-use super::overlay::{Issuer, Membership};
+use super::overlay::wire::PeerAddresses;
+use super::overlay::{Issuer, KnownPeer, Membership};
 use super::predict::RoutePredictor;
 use super::route::candidate::Knowledge;
 use super::route::{self, Counterfactual, Decision, Destination, OverlayGraph};
@@ -51,6 +52,13 @@ impl Engine {
     /// Connected peers.
     pub fn peers(&self) -> &BTreeMap<NodeId, Peer> {
         &self.peers
+    }
+
+    /// Connected peers that said where they listen, as they are kept for the next start.
+    pub fn known_peers(&self, now: Timestamp) -> Vec<KnownPeer> {
+        let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
+        let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
+        peers.map(|peer| KnownPeer { peer, seen_at: now }).collect()
     }
 
     /// What each link is expected to carry (bytes/s), pessimistically, in order of neighbour.

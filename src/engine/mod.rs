@@ -203,7 +203,7 @@ pub struct Engine {
 
 impl Engine {
     /// An engine that starts at `now`.
-    pub fn new(config: EngineConfig, now: Timestamp) -> Self {
+    pub fn new(mut config: EngineConfig, now: Timestamp) -> Self {
         let network = &config.network;
         let author = Author { key: config.key.clone(), credential: network.credential.clone() };
         let me = author.public().node_id();
@@ -216,6 +216,9 @@ impl Engine {
         }
         let issuer = config.root.clone().map(|root| Issuer::new(root, network.ledger.clone()));
         let mut random = Pcg64Mcg::seed_from_u64(config.seed);
+        let mut bootstrap = std::mem::take(&mut config.bootstrap);
+        let roster = membership.roster();
+        bootstrap.known.retain(|known| !roster.is_revoked(&known.peer.key));
         Self {
             me,
             author,
@@ -228,7 +231,7 @@ impl Engine {
             last_stamp: now,
             joined_at: None,
             peers: BTreeMap::new(),
-            bootstrapper: NetworkBootstrapper::new(config.bootstrap.clone(), now),
+            bootstrapper: NetworkBootstrapper::new(bootstrap, now),
             topology: TopologyManager::default(),
             churn: ChurnDetector::default(),
             reunion: Reunion::default(),

@@ -47,6 +47,8 @@ pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Event {
     /// The peer belongs to the network; the connection's gate is open.
     Admitted {
+        /// Which connection.
+        connection: ConnectionId,
         /// Who.
         peer: PeerId,
         /// Its key.
@@ -167,7 +169,7 @@ impl NetworkBehaviour for Admission {
         self.events.push_back(match verdict {
             Verdict::Admitted(key, credential) => {
                 self.strangers.admitted(connection);
-                ToSwarm::GenerateEvent(Event::Admitted { peer, key, credential })
+                ToSwarm::GenerateEvent(Event::Admitted { connection, peer, key, credential })
             }
             Verdict::Failed(why) => ToSwarm::GenerateEvent(Event::Failed { peer, why }),
             Verdict::Told => ToSwarm::CloseConnection {

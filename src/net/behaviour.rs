@@ -1,19 +1,21 @@
 //! What a node speaks with libp2p: the behaviours, their protocols and their limits.
 //!
 //! With everybody: identify, ping, [admission](super::admission) and requests to [join](super::join).
-//! With members: what is [`Inside`], behind the [gate](super::gate).
+//! With members: what is [`Inside`], behind the [gate](super::gate): also relaying and the tests of
+//! addresses, so that no stranger is relayed, or has this node dial anybody.
 
 use std::time::Duration;
 
-use libp2p::allow_block_list::{self, BlockedPeers};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    StreamProtocol, connection_limits, gossipsub, identify, mdns, ping, request_response,
+    StreamProtocol, autonat, connection_limits, dcutr, gossipsub, identify, mdns, ping, relay,
+    request_response, upnp,
 };
 use sha2::{Digest, Sha256};
 
 use super::admission::Admission;
+use super::firewall::Firewall;
 use super::gate::{Gated, Gates};
 use super::join::{self, Joining};
 use super::{Members, NetError, dht};
@@ -26,17 +28,30 @@ const CONNECTIONS_MAX: (u32, u32) = (256, 512);
 const PENDING_MAX: u32 = 128;
 /// Pings are answered for others' sake; links are measured by probes of our own.
 const PING_INTERVAL: Duration = Duration::from_secs(3_600);
+/// Members that may be reached over this node at one time: half of the connections that others may
+/// have open to it.
+const RESERVATIONS_MAX: usize = 128;
+/// Connections between others over this node at one time.
+const CIRCUITS_MAX: usize = 128;
+/// Of those, from one member.
+const CIRCUITS_PER_PEER_MAX: usize = 16;
+/// How long one such connection lasts; whoever needs it opens it anew.
+const CIRCUIT_TIME_MAX: Duration = Duration::from_secs(2 * 3_600);
+/// What one such connection carries (bytes, each way). They are for control messages, of which a
+/// node has some kilobytes a second at most; a guess.
+const CIRCUIT_BYTES_MAX: u64 = 64 << 20;
 
 /// Those that may refuse a connection come first: a later refusal would leave traces in the others.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
-    pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
+    pub(super) firewall: Firewall,
     pub(super) admission: Admission,
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
     pub(super) join: Joining,
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
+    pub(super) upnp: Toggle<upnp::tokio::Behaviour>,
     pub(super) inside: Gated<Inside>,
 }
 
@@ -47,6 +62,26 @@ pub(super) struct Inside {
     pub(super) gossipsub: gossipsub::Behaviour,
     pub(super) sync: request_response::cbor::Behaviour<(), Vec<u8>>,
     pub(super) stream: libp2p_stream::Behaviour,
+    /// Reaching others, and being reached, over a member.
+    pub(super) relayed: relay::client::Behaviour,
+    /// Letting members reach each other over this node.
+    pub(super) relay: Toggle<relay::Behaviour>,
+    pub(super) punch: Toggle<dcutr::Behaviour>,
+    /// Having this node's addresses tested.
+    pub(super) tests: Toggle<autonat::v2::client::Behaviour>,
+    /// Testing those of other members.
+    pub(super) tester: Toggle<autonat::v2::server::Behaviour>,
+}
+
+/// Which of the optional ones run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wanted {
+    /// Search the local network for nodes.
+    pub(super) mdns: bool,
+    /// Ask the gateway to map ports.
+    pub(super) upnp: bool,
+    /// Everything else about NAT.
+    pub(super) nat: bool,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -86,7 +121,9 @@ impl Behaviour {
         key: &libp2p::identity::Keypair,
         protocols: &Protocols,
         members: Members,
-        mdns: bool,
+        firewall: Firewall,
+        wanted: Wanted,
+        relayed: relay::client::Behaviour,
     ) -> Result<Self, BoxError> {
         let me = key.public().to_peer_id();
         let gates = Gates::default();
@@ -96,19 +133,22 @@ impl Behaviour {
             .with_max_established_incoming(Some(CONNECTIONS_MAX.0))
             .with_max_established(Some(CONNECTIONS_MAX.1))
             .with_max_established_per_peer(Some(4));
-        let mdns = mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), me));
+        let mdns = wanted.mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), me));
         let identify = identify::Config::new(protocols.network.clone(), key.public())
-            .with_agent_version(concat!("meshwise/", env!("CARGO_PKG_VERSION")).into());
+            .with_agent_version(concat!("meshwise/", env!("CARGO_PKG_VERSION")).into())
+            // A way over a relay is found later than the connection.
+            .with_push_listen_addr_updates(true);
         let ping = ping::Config::new().with_interval(PING_INTERVAL);
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits),
-            blocked: allow_block_list::Behaviour::default(),
+            firewall,
             admission: Admission::new(protocols.admission.clone(), members.clone(), gates.clone()),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
             join: join::joining(protocols.join.clone()),
             mdns: Toggle::from(mdns.transpose()?),
-            inside: Gated::new(gates, Inside::new(key, protocols, members)?),
+            upnp: Toggle::from(wanted.upnp.then(upnp::tokio::Behaviour::default)),
+            inside: Gated::new(gates, Inside::new(key, protocols, members, wanted.nat, relayed)?),
         })
     }
 }
@@ -118,6 +158,8 @@ impl Inside {
         key: &libp2p::identity::Keypair,
         protocols: &Protocols,
         members: Members,
+        nat: bool,
+        relayed: relay::client::Behaviour,
     ) -> Result<Self, BoxError> {
         let me = key.public().to_peer_id();
         let kad = dht::behaviour(protocols.kad.clone(), me, members);
@@ -143,6 +185,29 @@ impl Inside {
             [(protocols.sync.clone(), request_response::ProtocolSupport::Full)],
             request_response::Config::default().with_max_concurrent_streams(8),
         );
-        Ok(Self { kad, gossipsub, sync, stream: libp2p_stream::Behaviour::new() })
+        let relay = || {
+            relay::Behaviour::new(
+                me,
+                relay::Config {
+                    max_reservations: RESERVATIONS_MAX,
+                    max_circuits: CIRCUITS_MAX,
+                    max_circuits_per_peer: CIRCUITS_PER_PEER_MAX,
+                    max_circuit_duration: CIRCUIT_TIME_MAX,
+                    max_circuit_bytes: CIRCUIT_BYTES_MAX,
+                    ..relay::Config::default()
+                },
+            )
+        };
+        Ok(Self {
+            kad,
+            gossipsub,
+            sync,
+            stream: libp2p_stream::Behaviour::new(),
+            relayed,
+            relay: Toggle::from(nat.then(relay)),
+            punch: Toggle::from(nat.then(|| dcutr::Behaviour::new(me))),
+            tests: Toggle::from(nat.then(autonat::v2::client::Behaviour::default)),
+            tester: Toggle::from(nat.then(autonat::v2::server::Behaviour::default)),
+        })
     }
 }

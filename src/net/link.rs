@@ -378,7 +378,7 @@ mod tests {
         let conditions =
             |rate| EmulatedLink { neighbour: PEER.to_string(), rate, ..EmulatedLink::default() };
         let config =
-            EmulationConfig { enabled: true, unreachable: vec![], links: vec![conditions(0.0)] };
+            EmulationConfig { enabled: true, links: vec![conditions(0.0)], ..Default::default() };
         let emulator = Emulator::start(&config).unwrap().unwrap();
         let link = Arc::new(Link::new(PEER, Some(emulator.clone())));
         link.enqueue(datagram(DatagramKind::Data, 1, 0, 1_000));

@@ -5,6 +5,8 @@
 //! - [`tls`]: how links and tunnels are encrypted.
 //! - [`admission`], [`gate`] and [`join`]: who is let in, what is spoken with others, and how a
 //!   stranger becomes a member.
+//! - [`reach`]: what is known of how this node is reached; [`firewall`] refuses what the emulation
+//!   says cannot be reached.
 //! - [`link`] and [`lanes`]: bounded queues to neighbours, and the libp2p streams behind them;
 //!   [`emulation`] can slow them down.
 //! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped; [`flows`]
@@ -21,6 +23,7 @@ mod behaviour;
 pub mod copies;
 pub mod dht;
 pub mod emulation;
+pub mod firewall;
 pub mod flows;
 pub mod gate;
 pub mod identity;
@@ -29,6 +32,7 @@ pub mod lanes;
 pub mod link;
 pub mod overlay_socket;
 pub mod plane;
+pub mod reach;
 pub mod reservations;
 pub mod sending;
 pub mod swarm;
@@ -108,6 +112,7 @@ pub struct Net {
     plane: Arc<DataPlane>,
     tunnels: Arc<Tunnels>,
     listening: swarm::Listening,
+    reach: reach::SharedReach,
     tasks: tokio_util::task::TaskTracker,
     stop: tokio_util::sync::CancellationToken,
     /// Ends the tasks also when nobody calls [`Net::stop`].
@@ -137,11 +142,13 @@ impl Net {
         let tunnels = Tunnels::start(identity, members.clone(), plane.clone(), &tasks, &stop)
             .map_err(|error| NetError::Build(error.to_string()))?;
         let (commands, command_receiver) = mpsc::channel(COMMANDS_MAX);
+        let reach = reach::SharedReach::default();
         let listening = swarm::start(swarm::Start {
             config,
             identity,
             members: members.clone(),
             plane: plane.clone(),
+            reach: reach.clone(),
             events,
             commands: command_receiver,
             tasks: &tasks,
@@ -150,7 +157,17 @@ impl Net {
         .await?;
         tasks.close();
         Ok((
-            Self { commands, members, plane, tunnels, listening, tasks, stop, _guard: guard },
+            Self {
+                commands,
+                members,
+                plane,
+                tunnels,
+                listening,
+                reach,
+                tasks,
+                stop,
+                _guard: guard,
+            },
             receiver,
         ))
     }
@@ -180,6 +197,11 @@ impl Net {
     pub fn listening(&self) -> Vec<String> {
         let listening = self.listening.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         listening.iter().cloned().collect()
+    }
+
+    /// What is known of how this node is reached.
+    pub fn reach(&self) -> reach::Reach {
+        self.reach.lock().clone()
     }
 
     /// The data plane, for its counters.

@@ -6,14 +6,14 @@
 
 mod listening;
 mod peers;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use libp2p::swarm::dial_opts::DialOpts;
-use libp2p::swarm::{DialError, ListenError, SwarmEvent};
+use libp2p::swarm::{ListenError, SwarmEvent};
 use libp2p::{
     Multiaddr, PeerId, Swarm, SwarmBuilder, gossipsub, identify, kad, mdns, noise,
     request_response, tcp, yamux,
@@ -22,12 +22,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::address::{check_dial, ip_of, peer_of};
+use super::address::{check_dial, ip_of};
 use super::admission::Crowded;
-use super::behaviour::{Behaviour, BehaviourEvent, InsideEvent, Protocols};
+use super::behaviour::{Behaviour, BehaviourEvent, InsideEvent, Protocols, Wanted};
 use super::dht::Dht;
+use super::firewall::Firewall;
 use super::identity::{self, Identity};
 use super::plane::DataPlane;
+use super::reach::{Gateway, Reach, SharedReach};
 use super::tls::LinkTls;
 use super::{MEMBERS_CHECK, Members, NetError, lanes, now};
 use crate::config::Config;
@@ -37,6 +39,7 @@ use crate::engine::types::{NodeId, PublicKey};
 pub use listening::Listening;
 use listening::{heard, listen_on, lost};
 use peers::Peer;
+use ways::Ways;
 
 /// Gossip that waits for a first subscriber; the oldest makes room.
 const UNHEARD_MAX: usize = 256;
@@ -57,6 +60,8 @@ pub struct Start<'a> {
     pub members: Members,
     /// Where datagrams go.
     pub plane: Arc<DataPlane>,
+    /// Where to say how this node is reached.
+    pub reach: SharedReach,
     /// Where inputs for the engine go.
     pub events: mpsc::Sender<Input>,
     /// Where commands come from.
@@ -83,7 +88,26 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
     }
     let protocols = Protocols::new(&start.members.load().root.node_id().to_string())?;
     let only_loopback = listen.iter().all(|addr| ip_of(addr).is_some_and(|ip| ip.is_loopback()));
-    let mdns = network.mdns && !only_loopback;
+    let emulation = &start.config.emulation;
+    let wanted = Wanted {
+        mdns: network.mdns && !only_loopback,
+        upnp: network.nat && !only_loopback,
+        nat: network.nat && (!only_loopback || emulation.enabled),
+    };
+    *start.reach.lock() = Reach {
+        mdns: wanted.mdns,
+        nat: wanted.nat,
+        bootstrap: network.bootstrap.iter().map(|text| (text.clone(), None)).collect(),
+        gateway: if wanted.upnp { Gateway::Searching } else { Gateway::Off },
+        ..Reach::default()
+    };
+    let mut firewall = Firewall::default();
+    if emulation.enabled {
+        let keys = emulation.unreachable.iter().map(|text| identity::parse_peer_id(text));
+        let keys: Vec<_> = keys.collect::<Result<_, _>>().map_err(|error| build(&error))?;
+        let peers = keys.iter().filter_map(identity::peer_id).collect();
+        firewall = Firewall::new(peers, emulation.behind_nat);
+    }
     let members = start.members.clone();
     let mut swarm = SwarmBuilder::with_existing_identity(start.identity.keypair())
         .with_tokio()
@@ -94,24 +118,20 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         )
         .map_err(|error| build(&error))?
         .with_quic()
-        .with_behaviour(|key| Behaviour::new(key, &protocols, members, mdns))
+        .with_relay_client(noise::Config::new, yamux::Config::default)
+        .map_err(|error| build(&error))?
+        .with_behaviour(|key, relayed| {
+            Behaviour::new(key, &protocols, members, firewall, wanted, relayed)
+        })
         .map_err(|error| build(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
         .build();
-    if start.config.emulation.enabled {
-        for text in &start.config.emulation.unreachable {
-            let key = identity::parse_peer_id(text).map_err(|error| build(&error))?;
-            if let Some(peer) = identity::peer_id(&key) {
-                swarm.behaviour_mut().blocked.block_peer(peer);
-            }
-        }
-    }
     let incoming = swarm.behaviour().inside.stream.new_control().accept(protocols.link.clone());
     let incoming = incoming.map_err(|error| build(&error))?;
     start.tasks.spawn(lanes::accept(incoming, start.plane.clone(), start.stop.child_token()));
     let listening = Arc::new(Mutex::new(BTreeSet::new()));
     let early = listen_on(&mut swarm, listen, &listening).await?;
-    let task = Task {
+    let mut task = Task {
         listening: listening.clone(),
         swarm,
         protocols,
@@ -128,8 +148,14 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         joins: BTreeMap::new(),
         next_token: 0,
         unheard: VecDeque::new(),
+        ways: Ways::default(),
+        reach: start.reach,
+        emulated: emulation.enabled,
         stop: start.stop.clone(),
     };
+    for address in task.swarm.listeners().cloned().collect::<Vec<_>>() {
+        task.offer(&address);
+    }
     start.tasks.spawn(task.run(start.commands, early));
     Ok(listening)
 }
@@ -154,6 +180,10 @@ struct Task {
     joins: BTreeMap<u64, request_response::ResponseChannel<Vec<u8>>>,
     next_token: u64,
     unheard: VecDeque<Vec<u8>>,
+    ways: Ways,
+    reach: SharedReach,
+    /// Links are emulated: loopback addresses are as good as others.
+    emulated: bool,
     stop: CancellationToken,
 }
 
@@ -177,6 +207,7 @@ impl Task {
                 () = tokio::time::sleep_until(dht_at) => self.dht_timeout(),
                 _ = check.tick() => {
                     self.put_out_strangers();
+                    self.seek_relays();
                     Vec::new()
                 }
                 event = self.swarm.select_next_some() => self.event(event),
@@ -261,22 +292,6 @@ impl Task {
         Vec::new()
     }
 
-    /// Dials one peer at all its addresses together.
-    fn dial(&mut self, texts: &[String]) {
-        let mut addresses: Vec<Multiaddr> = texts.iter().filter_map(|t| t.parse().ok()).collect();
-        addresses.retain(|address| check_dial(address).is_ok());
-        let peer = addresses.iter().find_map(peer_of);
-        let options = match (peer, addresses.first()) {
-            (Some(peer), _) if self.swarm.is_connected(&peer) => return,
-            (Some(peer), _) => DialOpts::peer_id(peer).addresses(addresses).build(),
-            (None, Some(address)) => DialOpts::from(address.clone()),
-            (None, None) => return self.plane.counters().count("dial-wrong-address"),
-        };
-        if self.swarm.dial(options).is_err() {
-            self.plane.counters().count("dial-refused");
-        }
-    }
-
     /// Publishes, and keeps what nobody heard until somebody listens.
     fn publish(&mut self, bytes: Vec<u8>) {
         let topic = self.protocols.topic.hash();
@@ -296,11 +311,22 @@ impl Task {
     fn event(&mut self, event: SwarmEvent<BehaviourEvent>) -> Vec<Input> {
         match event {
             SwarmEvent::Behaviour(event) => self.behaviour_event(event),
-            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
-                self.disconnected(&peer_id).into_iter().collect()
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.connected(peer_id, connection_id, &endpoint);
+                Vec::new()
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
+                self.closed(&peer_id, connection_id);
+                let gone = num_established == 0;
+                gone.then(|| self.disconnected(&peer_id)).flatten().into_iter().collect()
             }
             SwarmEvent::NewListenAddr { address, .. } => {
+                self.offer(&address);
                 heard(&mut self.swarm, &self.listening, address);
+                Vec::new()
+            }
+            SwarmEvent::ListenerClosed { listener_id, .. } => {
+                self.listener_closed(listener_id);
                 Vec::new()
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
@@ -316,15 +342,7 @@ impl Task {
                 Vec::new()
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
-                self.plane.counters().count("dial-failed");
-                match &error {
-                    DialError::Transport(tried) if self.peers.is_empty() => {
-                        for (address, _) in tried {
-                            tracing::warn!("nobody answers at {address}; trying again later");
-                        }
-                    }
-                    _ => tracing::debug!(?peer_id, %error, "could not connect"),
-                }
+                self.not_connected(peer_id, &error);
                 Vec::new()
             }
             _ => Vec::new(),
@@ -344,6 +362,18 @@ impl Task {
             }) => self.join_message(peer, connection_id, message).into_iter().collect(),
             BehaviourEvent::Join(request_response::Event::OutboundFailure { .. }) => {
                 self.plane.counters().count("renewal-failed");
+                Vec::new()
+            }
+            BehaviourEvent::Inside(InsideEvent::Tests(event)) => {
+                self.tested(event);
+                Vec::new()
+            }
+            BehaviourEvent::Inside(InsideEvent::Punch(event)) => {
+                self.punched(&event);
+                Vec::new()
+            }
+            BehaviourEvent::Upnp(event) => {
+                self.gateway(event);
                 Vec::new()
             }
             BehaviourEvent::Inside(event) => self.inside_event(event),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,6 +26,8 @@ use crate::store::Writer;
 
 /// Inputs that are handled before a timeout: a queue's worth.
 const EVENTS_FIRST_MAX: usize = crate::net::EVENTS_MAX;
+/// How often the connected peers are kept for the next start.
+const PEERS_INTERVAL: Duration = Duration::from_secs(60);
 /// Route calculations whose duration is kept.
 const CALCULATIONS_MAX: usize = 4_096;
 
@@ -112,6 +114,7 @@ pub(super) struct Driver {
     decisions: BTreeMap<TunnelId, Decision>,
     calculations: CalculationTimes,
     dropped: BTreeMap<&'static str, u64>,
+    keep_peers_at: Timestamp,
 }
 
 impl Driver {
@@ -131,6 +134,7 @@ impl Driver {
             trainer: options.trainer.clone(),
             data_dir: options.data_dir.clone(),
             schedule: Schedule::new(&options.config.learning, clock.now()),
+            keep_peers_at: clock.now() + PEERS_INTERVAL,
             clock,
             training: None,
             last_training: None,
@@ -158,7 +162,8 @@ impl Driver {
             let timeout = self
                 .engine
                 .next_timeout(now)
-                .min(self.schedule.next().unwrap_or(Timestamp(u64::MAX)));
+                .min(self.schedule.next().unwrap_or(Timestamp(u64::MAX)))
+                .min(self.keep_peers_at);
             tokio::select! {
                 input = events.recv() => match input {
                     Some(input) => self.handle(input),
@@ -166,6 +171,7 @@ impl Driver {
                 },
                 request = requests.recv() => match request {
                     Some(Request::Stop) | None => {
+                        self.keep_peers();
                         self.say_goodbye();
                         break;
                     }
@@ -197,6 +203,16 @@ impl Driver {
         }
     }
 
+    /// Keeps who is connected for the next start, when every configured address may be dead.
+    fn keep_peers(&mut self) {
+        let now = self.clock.now();
+        self.keep_peers_at = now + PEERS_INTERVAL;
+        let known = self.engine.known_peers(now);
+        if !known.is_empty() {
+            self.writer.peers(known);
+        }
+    }
+
     /// Withdraws what this node publishes, so that nobody is led to a node that is gone. It is
     /// published again at the next start.
     fn say_goodbye(&mut self) {
@@ -220,6 +236,9 @@ impl Driver {
         let now = self.clock.now();
         self.engine.handle_timeout(now);
         self.drain(begun);
+        if self.keep_peers_at <= now {
+            self.keep_peers();
+        }
         if let Some(reason) = self.schedule.take_due(now) {
             let Some(program) = self.trainer.clone() else { return self.schedule.ended(now) };
             tracing::info!("training: {}", reason.as_str());

@@ -29,11 +29,11 @@ use crate::config::Config;
 use crate::engine::{Engine, EngineConfig};
 use crate::learn::ModelRegistry;
 use crate::net::Net;
+use crate::store::{Reader, Retention, StoreError, Writer};
 
-use crate::store::{Retention, StoreError, Writer};
-
-pub use crate::net::identity::{Identity, parse_peer_id, peer_id_text};
+pub use crate::net::identity::{FILE as IDENTITY_FILE, Identity, parse_peer_id, peer_id_text};
 pub use crate::net::join::{JOIN_TIMEOUT, JoinError, join};
+pub use crate::net::reach::{Gateway, Reach};
 pub use crate::net::tunnel::TunnelInfo;
 pub use clock::Clock;
 pub use driver::{CalculationTimes, View};
@@ -151,6 +151,10 @@ impl Node {
         raise_descriptor_limit();
         let mut bootstrap = config.bootstrap_policy();
         bootstrap.addresses.extend(network.state.addresses.iter().cloned());
+        match Reader::open(data_dir.join(DATABASE)).and_then(|reader| reader.peers()) {
+            Ok(known) => bootstrap.known = known,
+            Err(error) => tracing::warn!("{error}; joining by configured addresses only"),
+        }
         let engine = Engine::new(
             EngineConfig {
                 root: network.root,

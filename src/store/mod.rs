@@ -10,6 +10,7 @@
 //! | `event` | a join, registration or look-up with its duration |
 //! | `decision` | a choice of route, with reason, model version and propensity |
 //! | `candidate` | one route weighed in a decision: features, forecasts, scores |
+//! | `peer` | a peer that was connected: its key, where it listens, when it was seen last |
 //!
 //! The views `route_quality` and `forecast` are for people with a `sqlite3` prompt. Routes are
 //! text `id>id>id`, units stand last in the column names, times are µs since the Unix epoch.
@@ -25,6 +26,7 @@
 
 mod decisions;
 mod outcome;
+mod peers;
 mod reader;
 mod retention;
 mod rows;
@@ -37,6 +39,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub use outcome::OutcomeRow;
+pub use peers::PEERS_KEPT_MAX;
 pub use reader::{
     CandidatePredictionRow, CandidateRow, Counts, DecisionRow, LinkStateRow, ProbeRow, Reader,
     RouteSliceRow, TableCount,

@@ -2,7 +2,9 @@
 
 use rusqlite::{Connection, ErrorCode, params};
 
+use super::peers;
 use crate::engine::measure::Sample;
+use crate::engine::overlay::KnownPeer;
 use crate::engine::route::Decision;
 
 /// One value waiting to be written.
@@ -11,6 +13,8 @@ pub(super) enum Row {
     Sample(Sample),
     /// A choice of route, and how long it took to make (µs).
     Decision(Box<Decision>, u64),
+    /// Who is connected.
+    Peers(Vec<KnownPeer>),
 }
 
 /// Inserts all rows in one transaction and returns the errors of the rows that the schema
@@ -30,6 +34,7 @@ pub(super) fn insert(
             Row::Decision(decision, calculation_us) => {
                 insert_decision(&transaction, decision, *calculation_us)
             }
+            Row::Peers(known) => peers::keep(&transaction, known),
         };
         match written {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {

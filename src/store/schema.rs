@@ -18,7 +18,7 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// First bytes of every SQLite database (file format, section 1.3).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-const MIGRATIONS: [&str; 3] = [TABLES_1, SHADOW_2, ROUTE_SLICE_3];
+const MIGRATIONS: [&str; 4] = [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4];
 
 const TABLES_1: &str = "
 CREATE TABLE probe (
@@ -159,6 +159,16 @@ CREATE TABLE route_slice (
     duration_us        INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX route_slice_by_time ON route_slice (at_us);
+";
+
+/// Who was connected, and where it listened.
+const PEER_4: &str = "
+CREATE TABLE peer (
+    key       BLOB PRIMARY KEY CHECK (length(key) = 32),
+    addresses TEXT NOT NULL,
+    seen_us   INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX peer_by_time ON peer (seen_us);
 ";
 
 /// How closely a file is looked at.
@@ -304,6 +314,7 @@ mod tests {
         let candidate = &decision.candidates[0];
         assert_eq!((candidate.predicted_ms, candidate.challenger_ms), (Some(2.0), None));
         assert!(reader.route_slices(0).unwrap().is_empty());
+        assert!(reader.peers().unwrap().is_empty());
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use super::rows::{self, Row};
 use super::{Retention, Store, StoreError, retention};
 use crate::engine::measure::Sample;
+use crate::engine::overlay::KnownPeer;
 use crate::engine::route::Decision;
 
 /// Rows that wait at most; further ones are dropped. A guess: a minute of the busiest node.
@@ -111,6 +112,11 @@ impl Writer {
     /// when the queue is full.
     pub fn decision(&self, decision: Decision, calculation_us: u64) {
         self.send(Row::Decision(Box::new(decision), calculation_us));
+    }
+
+    /// Hands over who is connected. Never waits; dropped and counted when the queue is full.
+    pub fn peers(&self, peers: Vec<KnownPeer>) {
+        self.send(Row::Peers(peers));
     }
 
     /// Waits until every row handed over before is committed, at most [`FLUSH_WAIT_MAX`].

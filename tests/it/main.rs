@@ -13,7 +13,11 @@ mod tidy;
 mod worlds;
 
 #[cfg(feature = "node")]
+mod bootstrap;
+#[cfg(feature = "node")]
 mod cli;
+#[cfg(feature = "node")]
+mod doctor;
 #[cfg(feature = "node")]
 mod entry;
 #[cfg(feature = "node")]
@@ -25,6 +29,7 @@ mod membership;
 #[cfg(feature = "node")]
 mod mesh;
 #[cfg(feature = "node")]
+mod nat;
 mod networks;
 #[cfg(feature = "node")]
 mod processes;

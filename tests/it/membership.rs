@@ -228,7 +228,10 @@ async fn told(swarm: &mut Swarm<Plain>, peer: PeerId, network: &Network) -> Stri
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_gets_identify_and_ping_and_is_told_why() {
     let folder = tempfile::tempdir().unwrap();
-    let (node, network) = found(&folder.path().join("node"), config(vec![])).await;
+    let mut settings = config(vec![]);
+    settings.network.nat = true;
+    settings.emulation.enabled = true;
+    let (node, network) = found(&folder.path().join("node"), settings).await;
     let settings = config(listening(&node).await);
     let friend = member(&network, Duration::ZERO, &folder.path().join("friend"), settings).await;
     friend.handle().publish(service(NAME), echo_server().await).await.unwrap();
@@ -249,7 +252,7 @@ async fn a_stranger_gets_identify_and_ping_and_is_told_why() {
     assert_eq!(got.secrets, [""; 0]);
     let offers = |name: &str| got.protocols.iter().any(|protocol| protocol.contains(name));
     assert!(offers("admission/1") && offers("join/1") && offers("ipfs/ping"), "{got:?}");
-    for name in ["kad", "meshsub", "sync", "link"] {
+    for name in ["kad", "meshsub", "sync", "link", "circuit", "autonat", "dcutr"] {
         assert!(!offers(name), "{name} is for members: {got:?}");
     }
     assert!(counted(&node, "admission-timed-out").await > 0);

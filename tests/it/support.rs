@@ -33,6 +33,7 @@ pub fn config(bootstrap: Vec<String>) -> Config {
             listen: vec!["/ip4/127.0.0.1/tcp/0".into()],
             bootstrap,
             mdns: false,
+            nat: false,
             degree: NetworkConfig::default().degree,
         },
         probing: ProbingConfig {
@@ -57,6 +58,7 @@ pub fn only_links_to(neighbours: &[NodeId]) -> EmulationConfig {
     EmulationConfig {
         enabled: true,
         unreachable: Vec::new(),
+        behind_nat: false,
         links: neighbours.iter().map(link).collect(),
     }
 }

@@ -297,6 +297,7 @@ impl Mesh {
                 listen: vec![format!("/ip4/127.0.0.1/tcp/{}", process.port)],
                 bootstrap: bootstrap.collect(),
                 mdns: false,
+                nat: false,
                 degree: NetworkConfig::default().degree,
             },
             // Every node would want the same port.
@@ -315,6 +316,7 @@ impl Mesh {
             emulation: EmulationConfig {
                 enabled: true,
                 unreachable: far_end.map(peer_id).into_iter().collect(),
+                behind_nat: false,
                 links: links.collect(),
             },
             ..Config::default()

@@ -1,14 +1,15 @@
-//! Joining: dial the configured addresses, learn of more peers, stay connected to at least three.
+//! Joining: dial the configured addresses and the peers of an earlier run, learn of more peers,
+//! stay connected to at least three.
 //!
-//! Round `n` without enough peers is followed by the next one after 2^n seconds, stretched by up
-//! to a tenth at random so that nodes restarted together do not dial together. After
-//! `attempts_max` rounds the node gives up for now and tries once every [`RETRY`]; losing a
-//! connection or hearing of a peer starts the rounds anew. A peer list from the first peer that answers supplies the rest.
+//! All dials of a round are made together; the first peer that answers supplies its peer list and
+//! the state of the mesh, and nobody waits for the rest. Round `n` without enough peers is followed
+//! by the next one after [`backoff`]. After `attempts_max` rounds the node gives up for now and
+//! tries once every [`RETRY`]; losing a connection or hearing of a peer starts the rounds anew.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::wire::PeerAddresses;
+use super::wire::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, PeerAddresses};
 use crate::engine::types::{NodeId, Timestamp};
 
 /// Peers that a node wants to be connected to, when there are so many.
@@ -16,33 +17,65 @@ pub const CONNECTIONS_MIN: usize = 3;
 /// Most peers remembered as candidates for a connection; the one least recently heard of makes
 /// room.
 pub const KNOWN_MAX: usize = 1_024;
-/// Most peers dialled in one round.
+/// Most peers dialled in one round; half of them configured addresses, when there are so many of
+/// both kinds.
 pub const DIALS_MAX: usize = 16;
 
-/// Between two tries after the rounds were used up.
+/// Between two tries after the rounds were used up, before jitter.
 pub const RETRY: Duration = Duration::from_secs(300);
+/// Longest pause between two rounds, before jitter.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(256);
+
+/// A peer that was connected, as it is kept over a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    /// Who, and where it listened.
+    pub peer: PeerAddresses,
+    /// When it was connected last.
+    pub seen_at: Timestamp,
+}
 
 /// How to join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootstrapPolicy {
     /// Addresses to start from, as multiaddress text.
     pub addresses: Vec<String>,
+    /// Peers of an earlier run, to start from as well.
+    pub known: Vec<KnownPeer>,
     /// Rounds before giving up.
     pub attempts_max: u32,
 }
 
 impl Default for BootstrapPolicy {
     fn default() -> Self {
-        Self { addresses: Vec::new(), attempts_max: 8 }
+        Self { addresses: Vec::new(), known: Vec::new(), attempts_max: 8 }
     }
+}
+
+/// Half of the pause is certain and half is drawn ("equal jitter", M. Brooker, "Exponential Backoff
+/// And Jitter", AWS Architecture Blog 2015): nodes that were restarted together come apart, and no
+/// node dials again at once. `jitter` is drawn uniformly from 0 to 1.
+fn equal_jitter(pause: Duration, jitter: f64) -> Duration {
+    pause.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+}
+
+/// The pause after round `n`, counted from 1: 2^n seconds, at most [`BACKOFF_MAX`], with equal
+/// jitter.
+pub fn backoff(n: u32, jitter: f64) -> Duration {
+    equal_jitter(Duration::from_secs(1 << n.min(16)).min(BACKOFF_MAX), jitter)
 }
 
 /// Keeps a node connected.
 #[derive(Clone, Debug)]
 pub struct NetworkBootstrapper {
-    policy: BootstrapPolicy,
+    addresses: Vec<String>,
+    attempts_max: u32,
+    /// Where peers listen, and when they were heard of.
     known: BTreeMap<NodeId, (Vec<String>, Timestamp)>,
+    started_at: Timestamp,
     attempt: u32,
+    /// Rounds since the start: each looks at another part of who is known.
+    round: usize,
     gave_up: bool,
     next_at: Option<Timestamp>,
 }
@@ -50,7 +83,25 @@ pub struct NetworkBootstrapper {
 impl NetworkBootstrapper {
     /// Starts its first round at `now`.
     pub fn new(policy: BootstrapPolicy, now: Timestamp) -> Self {
-        Self { policy, known: BTreeMap::new(), attempt: 0, gave_up: false, next_at: Some(now) }
+        let BootstrapPolicy { addresses, known: mut before, attempts_max } = policy;
+        before.sort_by_key(|known| std::cmp::Reverse(known.seen_at));
+        before.truncate(KNOWN_MAX);
+        let long_ago = Timestamp(now.as_micros().saturating_sub(1));
+        let known = before.into_iter().map(|KnownPeer { mut peer, seen_at }| {
+            peer.addresses.truncate(ADDRESSES_MAX);
+            peer.addresses.retain(|address| address.len() <= ADDRESS_BYTES_MAX);
+            (peer.key.node_id(), (peer.addresses, seen_at.min(long_ago)))
+        });
+        Self {
+            addresses,
+            attempts_max,
+            known: known.filter(|(_, (addresses, _))| !addresses.is_empty()).collect(),
+            started_at: now,
+            attempt: 0,
+            round: 0,
+            gave_up: false,
+            next_at: Some(now),
+        }
     }
 
     /// Heard of a peer and where it listens.
@@ -71,9 +122,11 @@ impl NetworkBootstrapper {
         self.known.insert(node, (peer.addresses.clone(), now));
     }
 
-    /// Peers whose addresses are known.
+    /// Peers whose addresses were heard of since the start. Those of an earlier run are dialled, but
+    /// may be gone for good.
     pub fn known(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.known.keys().copied()
+        let fresh = self.known.iter().filter(|(_, (_, at))| *at >= self.started_at);
+        fresh.map(|(node, _)| *node)
     }
 
     /// Where a peer listens.
@@ -110,31 +163,29 @@ impl NetworkBootstrapper {
             return Vec::new();
         }
         self.next_at = None;
-        let waiting: Vec<&Vec<String>> = self
-            .known
-            .iter()
-            .filter(|(node, _)| !connected(**node))
-            .map(|(_, (addresses, _))| addresses)
-            .collect();
-        let nobody_left = waiting.is_empty() && self.policy.addresses.is_empty();
+        let waiting = self.known.iter().filter(|(node, _)| !connected(**node));
+        let mut waiting: Vec<(Timestamp, &Vec<String>)> =
+            waiting.map(|(_, (addresses, at))| (*at, addresses)).collect();
+        let nobody_left = waiting.is_empty() && self.addresses.is_empty();
         if connected_count >= CONNECTIONS_MIN || nobody_left {
             return Vec::new();
         }
-        if self.attempt < self.policy.attempts_max {
+        if self.attempt < self.attempts_max {
             self.attempt += 1;
-            let wait = Duration::from_secs(1 << self.attempt.min(16));
-            self.next_at = Some(now + wait.mul_f64(1.0 + 0.1 * jitter.clamp(0.0, 1.0)));
+            self.next_at = Some(now + backoff(self.attempt, jitter));
         } else {
             self.gave_up = true;
-            self.next_at = Some(now + RETRY);
+            self.next_at = Some(now + equal_jitter(RETRY, jitter));
         }
-        // A different window of the known peers each round, so that dead ones do not fill it.
-        let offset = (self.attempt as usize * CONNECTIONS_MIN) % waiting.len().max(1);
-        let known = waiting.iter().cycle().skip(offset).take(waiting.len());
-        let configured = self.policy.addresses.iter().map(|address| vec![address.clone()]);
-        let mut dials: Vec<Vec<String>> = configured.collect();
-        dials.extend(known.map(|addresses| (*addresses).clone()));
-        dials.truncate(DIALS_MAX);
+        // Who was heard of last is the likeliest to be there.
+        waiting.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let of_known = DIALS_MAX - self.addresses.len().min(DIALS_MAX / 2);
+        let of_configured = DIALS_MAX - waiting.len().min(of_known);
+        let configured = window(&self.addresses, of_configured, self.round);
+        let mut dials: Vec<Vec<String>> = configured.map(|address| vec![address.clone()]).collect();
+        let known = window(&waiting, of_known, self.round);
+        dials.extend(known.map(|(_, addresses)| (*addresses).clone()));
+        self.round = self.round.wrapping_add(1);
         dials
     }
 
@@ -144,13 +195,24 @@ impl NetworkBootstrapper {
     }
 }
 
+/// At most `room` of the items, others in each round until all had their turn, so that dead ones do
+/// not fill it.
+fn window<T>(items: &[T], room: usize, round: usize) -> impl Iterator<Item = &T> {
+    let offset = round.wrapping_mul(room) % items.len().max(1);
+    items.iter().cycle().skip(offset).take(items.len().min(room))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::types::PublicKey;
 
     fn bootstrapper() -> NetworkBootstrapper {
-        let policy = BootstrapPolicy { addresses: vec!["/a".into()], attempts_max: 4 };
+        let policy = BootstrapPolicy {
+            addresses: vec!["/a".into()],
+            attempts_max: 4,
+            ..BootstrapPolicy::default()
+        };
         NetworkBootstrapper::new(policy, Timestamp(0))
     }
 
@@ -169,13 +231,13 @@ mod tests {
         while !bootstrapper.take_given_up() {
             let at = bootstrapper.next_timeout().unwrap();
             rounds.push(at.as_micros() / 1_000_000);
-            assert_eq!(bootstrapper.poll(|_| false, 0, 0.0, at), [["/a"]]);
+            assert_eq!(bootstrapper.poll(|_| false, 0, 1.0, at), [["/a"]]);
         }
         assert_eq!(rounds, [0, 2, 6, 14, 30]);
         assert_eq!(bootstrapper.next_timeout(), Some(seconds(30) + RETRY), "now and then");
         bootstrapper.restart(seconds(100));
         assert_eq!(bootstrapper.poll(|_| false, 0, 0.0, seconds(100)), [["/a"]]);
-        assert_eq!(bootstrapper.next_timeout(), Some(seconds(102)));
+        assert_eq!(bootstrapper.next_timeout(), Some(seconds(101)), "half of it is drawn");
     }
 
     #[test]
@@ -199,5 +261,49 @@ mod tests {
         let mut bootstrapper = NetworkBootstrapper::new(policy, seconds(0));
         assert!(bootstrapper.poll(|_| false, 0, 0.0, seconds(0)).is_empty());
         assert_eq!(bootstrapper.next_timeout(), None);
+    }
+
+    fn known(byte: u8, at: u64) -> KnownPeer {
+        KnownPeer { peer: peer(byte), seen_at: seconds(at) }
+    }
+
+    #[test]
+    fn peers_of_an_earlier_run_are_dialled_newest_first_and_all_have_their_turn() {
+        let policy = BootstrapPolicy {
+            addresses: (0..20).map(|index| format!("/dead/{index}")).collect(),
+            known: (1..=40).map(|byte| known(byte, u64::from(byte))).collect(),
+            ..BootstrapPolicy::default()
+        };
+        let mut bootstrapper = NetworkBootstrapper::new(policy, seconds(1_000));
+        assert_eq!(bootstrapper.known().count(), 0, "they may be gone");
+        let (mut dialled, mut at) = (std::collections::BTreeSet::new(), seconds(1_000));
+        for round in 0..5 {
+            let dials = bootstrapper.poll(|_| false, 0, 1.0, at);
+            assert_eq!(dials.len(), DIALS_MAX);
+            if round == 0 {
+                let newest: Vec<String> = (33..=40).rev().map(|byte| format!("/{byte}")).collect();
+                assert_eq!(dials[8..].concat(), newest);
+            }
+            dialled.extend(dials.concat());
+            at = bootstrapper.next_timeout().unwrap();
+        }
+        assert_eq!(dialled.len(), 60);
+    }
+
+    #[test]
+    fn who_is_heard_of_makes_those_of_an_earlier_run_leave() {
+        let many = (0..KNOWN_MAX + 5).map(|index| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&(index as u64).to_le_bytes());
+            let peer = PeerAddresses { key: PublicKey(key), addresses: vec!["/a".into()] };
+            KnownPeer { peer, seen_at: seconds(5_000 + index as u64) }
+        });
+        let policy = BootstrapPolicy { known: many.collect(), ..BootstrapPolicy::default() };
+        let mut bootstrapper = NetworkBootstrapper::new(policy, seconds(1_000));
+        assert_eq!(bootstrapper.known.len(), KNOWN_MAX);
+        bootstrapper.heard_of(&peer(9), seconds(1_000));
+        assert_eq!(bootstrapper.known.len(), KNOWN_MAX);
+        let node = peer(9).key.node_id();
+        assert_eq!(bootstrapper.known().collect::<Vec<_>>(), [node], "whatever the clock was");
     }
 }

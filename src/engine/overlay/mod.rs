@@ -18,7 +18,7 @@ pub mod topology;
 pub mod wire;
 
 pub use advertiser::Advertiser;
-pub use bootstrap::{BootstrapPolicy, NetworkBootstrapper};
+pub use bootstrap::{BootstrapPolicy, KnownPeer, NetworkBootstrapper};
 pub use checked::{CheckedSignatures, OpenedLinkState};
 pub use delegation::Delegation;
 pub use issuer::{Issuer, Ledger, NotLetIn};

@@ -150,6 +150,16 @@ impl OverlayGraph {
         changes
     }
 
+    /// How old the newest advertisement of each origin was when it came, by the two nodes' clocks
+    /// (µs): its way through the mesh, and by how much this node's clock is ahead of the origin's.
+    pub fn ages_us(&self) -> impl Iterator<Item = (NodeId, i64)> + '_ {
+        let age = |advert: &Advertised| {
+            let [came, left] = [advert.accepted_at.as_micros(), advert.sequence];
+            i64::try_from(i128::from(came) - i128::from(left)).unwrap_or(i64::MAX)
+        };
+        self.adverts.iter().map(move |(origin, advert)| (*origin, age(advert)))
+    }
+
     /// These relays deliver only a share (above 0, below 1) of what their links claim; all others
     /// what they claim.
     pub fn doubt(&mut self, relays: BTreeMap<NodeId, f64>) {

@@ -65,8 +65,14 @@ pub(super) async fn listen_on(
 /// A listener has a new address. What peers are told of providers is built from these.
 pub(super) fn heard(swarm: &mut Swarm<Behaviour>, listening: &Listening, address: Multiaddr) {
     swarm.add_external_address(address.clone());
-    let address = address.with(Protocol::P2p(*swarm.local_peer_id())).to_string();
+    let address = named(swarm, address);
     listening.lock().unwrap_or_else(PoisonError::into_inner).insert(address);
+}
+
+/// The address with this node's peer id. One at a relay may have it already.
+fn named(swarm: &Swarm<Behaviour>, address: Multiaddr) -> String {
+    let me = *swarm.local_peer_id();
+    address.with_p2p(me).unwrap_or_else(|address| address).to_string()
 }
 
 /// Whether a TCP port is free. libp2p shares its ports, so it would not notice another node on it.
@@ -84,6 +90,6 @@ fn check_free(address: &Multiaddr) -> std::io::Result<()> {
 /// An address is no longer one of this node's.
 pub(super) fn lost(swarm: &mut Swarm<Behaviour>, listening: &Listening, address: Multiaddr) {
     swarm.remove_external_address(&address);
-    let address = address.with(Protocol::P2p(*swarm.local_peer_id())).to_string();
+    let address = named(swarm, address);
     listening.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
 }

@@ -5,11 +5,12 @@ use libp2p::{Multiaddr, PeerId, identify, request_response};
 use tokio_util::sync::CancellationToken;
 
 use super::Task;
+use super::ways::RELAYS_MAX;
 use crate::engine::event::Input;
 use crate::engine::overlay::wire::{self, ADDRESSES_MAX, JoinResponse, PeerAddresses};
 use crate::engine::overlay::{Credential, NotLetIn};
 use crate::engine::types::{NodeId, PublicKey};
-use crate::net::address::is_usable;
+use crate::net::address::{is_relayed, is_usable};
 use crate::net::admission::{self, exchange::Failure};
 use crate::net::{identity, lanes, now};
 
@@ -21,18 +22,27 @@ pub(super) struct Peer {
     key: PublicKey,
     /// What it showed last.
     credential: Credential,
-    /// Ends the link.
-    link: CancellationToken,
-    /// Kademlia knows its addresses.
-    located: bool,
+    /// Ends the link, which there is while a direct connection is.
+    link: Option<CancellationToken>,
+    /// Addresses that Kademlia knows.
+    located: Vec<Multiaddr>,
     pub(super) sync_failures: u32,
+}
+
+impl Peer {
+    /// Whether it says so.
+    pub(super) fn is_reached_over_others(&self) -> bool {
+        self.located.iter().any(is_relayed)
+    }
 }
 
 impl Task {
     pub(super) fn admission_event(&mut self, event: admission::Event) -> Vec<Input> {
         match event {
-            admission::Event::Admitted { peer, key, credential } => {
-                self.admitted(peer, key, credential)
+            admission::Event::Admitted { connection, peer, key, credential } => {
+                let inputs = self.admitted(peer, key, credential);
+                self.way_admitted(peer, connection);
+                inputs
             }
             admission::Event::Failed { peer, why } => {
                 let times = self.plane.counters().count_nth(why.as_str());
@@ -58,11 +68,22 @@ impl Task {
             }
             return Vec::new();
         }
-        let (node, link) = (key.node_id(), self.stop.child_token());
-        let (located, sync_failures) = (false, 0);
-        let known = Peer { key, credential, link: link.clone(), located, sync_failures };
+        let known = Peer { key, credential, link: None, located: Vec::new(), sync_failures: 0 };
         self.peers.insert(peer, known);
-        self.by_node.insert(node, peer);
+        self.by_node.insert(key.node_id(), peer);
+        let mut inputs = vec![Input::PeerConnected(key)];
+        let addresses = self.heard_early.remove(&peer);
+        inputs.extend(addresses.and_then(|addresses| self.listens(peer, addresses)));
+        inputs
+    }
+
+    /// Keeps a link to a peer that is connected directly.
+    pub(super) fn link(&mut self, peer: PeerId) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.link.is_none()) else {
+            return;
+        };
+        let (node, link) = (known.key.node_id(), self.stop.child_token());
+        known.link = Some(link.clone());
         if self.plane.may_link(node) {
             tokio::spawn(lanes::maintain(
                 self.swarm.behaviour().inside.stream.new_control(),
@@ -74,16 +95,23 @@ impl Task {
                 link,
             ));
         }
-        let mut inputs = vec![Input::PeerConnected(key)];
-        let addresses = self.heard_early.remove(&peer);
-        inputs.extend(addresses.and_then(|addresses| self.listens(peer, addresses)));
-        inputs
+    }
+
+    /// Ends the link to a peer.
+    pub(super) fn unlink(&mut self, peer: &PeerId) {
+        if let Some(link) = self.peers.get_mut(peer).and_then(|known| known.link.take()) {
+            link.cancel();
+        }
     }
 
     /// A peer said where it listens.
     pub(super) fn identified(&mut self, peer: PeerId, info: &identify::Info) -> Vec<Input> {
         let usable = info.listen_addrs.iter().filter(|address| is_usable(address));
-        let addresses: Vec<Multiaddr> = usable.take(ADDRESSES_MAX).cloned().collect();
+        // Those over relays come last; without them, some peers cannot be reached at all.
+        let (relayed, direct): (Vec<_>, Vec<_>) = usable.cloned().partition(is_relayed);
+        let direct = direct.into_iter().take(ADDRESSES_MAX - RELAYS_MAX.min(relayed.len()));
+        let addresses: Vec<Multiaddr> =
+            direct.chain(relayed.into_iter().take(RELAYS_MAX)).collect();
         if self.peers.contains_key(&peer) {
             return self.listens(peer, addresses).into_iter().collect();
         }
@@ -96,12 +124,14 @@ impl Task {
 
     fn listens(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) -> Option<Input> {
         let known = self.peers.get_mut(&peer)?;
-        if !std::mem::replace(&mut known.located, true) {
-            let kad = &mut self.swarm.behaviour_mut().inside.kad;
-            for address in &addresses {
-                kad.add_address(&peer, address.clone());
-            }
+        let kad = &mut self.swarm.behaviour_mut().inside.kad;
+        for gone in known.located.iter().filter(|address| !addresses.contains(address)) {
+            kad.remove_address(&peer, gone);
         }
+        for new in addresses.iter().filter(|address| !known.located.contains(address)) {
+            kad.add_address(&peer, new.clone());
+        }
+        known.located.clone_from(&addresses);
         let key = known.key;
         let addresses = addresses.into_iter().filter_map(|address| address.with_p2p(peer).ok());
         let addresses = addresses.map(|address| address.to_string()).collect();
@@ -112,7 +142,9 @@ impl Task {
     pub(super) fn disconnected(&mut self, peer: &PeerId) -> Option<Input> {
         self.heard_early.remove(peer);
         let known = self.peers.remove(peer)?;
-        known.link.cancel();
+        if let Some(link) = known.link {
+            link.cancel();
+        }
         let node = known.key.node_id();
         self.by_node.remove(&node);
         Some(Input::PeerDisconnected(node))
@@ -141,9 +173,7 @@ impl Task {
 
     fn put_out(&mut self, peer: PeerId) {
         // At once, however long the peer takes to agree to the end of the connection.
-        if let Some(known) = self.peers.get(&peer) {
-            known.link.cancel();
-        }
+        self.unlink(&peer);
         self.swarm.behaviour_mut().inside.kad.remove_peer(&peer);
         let _ = self.swarm.disconnect_peer_id(peer);
     }
