@@ -49,6 +49,9 @@ const UNANSWERED_MAX: usize = 4_096;
 const SYNC_FAILURES_MAX: u32 = 3;
 /// Connections carry link lanes; only those without any are closed after this.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a connection may take until both sides have proved their keys. A stranger that does not
+/// go on holds one of the places of strangers for as long.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the swarm starts with.
 pub struct Start<'a> {
@@ -125,6 +128,7 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         })
         .map_err(|error| build(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
+        .with_connection_timeout(HANDSHAKE_TIMEOUT)
         .build();
     let incoming = swarm.behaviour().inside.stream.new_control().accept(protocols.link.clone());
     let incoming = incoming.map_err(|error| build(&error))?;

@@ -22,9 +22,10 @@ pub const KNOWN_MAX: usize = 1_024;
 pub const DIALS_MAX: usize = 16;
 
 /// Between two tries after the rounds were used up, before jitter.
-pub const RETRY: Duration = Duration::from_secs(300);
-/// Longest pause between two rounds, before jitter.
-pub const BACKOFF_MAX: Duration = Duration::from_secs(256);
+pub const RETRY: Duration = Duration::from_secs(60);
+/// Longest pause between two rounds, before jitter: a node that was offline for hours is back soon
+/// after its network is.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(32);
 
 /// A peer that was connected, as it is kept over a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,11 +5,11 @@
 //! member came from is let in beyond what all strangers may have together, so that a flood from
 //! elsewhere does not keep the member out. When a share is used up, the stranger that has waited longest
 //! makes room, once it has had [`GRACE`]: a member needs less for its handshake, and gets in beside
-//! those that come back again and again and say nothing. Loopback has no share: whoever connects from there runs on
-//! this machine, where whole meshes are tried out.
+//! those that come back again and again and say nothing. 127.0.0.1 and ::1 have no share: whoever connects
+//! from there runs on this machine, where whole meshes are tried out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
@@ -17,8 +17,9 @@ use libp2p::swarm::ConnectionId;
 
 /// Connections from one address that are not admitted yet, with those that still shake hands.
 pub(super) const PER_SOURCE_MAX: usize = 8;
-/// The same from everywhere.
-pub(super) const STRANGERS_MAX: usize = 64;
+/// The same from everywhere. A flood is admitted to this many handshakes in each [`GRACE`], a member
+/// among them with the same chance as each of the others.
+pub(super) const STRANGERS_MAX: usize = 256;
 /// Addresses of members that are remembered.
 const FRIENDS_MAX: usize = 1_024;
 /// Requests to join from one address within [`JOIN_PERIOD`].
@@ -45,7 +46,7 @@ impl Source {
     }
 
     fn is_here(self) -> bool {
-        self.0.is_loopback()
+        [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&self.0)
     }
 }
 
@@ -177,6 +178,9 @@ impl Joins {
 
 #[cfg(test)]
 mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_pcg::Pcg64;
+
     use super::*;
 
     fn id(number: usize) -> ConnectionId {
@@ -195,7 +199,7 @@ mod tests {
     }
 
     fn ip(number: usize) -> Option<IpAddr> {
-        Some(IpAddr::from([192, 0, 2, number as u8]))
+        Some(IpAddr::from([192, 0, (number >> 8) as u8, number as u8]))
     }
 
     #[test]
@@ -216,7 +220,7 @@ mod tests {
         for connection in 0..STRANGERS_MAX {
             assert_eq!(enter(&mut strangers, connection, ip(connection)), Ok(()));
         }
-        assert_eq!(enter(&mut strangers, 100, ip(100)), Err(Crowded));
+        assert_eq!(enter(&mut strangers, 1_000, ip(1_000)), Err(Crowded));
     }
 
     #[test]
@@ -239,14 +243,47 @@ mod tests {
     #[test]
     fn a_flood_does_not_keep_a_member_out_that_comes_back() {
         let mut strangers = Strangers::default();
-        enter(&mut strangers, 1_000, ip(200)).unwrap();
-        strangers.admitted(id(1_000));
-        strangers.leave(id(1_000));
+        enter(&mut strangers, 2_000, ip(2_000)).unwrap();
+        strangers.admitted(id(2_000));
+        strangers.leave(id(2_000));
         for connection in 0..STRANGERS_MAX {
             enter(&mut strangers, connection, ip(connection)).unwrap();
         }
-        assert_eq!(enter(&mut strangers, 1_001, ip(201)), Err(Crowded));
-        assert_eq!(enter(&mut strangers, 1_001, ip(200)), Ok(()));
+        assert_eq!(enter(&mut strangers, 2_001, ip(2_001)), Err(Crowded));
+        assert_eq!(enter(&mut strangers, 2_001, ip(2_000)), Ok(()));
+    }
+
+    /// 400 connections a second from a thousand addresses that say nothing, and somebody new whose
+    /// handshake takes 300 ms and who tries every one to two seconds.
+    #[test]
+    fn a_flood_from_everywhere_does_not_keep_out_who_tries_again() {
+        let mut random = Pcg64::seed_from_u64(1);
+        for _ in 0..50 {
+            let (mut strangers, mut now) = (Strangers::default(), Instant::now());
+            let (mut next, mut entered, mut tries) = (now, None, 0);
+            let joined = loop {
+                now += Duration::from_micros(random.random_range(0..5_000));
+                tries += 1;
+                let from = ip(random.random_range(1..1_000));
+                let mut leaves = strangers.enter(id(tries), from, now).ok().flatten();
+                strangers.proved(id(tries), PeerId::random());
+                if now >= next && entered.is_none() {
+                    next = now + Duration::from_millis(random.random_range(1_000..2_000));
+                    let place = strangers.enter(id(0), ip(1_000), now);
+                    entered = place.is_ok().then_some(now);
+                    leaves = leaves.or(place.ok().flatten());
+                }
+                let Some((_, leaves)) = leaves else { continue };
+                strangers.leave(leaves);
+                if let Some(entered) = entered
+                    && (leaves == id(0) || now.duration_since(entered) > GRACE / 3)
+                {
+                    break leaves != id(0);
+                }
+                assert!(tries < 10_000, "kept out for 25 s");
+            };
+            assert!(joined, "nobody is thrown out who is quick");
+        }
     }
 
     #[test]
@@ -256,7 +293,7 @@ mod tests {
         for connection in 0..STRANGERS_MAX {
             assert_eq!(enter(&mut strangers, connection, here), Ok(()));
         }
-        assert_eq!(enter(&mut strangers, 100, here), Err(Crowded));
+        assert_eq!(enter(&mut strangers, 1_000, here), Err(Crowded));
     }
 
     #[test]
@@ -265,7 +302,8 @@ mod tests {
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert!(of("::1").is_here() && of("127.0.0.9").is_here());
+        assert!(of("::1").is_here() && of("127.0.0.1").is_here());
+        assert!(!of("127.0.0.2").is_here());
     }
 
     #[test]

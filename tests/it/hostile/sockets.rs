@@ -1,10 +1,12 @@
 //! Hostile hosts and members on real connections: a flood of identities without credentials, and a
 //! member that sends what no node of ours would. What the others still achieve.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p::multiaddr::Protocol;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent, dummy};
 use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, gossipsub, kad, noise, tcp, yamux};
@@ -14,7 +16,7 @@ use meshwise::net::gate::{Gated, Gates};
 use meshwise::node::network::Network;
 use meshwise::node::{Clock, Node, parse_peer_id};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, TcpSocket, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::NAME;
@@ -25,6 +27,26 @@ use crate::support::{PATIENCE, config, echo_server, eventually, exchange, listen
 const SYBILS: usize = 100;
 /// How soon each comes back.
 const AGAIN: Duration = Duration::from_millis(200);
+/// The host that they are on. Nodes take who connects from 127.0.0.1 for a part of this machine.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// Carries connections on to a node, from [`ELSEWHERE`]. Returns where it listens.
+async fn from_elsewhere(node: SocketAddr, stop: CancellationToken) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap();
+    let carrying = async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let socket = TcpSocket::new_v4()?;
+                socket.bind((ELSEWHERE, 0).into())?;
+                let mut far = socket.connect(node).await?;
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    };
+    tokio::spawn(async move { stop.run_until_cancelled(carrying).await });
+    here
+}
 
 /// Connects, says nothing, and comes back when it is thrown out.
 async fn sybil(address: Multiaddr, stop: CancellationToken) {
@@ -52,6 +74,14 @@ async fn sybil(address: Multiaddr, stop: CancellationToken) {
     tokio::select! { () = stop.cancelled() => {} () = lives => {} }
 }
 
+fn socket_address(address: &Multiaddr) -> SocketAddr {
+    let mut parts = address.iter();
+    match (parts.next(), parts.next()) {
+        (Some(Protocol::Ip4(ip)), Some(Protocol::Tcp(port))) => (ip, port).into(),
+        _ => panic!("{address} is not IPv4 and TCP"),
+    }
+}
+
 async fn resolves(node: &Node, from_dht: bool) -> bool {
     let name = NAME.parse().unwrap();
     node.handle().resolve(name, from_dht).await.is_ok_and(|(found, _)| found.len() == 1)
@@ -69,8 +99,10 @@ async fn a_hundred_identities_without_credentials_keep_no_member_out() {
 
     let stop = CancellationToken::new();
     let address: Multiaddr = listening(&node).await[0].parse().unwrap();
+    let at = from_elsewhere(socket_address(&address), stop.clone()).await;
+    let at: Multiaddr = format!("/ip4/{}/tcp/{}", at.ip(), at.port()).parse().unwrap();
     for _ in 0..SYBILS {
-        tokio::spawn(sybil(address.clone(), stop.clone()));
+        tokio::spawn(sybil(at.clone(), stop.clone()));
     }
     eventually("they use up what strangers may have", async || {
         counted(&node, "too-many-strangers").await > 0
@@ -151,7 +183,7 @@ impl Member {
         let key = parse_peer_id(&swarm.local_peer_id().to_string()).unwrap();
         let credential = network.admit(&key, Clock::default().now()).unwrap().state.credential;
         let hello = [&[0], &wire::encode(&credential)[..]].concat();
-        let Some(libp2p::multiaddr::Protocol::P2p(peer)) = address.iter().last() else {
+        let Some(Protocol::P2p(peer)) = address.iter().last() else {
             panic!("{address} has no peer id")
         };
         swarm.behaviour_mut().inside.kad.add_address(&peer, address.clone());
