@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::multiaddr::Protocol;
@@ -174,6 +174,8 @@ fn speaker(network: &Network, gates: Gates) -> Swarm<Speaker> {
 struct Member {
     swarm: Swarm<Speaker>,
     peer: PeerId,
+    /// Whether the node said that it listens to gossip.
+    subscribed: bool,
 }
 
 impl Member {
@@ -188,13 +190,12 @@ impl Member {
         };
         swarm.behaviour_mut().inside.kad.add_address(&peer, address.clone());
         swarm.dial(address).unwrap();
-        let mut member = Self { swarm, peer };
-        let connection = member
-            .until(|event| match event {
-                SwarmEvent::ConnectionEstablished { connection_id, .. } => Some(*connection_id),
-                _ => None,
-            })
-            .await;
+        let mut member = Self { swarm, peer, subscribed: false };
+        let connection = loop {
+            if let SwarmEvent::ConnectionEstablished { connection_id, .. } = member.next().await {
+                break connection_id;
+            }
+        };
         let mut control = member.swarm.behaviour().stream.new_control();
         let admission = protocol(network, "admission/1");
         let showing = async {
@@ -205,24 +206,25 @@ impl Member {
             let mut answer = [0; 3];
             stream.read_exact(&mut answer).await.unwrap();
             assert_eq!(answer[2], 1, "welcome");
+            // The node speaks as soon as it has read the verdict.
+            gates.of(connection).open_inbound();
             stream.write_all(&[0, 1, 3]).await.unwrap();
             stream.close().await.unwrap();
         };
         member.drive(showing).await;
-        gates.of(connection).open_inbound();
         gates.of(connection).open_outbound();
         member
     }
 
-    async fn until<T>(&mut self, find: impl Fn(&SwarmEvent<SpeakerEvent>) -> Option<T>) -> T {
-        let waiting = async {
-            loop {
-                if let Some(found) = find(&self.swarm.select_next_some().await) {
-                    return found;
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, waiting).await.expect("it does not happen")
+    async fn next(&mut self) -> SwarmEvent<SpeakerEvent> {
+        let event = self.swarm.select_next_some().await;
+        self.subscribed |= matches!(
+            event,
+            SwarmEvent::Behaviour(SpeakerEvent::Inside(InsideEvent::Gossipsub(
+                gossipsub::Event::Subscribed { .. },
+            )))
+        );
+        event
     }
 
     /// Does something while the swarm runs.
@@ -231,7 +233,7 @@ impl Member {
         loop {
             tokio::select! {
                 done = &mut work => return done,
-                _ = self.swarm.select_next_some() => {}
+                _ = self.next() => {}
             }
         }
     }
@@ -249,13 +251,12 @@ async fn a_member_that_sends_what_no_node_would_disturbs_nobody() {
     let address: Multiaddr = listening(&node).await[0].parse().unwrap();
     let mut hostile = Member::admitted(&network, address).await;
     eventually("it counts as a peer", async || peers(&node).await.len() == 3).await;
-    let subscribed = |event: &SwarmEvent<SpeakerEvent>| match event {
-        SwarmEvent::Behaviour(SpeakerEvent::Inside(InsideEvent::Gossipsub(
-            gossipsub::Event::Subscribed { .. },
-        ))) => Some(()),
-        _ => None,
-    };
-    hostile.until(subscribed).await;
+    let begun = Instant::now();
+    while !hostile.subscribed {
+        assert!(begun.elapsed() < PATIENCE, "gossip is not spoken");
+        let a_while = tokio::time::sleep(Duration::from_millis(50));
+        hostile.drive(a_while).await;
+    }
 
     let topic = topic(&network);
     let key = provider.handle().key();
