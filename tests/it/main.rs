@@ -30,6 +30,7 @@ mod membership;
 mod mesh;
 #[cfg(feature = "node")]
 mod nat;
+#[cfg(feature = "node")]
 mod networks;
 #[cfg(feature = "node")]
 mod processes;
