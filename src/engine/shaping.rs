@@ -90,6 +90,7 @@ impl Engine {
             candidates: &candidates,
             topology: &topology,
             target: self.degree_target(now),
+            max_hops: self.config.paths.max_hops,
         };
         for change in self.topology.poll(&seen, now) {
             match change {

@@ -17,7 +17,9 @@
 use std::collections::BTreeMap;
 
 use super::TrainRow;
-use crate::engine::predict::{Head, Ledger, MARGINS, PESSIMISMS, Prospect, Ranking, RankingCard};
+use crate::engine::predict::{
+    CENTRES_COUNT, Head, Ledger, MARGINS, PESSIMISMS, Prospect, Ranking, RankingCard,
+};
 
 /// Rows that left within so long (µs) form a choice: 2 s, the time between two decisions of the
 /// router; every candidate is probed once a second.
@@ -128,8 +130,8 @@ fn play(choices: &[Choice], rules: Vec<Ranking>) -> Ledger {
         let prospects: Vec<Prospect> = offers
             .iter()
             .map(|offer| Prospect {
-                centre_ms: [offer.forecast_ms; 4],
-                spread_ms: [offer.forecast_ms * offer.scale; 4],
+                centre_ms: [offer.forecast_ms; CENTRES_COUNT],
+                spread_ms: [offer.forecast_ms * offer.scale; CENTRES_COUNT],
                 stale_ms: 0.0,
             })
             .collect();

@@ -6,20 +6,21 @@ use super::world::Quantity;
 use crate::engine::measure::window_statistics::quantile;
 use crate::engine::measure::worth::Known;
 use crate::engine::predict::posterior::{Measured, additive, beliefs};
-use crate::engine::predict::{Prospect, STALE_INTERVALS_MAX};
+use crate::engine::predict::{CENTRES_COUNT, Prospect, STALE_INTERVALS_MAX, blend_ms};
 
 /// Values of which a level is made; where a link has fewer, the reverse direction fills up.
 const LEVEL_VALUES: usize = 5;
 /// Values of which means and deviations are made.
 const MEAN_VALUES: usize = 60;
+/// Newest values whose deviation says whether the level is a new one.
+const NEWEST_VALUES: usize = 3;
+/// Links of a node that must have been measured before their usual deviation says something of
+/// the node: of one or two it is the link's own.
+const NODE_LINKS_MIN: usize = 8;
 
 /// Share of the way that a last value of throughput is drawn towards the prior (chosen on the
 /// first two dates of the cloud trace among 0.1 to 0.7).
 const PRIOR_SHARE: f64 = 0.1;
-/// Share of a link's deviation in the spread of its mean, beside the mean's own error: of two
-/// links with one mean, the steadier one is the safer choice.
-const TAIL_SHARE: f64 = 0.25;
-
 /// What was measured on all links: moments (s) and values (ms), each in order.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -119,7 +120,11 @@ impl Estimates {
         let link = |(own, prior): (&Option<f64>, &f64)| {
             let ln = own.map_or(*prior, |own| own + PRIOR_SHARE * (prior - own));
             let spread = if own.is_some() { 0.0 } else { ln.exp() * PRIOR_SHARE };
-            Some(Prospect { centre_ms: [ln.exp(); 4], spread_ms: [spread; 4], stale_ms: 0.0 })
+            Some(Prospect {
+                centre_ms: [ln.exp(); CENTRES_COUNT],
+                spread_ms: [spread; CENTRES_COUNT],
+                stale_ms: 0.0,
+            })
         };
         let known = lasts.iter().any(Option::is_some);
         let links = lasts.iter().zip(&prior).map(|both| link(both).filter(|_| known)).collect();
@@ -131,21 +136,30 @@ impl Estimates {
         let pairs = || (0..nodes * nodes).map(|index| (index / nodes, index % nodes));
         let measured: Vec<Measured> = pairs().map(|(a, b)| seen.measured(a, b)).collect();
         let believed = beliefs(nodes, &measured);
+        let newest: Vec<Vec<(f64, f64)>> =
+            pairs().map(|(a, b)| seen.newest(a, b, MEAN_VALUES)).collect();
+        let ms = |index: usize| newest[index].iter().map(|(_, ms)| *ms).collect::<Vec<f64>>();
+        let wide: Vec<Option<f64>> = (0..newest.len())
+            .map(|index| (!newest[index].is_empty()).then(|| deviation(&ms(index))))
+            .collect();
+        let usual: Vec<f64> = wide.chunks(nodes.max(1)).map(usual_deviation).collect();
         let link = |(src, dst): (usize, usize)| {
-            let values = seen.newest(src, dst, MEAN_VALUES);
-            let (at_s, last) = *values.last()?;
-            let believed = believed.as_ref()?[src * nodes + dst];
-            let all: Vec<f64> = values.iter().map(|(_, ms)| *ms).collect();
+            let index = src * nodes + dst;
+            let (at_s, last) = *newest[index].last()?;
+            let believed = believed.as_ref()?[index];
+            let (all, wide) = (ms(index), wide[index]?);
             let tail = |count: usize| &all[all.len().saturating_sub(count)..];
             let median = |count| quantile(tail(count), 0.5).unwrap_or(last);
             let level = (median(3) + median(LEVEL_VALUES)) / 2.0;
-            let wide = deviation(&all);
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            let end = usual[src].max(usual[dst]);
+            let blend = blend_ms(level, mean, wide, deviation(tail(NEWEST_VALUES)), end);
             let spread = (deviation(tail(LEVEL_VALUES)) + wide) / 2.0;
-            let overdue = (now_s - at_s) / usual_gap_s(&values) - 1.0;
+            let overdue = (now_s - at_s) / usual_gap_s(&newest[index]) - 1.0;
             let overdue = overdue.clamp(0.0, STALE_INTERVALS_MAX);
             Some(Prospect {
-                centre_ms: [level, level, believed.mean_ms, level.max(last)],
-                spread_ms: [spread, spread, believed.deviation_ms + TAIL_SHARE * wide, spread],
+                centre_ms: [level, level, believed.mean_ms, level.max(last), blend],
+                spread_ms: [spread, spread, believed.deviation_ms, spread, spread],
                 stale_ms: level * overdue,
             })
         };
@@ -170,7 +184,8 @@ impl Estimates {
             Quantity::Latency => a + b,
             Quantity::Throughput => a.max(b),
         };
-        let each = |a: [f64; 4], b: [f64; 4]| std::array::from_fn(|at| join(a[at], b[at]));
+        type Each = [f64; CENTRES_COUNT];
+        let each = |a: Each, b: Each| -> Each { std::array::from_fn(|at| join(a[at], b[at])) };
         Some(Prospect {
             centre_ms: each(a.centre_ms, b.centre_ms),
             spread_ms: each(a.spread_ms, b.spread_ms),
@@ -186,6 +201,12 @@ fn usual_gap_s(values: &[(f64, f64)]) -> f64 {
     let gaps: Vec<f64> = gaps.collect();
     let median = if gaps.len() < 2 { None } else { quantile(&gaps, 0.5) };
     median.map_or(f64::INFINITY, |gap| gap.max(1e-3))
+}
+
+/// Median deviation (ms) of a node's links; 0 when too few of them were measured to tell.
+fn usual_deviation(of_links: &[Option<f64>]) -> f64 {
+    let known: Vec<f64> = of_links.iter().flatten().copied().collect();
+    if known.len() < NODE_LINKS_MIN { 0.0 } else { quantile(&known, 0.5).unwrap_or(0.0) }
 }
 
 fn deviation(values: &[f64]) -> f64 {

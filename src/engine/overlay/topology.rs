@@ -13,11 +13,11 @@
 //! were not (the cycle property of minimum spanning forests: the links of lowest rank in each cut
 //! are never given up). Links that die are not pruning's doing; who loses one links anew.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::engine::route::graph::Topology;
+use crate::engine::route::path::reach_ms;
 use crate::engine::types::{NodeId, Timestamp};
 
 /// How often the shape is looked at while there are too few links, or far too many.
@@ -68,6 +68,8 @@ pub struct Neighbourhood<'a> {
     pub topology: &'a Topology,
     /// Links that it wants to have.
     pub target: usize,
+    /// Longest route that is looked for (links): who is farther is not reached.
+    pub max_hops: usize,
 }
 
 /// Decides about links, seldom.
@@ -155,7 +157,7 @@ impl TopologyManager {
             let missing = missing.max(missing_most(seen));
             return any.take(missing).map(Reshape::Make).collect();
         };
-        let from_me = costs(seen.topology, me, None);
+        let from_me = reach_ms(seen.topology, me, seen.max_hops, None);
         let mut changes = Vec::new();
         let least = self.least_valuable(seen, me, &from_me);
         let best = self.best_candidates(seen, &from_me);
@@ -191,7 +193,8 @@ impl TopologyManager {
             let link_ms = expected_ms.unwrap_or(usual);
             let gain = match seen.topology.index(*node) {
                 Some(index) => {
-                    let from_there = costs(seen.topology, index, None);
+                    let hops = seen.max_hops.saturating_sub(1);
+                    let from_there = reach_ms(seen.topology, index, hops, None);
                     mean(from_me.iter().zip(&from_there).map(|(now, there)| {
                         if *now == 0.0 { 0.0 } else { shortening(*now, link_ms + there) }
                     }))
@@ -216,11 +219,13 @@ impl TopologyManager {
     ) -> Option<(NodeId, f64, bool)> {
         let links = seen.links.iter().filter_map(|node| Some((*node, seen.topology.index(*node)?)));
         let valued = links.map(|(node, there)| {
-            let without = costs(seen.topology, me, Some((me, there)));
-            let pairs = from_me.iter().zip(&without);
-            let loss = mean(pairs.clone().map(|(now, then)| shortening(*then, *now)));
-            let nobody_suffers = pairs.clone().all(|(now, then)| *then <= as_good_ms(*now))
-                && can_be_given_up(seen.topology, me, there);
+            let reach = |from, without| reach_ms(seen.topology, from, seen.max_hops, without);
+            let without = reach(me, Some((me, there)));
+            let loss =
+                mean(from_me.iter().zip(&without).map(|(now, then)| shortening(*then, *now)));
+            let nobody_suffers = can_be_given_up(seen.topology, me, there)
+                && keeps_good_routes(from_me, &without)
+                && keeps_good_routes(&reach(there, None), &reach(there, Some((me, there))));
             (node, loss, nobody_suffers)
         });
         valued.min_by(|one, other| other.2.cmp(&one.2).then(one.1.total_cmp(&other.1)))
@@ -235,6 +240,11 @@ fn missing_most(seen: &Neighbourhood<'_>) -> usize {
 /// Up to which cost a route is as good as one of this cost (ms).
 fn as_good_ms(cost_ms: f64) -> f64 {
     (STRETCH.0 * cost_ms).max(cost_ms + STRETCH.1)
+}
+
+/// Whether every route is nearly as good as before, none being out of reach that was not.
+fn keeps_good_routes(before_ms: &[f64], after_ms: &[f64]) -> bool {
+    before_ms.iter().zip(after_ms).all(|(before, after)| *after <= as_good_ms(*before))
 }
 
 /// By which share a route gets shorter: 1 for one that was not there, 0 for one that gets longer.
@@ -258,45 +268,6 @@ fn usual_cost_ms(seen: &Neighbourhood<'_>) -> f64 {
         seen.topology.edges[me as usize].iter().map(|edge| edge.cost_ms).collect();
     costs.sort_by(f64::total_cmp);
     costs.get(costs.len() / 2).copied().unwrap_or(0.0)
-}
-
-/// Cheapest cost from a node to every other (ms), infinite where no path leads, without one edge in
-/// either direction (Dijkstra, 1959).
-fn costs(topology: &Topology, from: u32, without: Option<(u32, u32)>) -> Vec<f64> {
-    let is_left_out = |a: u32, b: u32| without == Some((a, b)) || without == Some((b, a));
-    let mut best = vec![f64::INFINITY; topology.nodes.len()];
-    best[from as usize] = 0.0;
-    let mut queue = BinaryHeap::from([(Reverse(Ordered(0.0)), from)]);
-    while let Some((Reverse(Ordered(cost)), at)) = queue.pop() {
-        if cost > best[at as usize] {
-            continue;
-        }
-        for edge in &topology.edges[at as usize] {
-            let next = cost + edge.cost_ms;
-            if next < best[edge.to as usize] && !is_left_out(at, edge.to) {
-                best[edge.to as usize] = next;
-                queue.push((Reverse(Ordered(next)), edge.to));
-            }
-        }
-    }
-    best
-}
-
-#[derive(Clone, Copy, PartialEq)]
-struct Ordered(f64);
-
-impl Eq for Ordered {}
-
-impl PartialOrd for Ordered {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Ordered {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
-    }
 }
 
 /// Rank of a link, the same seen from both ends. Mixing by SplitMix64 (Steele, Lea and Flood, 2014);
@@ -348,6 +319,7 @@ mod tests {
 
     use super::*;
     use crate::engine::route::graph::Edge;
+    use crate::engine::types::MAX_ROUTE_HOPS;
 
     fn node(byte: u8) -> NodeId {
         NodeId([byte; 8])
@@ -393,7 +365,9 @@ mod tests {
         let links = neighbours(topology, me);
         let mut manager = TopologyManager::default();
         manager.start(Timestamp(0));
-        let seen = Neighbourhood { me: node(me), links: &links, candidates, topology, target };
+        let max_hops = MAX_ROUTE_HOPS;
+        let seen =
+            Neighbourhood { me: node(me), links: &links, candidates, topology, target, max_hops };
         assert_eq!(manager.poll(&seen, Timestamp(1)), [], "not before it is time");
         manager.poll(&seen, Timestamp(0) + INTERVAL)
     }
@@ -475,6 +449,7 @@ mod tests {
                 candidates: &[],
                 topology: &topology,
                 target: 4,
+                max_hops: MAX_ROUTE_HOPS,
             };
             manager.poll(&seen, now)
         };
@@ -496,6 +471,7 @@ mod tests {
             candidates: &[],
             topology: &topology,
             target: 4,
+            max_hops: MAX_ROUTE_HOPS,
         };
         later_manager.poll(&seen, later);
         assert!(!given_up.iter().any(|node| later_manager.is_recent(*node)), "not for ever");
@@ -504,7 +480,7 @@ mod tests {
     }
 
     fn is_connected(topology: &Topology) -> bool {
-        costs(topology, 0, None).iter().all(|cost| cost.is_finite())
+        reach_ms(topology, 0, topology.nodes.len(), None).iter().all(|cost| cost.is_finite())
     }
 
     proptest! {

@@ -36,7 +36,8 @@ pub use mix::{EXPERTS, Mix};
 pub use model::{Prediction, QualityModel, RTT_MS_MIN, ln_error};
 pub use predictor::{Forecast, RoutePredictor};
 pub use ranking::{
-    CHOICES_MIN, Centre, MARGINS, PESSIMISMS, Prospect, Ranking, RankingTuner, STALE_INTERVALS_MAX,
+    CENTRES_COUNT, CHOICES_MIN, Centre, MARGINS, PESSIMISMS, Prospect, Ranking, RankingTuner,
+    STALE_INTERVALS_MAX, blend_ms,
 };
 pub use schema::FeatureVector;
 pub use shap::Explanation;

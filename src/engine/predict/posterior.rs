@@ -4,7 +4,8 @@
 //! nodes have in common with the rest of the network. Prior: RTT from i to j is a_i + b_j (access
 //! links), with a variance that is itself estimated from how far measured links lie from it; each
 //! link's own mean counts by its standard error (Efron and Morris, 1975). Small samples borrow
-//! their variance from all links, and the reverse direction counts as a fraction of a sample.
+//! their variance from all links, in proportion to the prior and not to their own mean: a few lucky
+//! values must not pass for precise ones. The reverse direction counts as a fraction of a sample.
 
 /// What was measured of one directed link.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -37,7 +38,10 @@ const VARIANCE_COUNT_MIN: f64 = 3.0;
 const FIT_COUNT_MAX: f64 = 20.0;
 /// Sweeps of the alternating fit of node effects; it converges within a few.
 const SWEEPS: usize = 8;
-/// Smallest standard deviation of the prior, as a share of the mean of all links.
+/// Values beyond which a link weighs no more in how far links lie from the prior.
+const EXCESS_COUNT_MAX: f64 = 10.0;
+/// Smallest standard deviation of the prior, as a share of it, and smallest prior, as a share of the
+/// mean of all links.
 const PRIOR_SHARE_MIN: f64 = 0.1;
 
 /// Beliefs of all `nodes * nodes` directed links, row by row; the diagonal means nothing. `None`
@@ -53,27 +57,30 @@ pub fn beliefs(nodes: usize, measured: &[Measured]) -> Option<Vec<Believed>> {
         return None;
     }
     let grand_ms = (known().map(|link| link.mean_ms).sum::<f64>() / number).max(1e-3);
-    let variation = variation(&pooled);
     let (from, to) = node_effects(nodes, &pooled, grand_ms);
     let prior_ms =
         |index: usize| (from[index / nodes] + to[index % nodes]).max(PRIOR_SHARE_MIN * grand_ms);
-    let error2 = |link: &Measured| {
+    let variation = variation(pooled.iter().enumerate().map(|(at, link)| (link, prior_ms(at))));
+    let error2 = |link: &Measured, prior_ms: f64| {
         let own = link.deviation_ms.powi(2) * link.count;
-        let borrowed = variation * link.mean_ms.powi(2) * VARIANCE_PRIOR;
+        let borrowed = variation * prior_ms.powi(2) * VARIANCE_PRIOR;
         (own + borrowed) / (link.count + VARIANCE_PRIOR) / link.count
     };
     let excess = |(index, link): (usize, &Measured)| {
-        (link.count > 0.0).then(|| (link.mean_ms - prior_ms(index)).powi(2) - error2(link))
+        let (weight, prior_ms) = (link.count.min(EXCESS_COUNT_MAX), prior_ms(index));
+        let excess = (link.mean_ms - prior_ms).powi(2) - error2(link, prior_ms);
+        (link.count > 0.0).then(|| (weight * excess / prior_ms.powi(2), weight))
     };
-    let prior2 = pooled.iter().enumerate().filter_map(excess).sum::<f64>() / number;
-    let prior2 = prior2.max((PRIOR_SHARE_MIN * grand_ms).powi(2));
+    let excesses = pooled.iter().enumerate().filter_map(excess);
+    let (sum, weights) = excesses.fold((0.0, 0.0), |(s, w), (more, weight)| (s + more, w + weight));
+    let relative2 = (sum / weights).max(PRIOR_SHARE_MIN.powi(2));
     let belief = |(index, link): (usize, &Measured)| {
         let prior_ms = prior_ms(index);
-        let prior2 = prior2 * (prior_ms / grand_ms).powi(2);
+        let prior2 = relative2 * prior_ms.powi(2);
         if link.count == 0.0 {
             return Believed { mean_ms: prior_ms, deviation_ms: prior2.sqrt() };
         }
-        let error2 = error2(link);
+        let error2 = error2(link, prior_ms);
         let weight = prior2 / (prior2 + error2);
         Believed {
             mean_ms: weight * link.mean_ms + (1.0 - weight) * prior_ms,
@@ -112,13 +119,15 @@ fn pool(own: Measured, reverse: Measured) -> Measured {
     Measured { mean_ms, deviation_ms: variance.sqrt(), count: n + m }
 }
 
-/// Median squared coefficient of variation of the links measured a few times; 1 without any.
-fn variation(pooled: &[Measured]) -> f64 {
-    let often = pooled.iter().filter(|link| link.count >= VARIANCE_COUNT_MIN);
-    let mut squares: Vec<f64> =
-        often.map(|link| (link.deviation_ms / link.mean_ms.max(1e-9)).powi(2)).collect();
-    squares.sort_by(f64::total_cmp);
-    squares.get(squares.len() / 2).copied().unwrap_or(1.0)
+/// Squared deviation of values as a share of the squared prior (ms), over all values of links that
+/// were measured a few times: a mean and not a median, so that heavy tails count. 1 without any.
+fn variation<'a>(links: impl Iterator<Item = (&'a Measured, f64)>) -> f64 {
+    let often = links.filter(|(link, _)| link.count >= VARIANCE_COUNT_MIN);
+    let (deviations, priors) = often.fold((0.0, 0.0), |(deviations, priors), (link, prior_ms)| {
+        let deviation2 = link.count * link.deviation_ms.powi(2);
+        (deviations + deviation2, priors + link.count * prior_ms.powi(2))
+    });
+    if priors > 0.0 { deviations / priors } else { 1.0 }
 }
 
 /// Effects of senders and receivers, fitted by alternating weighted means.
@@ -192,6 +201,22 @@ mod tests {
         assert!(shrunk < 0.6 * own, "{shrunk} against {own}");
         assert!(error(|i| believed[i].mean_ms, &truth, false) < 0.15);
         assert!(believed.iter().all(|b| b.mean_ms > 0.0 && b.deviation_ms.is_finite()));
+    }
+
+    #[test]
+    fn a_few_lucky_values_do_not_pass_for_precise_ones() {
+        let (mut measured, truth) = network(20, 0.8);
+        let lucky = 20 + 3;
+        let mean_ms = 0.3 * truth(1, 3);
+        let lucky_link = Measured { mean_ms, deviation_ms: 0.1 * mean_ms, count: 2.0 };
+        measured[lucky] = lucky_link;
+        measured[3 * 20 + 1] = Measured::default();
+        let believed = beliefs(20, &measured).unwrap()[lucky];
+        let usual = truth(1, 3);
+        assert!(
+            believed.mean_ms + 2.0 * believed.deviation_ms > 0.8 * usual,
+            "{believed:?}, {usual}"
+        );
     }
 
     #[test]

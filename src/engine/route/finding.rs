@@ -133,7 +133,7 @@ impl Finding {
         let version = graph.version();
         let is_known = self.reach_ms.as_ref().is_some_and(|(known, _)| *known == version);
         if !is_known {
-            self.reach_ms = Some((version, reach_ms(topology, me, self.max_hops - 1)));
+            self.reach_ms = Some((version, reach_ms(topology, me, self.max_hops - 1, None)));
         }
         let Some((_, reach_ms)) = &self.reach_ms else { return false };
         changes.all(|EdgeChange { from, to, before_ms, after_ms }| {

@@ -91,8 +91,14 @@ impl Branch {
 }
 
 /// Cost of the cheapest way from a node to each other one (ms), or less; infinite where there is
-/// none within `max_hops` links.
-pub fn reach_ms(topology: &Topology, from: u32, max_hops: usize) -> Vec<f64> {
+/// none within `max_hops` links. One edge may be left out, in either direction.
+pub fn reach_ms(
+    topology: &Topology,
+    from: u32,
+    max_hops: usize,
+    without: Option<(u32, u32)>,
+) -> Vec<f64> {
+    let is_left_out = |a: u32, b: u32| without == Some((a, b)) || without == Some((b, a));
     let mut reach_ms = vec![f64::INFINITY; topology.nodes.len()];
     reach_ms[from as usize] = 0.0;
     let (mut reached, mut next) = (vec![from], Vec::new());
@@ -100,8 +106,9 @@ pub fn reach_ms(topology: &Topology, from: u32, max_hops: usize) -> Vec<f64> {
         for &node in &reached {
             let here_ms = reach_ms[node as usize];
             for edge in &topology.edges[node as usize] {
-                if here_ms + edge.cost_ms < reach_ms[edge.to as usize] {
-                    reach_ms[edge.to as usize] = here_ms + edge.cost_ms;
+                let there_ms = here_ms + edge.cost_ms;
+                if there_ms < reach_ms[edge.to as usize] && !is_left_out(node, edge.to) {
+                    reach_ms[edge.to as usize] = there_ms;
                     next.push(edge.to);
                 }
             }
