@@ -118,7 +118,7 @@ impl Default for EntryConfig {
 pub struct RoutingConfig {
     /// Candidate routes for each destination, 1 to 32.
     pub candidates: usize,
-    /// Longest candidate (links), 1 to 8.
+    /// Longest candidate (links), 1 to 8. Where no route is that short, longer ones are taken, up to 8.
     pub max_hops: usize,
     /// Routes that a tunnel uses at one time, 1 to 4.
     pub paths: usize,

@@ -62,15 +62,13 @@ impl World {
     pub(super) fn check_snapshot(&mut self, node: usize) {
         let here = &self.nodes[node];
         let Some(engine) = &here.engine else { return };
-        let (snapshot, max_hops) = (here.forwarding.clone(), here.config.paths.max_hops);
+        let snapshot = here.forwarding.clone();
         let is_there = |route: &Route| {
             let links_are = route.links().all(|(a, b)| engine.graph().is_link(a, b));
             links_are && self.carries_to(node, route.nodes()[1])
         };
         let is_ours = |route: &Route, binding: &Binding| {
-            route.source() == self.id(node)
-                && route.destination() == binding.destination
-                && route.hop_count() <= max_hops
+            route.source() == self.id(node) && route.destination() == binding.destination
         };
         let mut wrong = Vec::new();
         for (tunnel, binding) in &snapshot.tunnels {

@@ -9,7 +9,7 @@ use meshwise::engine::event::{Answer, Command, RequestId, ServiceSpec};
 use meshwise::engine::overlay::registry::CLOCK_SKEW;
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::route::PathPolicy;
-use meshwise::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
+use meshwise::engine::types::{MAX_ROUTE_HOPS, NodeId, PublicKey, ServiceName, Timestamp};
 use meshwise::sim::{Space, World};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -245,8 +245,8 @@ impl Mesh {
         }
     }
 
-    /// The nodes to which a node's cheapest route of at most so many hops leads and works, itself
-    /// included.
+    /// The nodes to which a node's cheapest route leads and works, itself included: the cheapest of at
+    /// most so many hops, or where there is none, of as many as a route may have.
     pub fn reached(&mut self, from: usize) -> BTreeSet<usize> {
         let hops = PathPolicy::default().max_hops;
         let topology = self.world.topology(from);
@@ -257,7 +257,8 @@ impl Mesh {
         let mut best = vec![(f64::INFINITY, false); size];
         best[start as usize] = (0.0, true);
         let mut fringe = vec![start];
-        for _ in 0..hops {
+        let mut short = best.clone();
+        for hop in 1..=MAX_ROUTE_HOPS {
             let before = best.clone();
             let mut next = Vec::new();
             for at in std::mem::take(&mut fringe) {
@@ -275,8 +276,12 @@ impl Mesh {
             next.sort_unstable();
             next.dedup();
             fringe = next;
+            if hop == hops {
+                short.clone_from(&best);
+            }
         }
-        (0..size).filter(|at| best[*at].1).map(|at| index[at]).collect()
+        let works = |at: &usize| if short[*at].0.is_finite() { short[*at].1 } else { best[*at].1 };
+        (0..size).filter(works).map(|at| index[at]).collect()
     }
 
     /// The share of ordered pairs of running nodes whose cheapest route works.

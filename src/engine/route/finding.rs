@@ -5,13 +5,17 @@
 //! the cheapest. How near a link is follows from one table for all destinations: the cheapest way
 //! from this node to each. No tolerance is involved: what is kept is what would be found anew, but
 //! for the choice between paths of equal cost.
+//!
+//! Where no path is short enough, longer ones are looked for, up to what a datagram can carry: after
+//! many nodes are lost, the mesh needs a while until everybody is near again, and a long route is
+//! better than none. Those are not kept, so that a short one is taken as soon as there is one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::candidate::disjoint;
 use super::graph::{EdgeChange, OverlayGraph, Topology};
 use super::path::{PathFinder, reach_ms};
-use crate::engine::types::{NodeId, Route};
+use crate::engine::types::{MAX_ROUTE_HOPS, NodeId, Route};
 
 /// Sums of the same costs in another order differ by less than this share.
 const ROUNDING: f64 = 1e-9;
@@ -21,6 +25,8 @@ const ROUNDING: f64 = 1e-9;
 struct Found {
     /// Of the graph in which they were looked for or found to hold.
     version: u64,
+    /// They are longer than paths should be: to be looked for again in every graph.
+    is_makeshift: bool,
     routes: Vec<Route>,
     /// Their links, as indices.
     links: BTreeSet<(u32, u32)>,
@@ -43,7 +49,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// For paths from `me` of at most `max_hops` links, so many candidates to each destination.
+    /// For paths from `me` of at most `max_hops` links where there is one, so many candidates to
+    /// each destination.
     pub fn new(me: NodeId, candidates: usize, max_hops: usize) -> Self {
         let (finder, found) = (PathFinder::default(), BTreeMap::new());
         Self { me, candidates, max_hops, finder, found, reach_ms: None }
@@ -74,8 +81,17 @@ impl Finding {
         graph: &mut OverlayGraph,
     ) -> Option<Route> {
         let topology = graph.topology();
-        let mut search = self.finder.between(&topology, self.me, node, self.max_hops)?;
+        let max_hops = self.longest(node, &topology);
+        let mut search = self.finder.between(&topology, self.me, node, max_hops)?;
         search.apart_from(avoid).map(|(route, _)| route)
+    }
+
+    /// How long a path to a node may be (links): as said, unless none is that short.
+    fn longest(&mut self, node: NodeId, topology: &Topology) -> usize {
+        match self.finder.between(topology, self.me, node, self.max_hops) {
+            Some(_) => self.max_hops,
+            None => MAX_ROUTE_HOPS,
+        }
     }
 
     /// Forgets what was found of a destination.
@@ -87,12 +103,15 @@ impl Finding {
         let none = f64::NEG_INFINITY;
         let mut found = Found {
             version,
+            is_makeshift: false,
             routes: Vec::new(),
             links: BTreeSet::new(),
             cheaper_ms: none,
             new_ms: f64::INFINITY,
         };
-        let search = self.finder.between(topology, self.me, node, self.max_hops);
+        let max_hops = self.longest(node, topology);
+        found.is_makeshift = max_hops > self.max_hops;
+        let search = self.finder.between(topology, self.me, node, max_hops);
         let Some(mut search) = search else { return found };
         let mut paths = search.k_shortest(self.candidates);
         if paths.len() == self.candidates {
@@ -125,6 +144,9 @@ impl Finding {
         let Some(found) = self.found.get(&node) else { return false };
         if found.version == graph.version() {
             return true;
+        }
+        if found.is_makeshift {
+            return false;
         }
         let Some(mut changes) = graph.changes_since(found.version) else { return false };
         let (Some(me), Some(node)) = (topology.index(self.me), topology.index(node)) else {
@@ -195,6 +217,29 @@ mod tests {
             accept(&mut graph, from, 1, links);
         }
         (graph, links)
+    }
+
+    #[test]
+    fn where_no_path_is_short_enough_a_long_one_is_taken_until_there_is() {
+        let mut links = vec![BTreeMap::new(); 7];
+        for a in 0..6_u8 {
+            links[usize::from(a)].insert(a + 1, 10);
+            links[usize::from(a + 1)].insert(a, 10);
+        }
+        let mut graph = OverlayGraph::default();
+        for (from, links) in (0..).zip(&links) {
+            accept(&mut graph, from, 1, links);
+        }
+        let mut finding = Finding::new(node(0), 2, 4);
+        let mut hops = |graph: &mut OverlayGraph| -> Vec<usize> {
+            finding.routes(node(6), graph).iter().map(Route::hop_count).collect()
+        };
+        assert_eq!(hops(&mut graph), [6]);
+        for (a, b) in [(1, 4), (4, 1)] {
+            links[a].insert(b as u8, 90);
+            accept(&mut graph, a as u8, 2, &links[a]);
+        }
+        assert_eq!(hops(&mut graph), [4], "dearer, and as short as paths should be");
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub const RESERVE_TRIES: usize = 3;
 pub struct PathPolicy {
     /// Candidate routes (k of the k shortest paths), 1 or more.
     pub candidates: usize,
-    /// Longest candidate (links), 1 to [`crate::engine::types::MAX_ROUTE_HOPS`].
+    /// Longest candidate (links), 1 to [`crate::engine::types::MAX_ROUTE_HOPS`]; where none is that
+    /// short, that many.
     pub max_hops: usize,
     /// Weights of the score for the balanced objective.
     pub weights: ScoreWeights,
