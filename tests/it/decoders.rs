@@ -1,7 +1,7 @@
 //! Every decoder of what others send, against arbitrary, mutated, cut and inflated bytes: no panic, no
 //! more memory than the bound, nothing opened that nobody signed.
 //!
-//! CI feeds 20,000 inputs. A million, before a release:
+//! CI feeds 20,000 inputs in all. A million to each, before a release:
 //! `cargo test --release --test it -- --ignored --nocapture decoders`.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use ed25519_dalek::SigningKey;
 use meshwise::engine::event::{Input, Output};
 use meshwise::engine::forward::{DatagramKind, Header, HeaderView, Receipt, Seen};
 use meshwise::engine::measure::LinkQuality;
+use meshwise::engine::overlay::delegation::{self, DELEGATION_BYTES_MAX, Delegation};
 use meshwise::engine::overlay::membership::{NameGrant, NetworkState, Revocation};
 use meshwise::engine::overlay::token::{Certificate, Invite, TOKEN_BYTES_MAX};
 use meshwise::engine::overlay::wire::{
@@ -35,7 +36,7 @@ const SEED: u64 = 5;
 /// How many inputs [`alone`] is given, in CI.
 const INPUTS: &str = "MESHWISE_DECODER_INPUTS";
 const IN_CI: u64 = 20_000;
-const IN_ALL: u64 = 1_000_000;
+const IN_ALL: u64 = 1_000_000 * KINDS;
 /// Memory that the process may take beyond what it had when all was set up (MiB): the state of one
 /// engine, and one input at a time.
 const GROWTH_MIB_MAX: u64 = 48;
@@ -57,6 +58,7 @@ struct Samples {
     joins: Vec<Vec<u8>>,
     answers: Vec<Vec<u8>>,
     tokens: Vec<String>,
+    delegations: Vec<String>,
     datagrams: Vec<Vec<u8>>,
 }
 
@@ -86,6 +88,14 @@ impl Samples {
             allowed: vec![NodeId([1; 8]), NodeId([2; 8])],
             withdrawn: false,
         };
+        let delegated = Delegation {
+            name: record.name.clone(),
+            provider: author(2).public(),
+            expires_at: NOW + Duration::from_secs(3_600),
+        };
+        let delegated = Signed::seal(&one, &delegated);
+        let copy = ServiceRecord { delegation: Some(delegated.clone()), ..record.clone() };
+        let copy = Signed::seal(&author(2), &copy);
         let revocation = Revocation { key: author(3).public(), at: NOW };
         let grant = NameGrant { name: record.name.clone(), owner: key, at: NOW };
         let [link_state, service] = [Signed::seal(&one, &said), Signed::seal(&one, &record)];
@@ -93,6 +103,7 @@ impl Samples {
         let messages = vec![
             GossipMessage::LinkState(link_state.clone()),
             GossipMessage::Service(service.clone()),
+            GossipMessage::Service(copy.clone()),
             GossipMessage::Revocation(revoked.clone()),
             GossipMessage::Grant(granted.clone()),
         ];
@@ -124,6 +135,7 @@ impl Samples {
                 Token::Invite(invite).to_string(),
                 Token::Certificate(certificate).to_string(),
             ],
+            delegations: vec![delegation::to_text(&delegated), delegation::to_text(&service)],
             datagrams: vec![
                 header(DatagramKind::Data).encode(&[1; 100]),
                 header(DatagramKind::Receipt).encode(&receipt),
@@ -131,7 +143,7 @@ impl Samples {
                 receipt.to_vec(),
                 message::Answer::Granted { position: 3 }.encode().to_vec(),
             ],
-            signed: vec![link_state, service, revoked, granted],
+            signed: vec![link_state, service, copy, delegated, revoked, granted],
         }
     }
 }
@@ -213,6 +225,7 @@ fn open(signed: &Signed, valid: &[Signed]) {
         signed.open::<ServiceRecord>().is_ok(),
         signed.open::<Revocation>().is_ok(),
         signed.open::<NameGrant>().is_ok(),
+        signed.open::<Delegation>().is_ok(),
     ];
     let was_said = |known: &Signed| known.body == signed.body && known.key == signed.key;
     assert!(!opens.contains(&true) || valid.iter().any(was_said), "{signed:?}");
@@ -337,8 +350,17 @@ fn feed(inputs: u64) {
                 let receipt = Receipt::decode(payload).is_some() | Seen::decode(payload).is_some();
                 header.is_ok() || reserve || answer || receipt
             }
+            8 => {
+                let text = maker.text(&samples.delegations);
+                let read = delegation::from_text(&text);
+                if let Ok((signed, _)) = &read {
+                    open(signed, &samples.signed);
+                    assert!(wire::encode(signed).len() <= DELEGATION_BYTES_MAX);
+                }
+                read.is_ok()
+            }
             #[cfg(feature = "node")]
-            8 => node::admission(&mut maker, &author(1).credential),
+            9 => node::admission(&mut maker, &author(1).credential),
             #[cfg(feature = "node")]
             _ => node::control(&mut maker),
             #[cfg(not(feature = "node"))]
@@ -358,9 +380,9 @@ fn feed(inputs: u64) {
 }
 
 #[cfg(feature = "node")]
-const KINDS: u64 = 10;
+const KINDS: u64 = 11;
 #[cfg(not(feature = "node"))]
-const KINDS: u64 = 8;
+const KINDS: u64 = 9;
 
 /// In a process of its own, so that nothing else counts against its memory.
 #[test]
@@ -385,7 +407,9 @@ fn no_decoder_panics_or_takes_more_memory_than_its_bound() {
 /// What only a real node decodes.
 #[cfg(feature = "node")]
 mod node {
-    use meshwise::api::types::{Certify, Grant, Invite, OpenTunnel, Publish, Revoke};
+    use meshwise::api::types::{
+        Certify, Delegate, Grant, Invite, OpenTunnel, Publish, Revoke, Trust,
+    };
     use meshwise::config::EmulatedLink;
     use meshwise::net::admission::exchange::Frame;
 
@@ -435,6 +459,8 @@ mod node {
             json::<Certify>(&body),
             json::<Revoke>(&body),
             json::<Grant>(&body),
+            json::<Delegate>(&body),
+            json::<Trust>(&body),
             json::<EmulatedLink>(&body),
         ];
         results.contains(&true)
