@@ -3,7 +3,7 @@
 //! of them as JSON at the end. Ends with 1 when an invariant did not hold.
 //!
 //! `cargo bench --no-default-features --bench churn` takes about an hour; names of figures as arguments
-//! choose some: `-- churn halves restart bootstrap fifth week thousand`.
+//! choose some: `-- churn halves restart bootstrap fifth week thousand revocation traffic`.
 
 #[path = "../tests/it/churning.rs"]
 mod churning;
@@ -11,7 +11,8 @@ mod churning;
 use std::time::{Duration, Instant};
 
 use churning::{
-    Mesh, Recovered, availability, churn, join_without_the_first, lose, part_and_heal, restart_all,
+    Mesh, Recovered, Sent, availability, churn, join_without_the_first, lose, part_and_heal,
+    restart_all, revoke, sent, swing,
 };
 use serde_json::{Value, json};
 
@@ -23,11 +24,13 @@ type Figure = fn() -> (String, Value);
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let figures: [(&str, Figure); 7] = [
+    let figures: [(&str, Figure); 9] = [
         ("halves", halves),
         ("restart", restart),
         ("bootstrap", bootstrap),
         ("fifth", fifth),
+        ("revocation", revocation),
+        ("traffic", traffic),
         ("churn", churned),
         ("thousand", thousand),
         ("week", week),
@@ -83,6 +86,37 @@ fn fifth() -> (String, Value) {
     let runs: Vec<Recovered> =
         (1..=5).map(|seed| lose(&mut Mesh::new(seed, 200, 50), 0.2)).collect();
     recovered("a fifth of 200 nodes vanishes, 5 seeds", &runs)
+}
+
+fn revocation() -> (String, Value) {
+    let runs: Vec<_> = (1..=3).map(|seed| revoke(&mut Mesh::new(seed, 200, 1))).collect();
+    let said: Vec<String> =
+        runs.iter().map(|(heard, all)| format!("{} / {}", text(*heard), text(*all))).collect();
+    let line = format!(
+        "200 nodes, a fifth cut off, 3 seeds: until all others know / all after healing: {said:?}"
+    );
+    let runs: Vec<_> = runs.iter().map(|(heard, all)| [seconds(*heard), seconds(*all)]).collect();
+    (line, json!(runs))
+}
+
+/// Gossip and synchronisation of each node, in a mesh in which nothing happens and in one of which one
+/// link swings.
+fn traffic() -> (String, Value) {
+    let (mut lines, mut values) = (Vec::new(), serde_json::Map::new());
+    for nodes in [10, 100, 1_000] {
+        let mut mesh = Mesh::new(1, nodes, nodes / 10);
+        mesh.world.run_for(Duration::from_secs(120));
+        let idle = sent(&mut mesh, 120, |_, _| {});
+        let swings = sent(&mut mesh, 60, swing);
+        let all = |sent: &Sent| {
+            let sum = |(m, b), (messages, bytes): &(f64, f64)| (m + messages, b + bytes);
+            let (messages, bytes): (f64, f64) = sent.values().fold((0.0, 0.0), sum);
+            format!("{:.2} kB/s in {messages:.1} messages/s", bytes / 1e3)
+        };
+        lines.push(format!("{nodes} nodes: idle {}, one link swings {}", all(&idle), all(&swings)));
+        values.insert(nodes.to_string(), json!({ "idle": idle, "one_link_swings": swings }));
+    }
+    (lines.join("; "), Value::Object(values))
 }
 
 fn bootstrap() -> (String, Value) {

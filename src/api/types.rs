@@ -72,6 +72,9 @@ pub struct Status {
     pub links: Vec<Link>,
     /// What the data plane did.
     pub forwarded: Forwarded,
+    /// What was said and heard by gossip and synchronisation.
+    #[serde(default)]
+    pub control: Control,
     /// Dropped messages and datagrams, by reason.
     pub dropped: BTreeMap<String, u64>,
     /// Rows that did not fit the queue to the database.
@@ -134,6 +137,41 @@ pub struct Forwarded {
     pub datagrams: u64,
     /// Bytes, headers included.
     pub bytes: u64,
+}
+
+/// Gossip and synchronisation since the start, without what the libraries and the network add.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    /// Gossip that arrived, without duplicates.
+    pub gossip_heard: Told,
+    /// Gossip sent, a copy for each receiver.
+    pub gossip_said: Told,
+    /// Questions and answers of synchronisation that arrived.
+    pub sync_heard: Told,
+    /// Those sent.
+    pub sync_said: Told,
+}
+
+/// How much was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Control {
+    fn look(view: &View<'_>) -> Self {
+        let told = |(messages, bytes)| Told { messages, bytes };
+        let control = view.net.control();
+        Self {
+            gossip_heard: told(control.gossip_heard.so_far()),
+            gossip_said: told(control.gossip_said.so_far()),
+            sync_heard: told(control.sync_heard.so_far()),
+            sync_said: told(control.sync_said.so_far()),
+        }
+    }
 }
 
 /// One entry of `GET /v1/peers`
@@ -383,6 +421,7 @@ impl Status {
             },
             links: Link::list(view),
             forwarded: Forwarded { datagrams, bytes },
+            control: Control::look(view),
             dropped: dropped.map(|(why, count)| (why.to_owned(), count)).collect(),
             samples_dropped: view.writer.dropped(),
             store_error: view.writer.last_error(),

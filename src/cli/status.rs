@@ -1,7 +1,7 @@
 //! `meshwise status`
 
 use super::{Context, output};
-use crate::api::types::{Learning, Link, Status};
+use crate::api::types::{Learning, Link, Status, Told};
 use crate::engine::predict::watch::LiveLoss;
 use crate::learn::Action;
 
@@ -59,6 +59,13 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
         "forwarded",
         format!("{} datagrams, {}", forwarded.datagrams, output::bytes(forwarded.bytes)),
     );
+    let control = status.control;
+    for (name, heard, said) in [
+        ("gossip", control.gossip_heard, control.gossip_said),
+        ("synchronisation", control.sync_heard, control.sync_said),
+    ] {
+        row(name, format!("heard {}, said {}", told(heard, &status), told(said, &status)));
+    }
     for (why, count) in &status.dropped {
         row("dropped", format!("{count} {why}"));
     }
@@ -66,6 +73,13 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
         row("database", error.clone());
     }
     output::rows(&table, "")
+}
+
+/// How much was told, and the bytes that this is in a second on average.
+fn told(told: Told, status: &Status) -> String {
+    let per_s = told.bytes as f64 / status.uptime_s.max(1.0);
+    let (all, per_s) = (output::bytes(told.bytes), output::bytes(per_s as u64));
+    format!("{} in {} messages ({per_s}/s)", all, told.messages)
 }
 
 /// A link's queue and what it can carry.

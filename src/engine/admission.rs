@@ -194,6 +194,10 @@ impl Engine {
         self.services.forget(&key);
         self.bootstrapper.forget(node);
         self.advertisements.remove(&node);
+        if let Some(token) = self.gossip.forget(node).and_then(|held| held.token) {
+            let verdict = Verdict::Ignore;
+            self.outputs.push_back(Output::GossipVerdict { token, verdict });
+        }
         let changes = self.graph.forget(node);
         self.links_changed(changes, now);
         if self.peers.contains_key(&node) {

@@ -41,6 +41,10 @@ pub enum Input {
     SyncRequested {
         /// Hands the answer back to the right question.
         token: u64,
+        /// Who asks.
+        from: NodeId,
+        /// A [`SyncRequest`](crate::engine::overlay::wire::SyncRequest), unverified.
+        bytes: Vec<u8>,
     },
     /// A peer answered [`Output::RequestSync`].
     SyncReceived {
@@ -69,6 +73,8 @@ pub enum Input {
     Gossip {
         /// Hands the verdict back to the right message.
         token: u64,
+        /// The peer that it came from, which need not be its author.
+        from: NodeId,
         /// The message, unverified.
         bytes: Vec<u8>,
     },
@@ -253,14 +259,24 @@ pub struct ServiceSpec {
 pub enum Output {
     /// Connect to a peer at one of these multiaddresses.
     Dial(Vec<String>),
-    /// Ask this peer for its peer list and newest gossip.
-    RequestSync(NodeId),
+    /// Ask a peer for its peer list, and for what it has of gossip and this node has not.
+    RequestSync {
+        /// Whom.
+        node: NodeId,
+        /// A [`SyncRequest`](crate::engine::overlay::wire::SyncRequest).
+        bytes: Vec<u8>,
+    },
     /// Answer [`Input::SyncRequested`].
     SyncResponse {
         /// From the question.
         token: u64,
         /// The answer.
         bytes: Vec<u8>,
+    },
+    /// Leave [`Input::SyncRequested`] without an answer.
+    SyncRefused {
+        /// From the question.
+        token: u64,
     },
     /// Answer [`Input::JoinAsked`].
     JoinAnswer {
@@ -275,13 +291,16 @@ pub enum Output {
     Roster(Arc<Roster>),
     /// Close every connection to this peer.
     Disconnect(NodeId),
+    /// What a peer's gossip is worth from now on: 0 for everybody who sends nothing wrong, else less
+    /// (see [`GossipManager`](crate::engine::overlay::GossipManager)).
+    PeerScore(NodeId, f64),
     /// Keep this over restarts.
     KeepNetwork(Box<NetworkState>),
     /// Keep over restarts to whom names belong, as far as it was seen.
     KeepPins(Vec<Pin>),
     /// Tell everybody.
     Publish(Vec<u8>),
-    /// Whether a gossip message may travel on.
+    /// Whether a gossip message may travel on; said once for each, a moment later for one that had to wait.
     GossipVerdict {
         /// From [`Input::Gossip`].
         token: u64,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::measure::{LinkQuality, LinkState};
-use super::overlay::wire::PeerAddresses;
+use super::overlay::wire::{PeerAddresses, Signed};
 use super::overlay::{Issuer, KnownPeer, Membership};
 use super::predict::RoutePredictor;
 use super::route::candidate::Knowledge;
@@ -79,6 +79,11 @@ impl Engine {
     /// The overlay graph.
     pub fn graph(&self) -> &OverlayGraph {
         &self.graph
+    }
+
+    /// The newest advertisement of each node, as it was signed.
+    pub fn advertised(&self) -> impl Iterator<Item = &Signed> + '_ {
+        self.advertisements.values().map(|signed| &**signed)
     }
 
     /// Everything about services.

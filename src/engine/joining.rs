@@ -1,17 +1,21 @@
 //! Peers come and go, tell what they know, and gossip arrives: how the engine's view of the mesh
 //! is brought up to date. The rules themselves are in [`super::overlay`].
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::RngExt;
 
 use super::event::{CLOCK, Notice, Output, Verdict};
 use super::measure::{EventKind, Sample};
+use super::overlay::bootstrap::BRIEF;
+use super::overlay::gossip::{Held, Judgement};
 use super::overlay::registry::CLOCK_SKEW;
 use super::overlay::wire::{
-    self, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncResponse, WireError,
+    self, Fingerprint, GOSSIP_BYTES_MAX, GossipMessage, PeerAddresses, Signed, SyncRequest,
+    SyncResponse, WireError,
 };
-use super::overlay::{NotMember, OpenedLinkState};
+use super::overlay::{NotMember, OpenedLinkState, RecordError};
 use super::route::graph::{LIFETIME, Refused};
 use super::types::{NodeId, PublicKey, Timestamp};
 use super::{Engine, PEERS_MAX, Peer};
@@ -46,8 +50,15 @@ impl Engine {
             }
             None => {}
         }
-        self.peers.insert(node, Peer { key, addresses: Vec::new() });
-        self.outputs.push_back(Output::RequestSync(node));
+        if self.gossip.is_shunned(node, now) {
+            self.outputs.push_back(Output::Disconnect(node));
+            return;
+        }
+        self.peers.insert(node, Peer { key, addresses: Vec::new(), since: now });
+        if self.gossip.asks(node, now) {
+            let bytes = self.sync_request();
+            self.outputs.push_back(Output::RequestSync { node, bytes });
+        }
         if self.peers.len() == 1 {
             // What was published meanwhile, nobody heard.
             self.services.renew_by(now + AFTER_FIRST_PEER);
@@ -57,16 +68,22 @@ impl Engine {
     }
 
     pub(super) fn peer_disconnected(&mut self, node: NodeId, now: Timestamp) {
-        if self.peers.remove(&node).is_some() {
+        if let Some(peer) = self.peers.remove(&node) {
             self.link_down(node, now);
             self.farewell(node, now);
-            self.bootstrapper.restart(now);
+            if now.since(peer.since) < BRIEF {
+                let jitter = self.random.random();
+                self.bootstrapper.resume(jitter, now);
+            } else {
+                self.bootstrapper.restart(now);
+            }
         }
     }
 
     pub(super) fn peer_heard_of(&mut self, peer: &PeerAddresses, now: Timestamp) {
         let node = peer.key.node_id();
-        if node == self.me || self.membership.roster().is_revoked(&peer.key) {
+        let is_revoked = self.membership.roster().is_revoked(&peer.key);
+        if node == self.me || is_revoked || self.gossip.is_shunned(node, now) {
             return;
         }
         let mut peer = peer.clone();
@@ -96,18 +113,53 @@ impl Engine {
         self.outputs.extend(dials.into_iter().map(Output::Dial));
     }
 
-    pub(super) fn sync_response(&mut self) -> Vec<u8> {
+    /// What this node says that it has.
+    fn sync_request(&mut self) -> Vec<u8> {
+        let start = self.random.random();
+        let roster = self.membership.roster();
+        let links = self.advertisements.values().map(|signed| signed.fingerprint());
+        let others = self.services.signed().chain(self.services.registry().grants());
+        let others = others.chain(roster.revocations()).map(Signed::fingerprint);
+        let have = random_start(links.chain(others), start).take(wire::SYNC_HAVE_MAX).collect();
+        wire::encode(&SyncRequest { have })
+    }
+
+    pub(super) fn sync_requested(
+        &mut self,
+        token: u64,
+        from: NodeId,
+        bytes: &[u8],
+        now: Timestamp,
+    ) {
+        let asked = SyncRequest::from_bytes(bytes).map_err(|error| error.to_string());
+        let may = self.gossip.answers(from, now);
+        let asked = if may { asked } else { Err("it asks too often".into()) };
+        match asked {
+            Ok(SyncRequest { have }) => {
+                let bytes = self.sync_response(&have.into_iter().collect());
+                self.outputs.push_back(Output::SyncResponse { token, bytes });
+            }
+            Err(why) => {
+                self.dropped("sync-request", format!("from {from}: {why}"));
+                self.outputs.push_back(Output::SyncRefused { token });
+            }
+        }
+    }
+
+    fn sync_response(&mut self, have: &BTreeSet<Fingerprint>) -> Vec<u8> {
         let jitter = self.random.random();
         let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
         let peers = peers.take(wire::SYNC_PEERS_MAX);
         let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
         let peers: Vec<PeerAddresses> = peers.collect();
-        let links = self.advertisements.values();
-        let links = links.map(|signed| GossipMessage::LinkState(Signed::clone(signed)));
-        let services = self.services.signed().cloned().map(GossipMessage::Service);
-        let roster = self.membership.roster();
-        let revocations = roster.revocations().cloned().map(GossipMessage::Revocation);
-        let grants = self.services.registry().grants().cloned().map(GossipMessage::Grant);
+        let lacks = |signed: &&Signed| !have.contains(&signed.fingerprint());
+        let links = self.advertisements.values().map(|signed| &**signed).filter(lacks);
+        let links = links.cloned().map(GossipMessage::LinkState);
+        let services = self.services.signed().filter(lacks).cloned().map(GossipMessage::Service);
+        let revocations = self.membership.roster().revocations().filter(lacks);
+        let revocations = revocations.cloned().map(GossipMessage::Revocation);
+        let grants = self.services.registry().grants().filter(lacks);
+        let grants = grants.cloned().map(GossipMessage::Grant);
         // What the root says comes first, up to half of the room; the rest in turn, so that neither kind starves the other; from a random place on, so that what
         // does not fit is not always the same.
         let mut messages: Vec<GossipMessage> = random_start(revocations, jitter)
@@ -151,7 +203,7 @@ impl Engine {
         let was_here = self.joined_at.is_some();
         for message in response.messages {
             let news = (was_here && self.may_be_news(&message)).then(|| wire::encode(&message));
-            if self.message(message, now) == Verdict::Accept
+            if self.message(message, None, now) == Some(Verdict::Accept)
                 && let Some(bytes) = news
             {
                 self.outputs.push_back(Output::Publish(bytes));
@@ -180,30 +232,93 @@ impl Engine {
         }
     }
 
-    pub(super) fn gossip_received(&mut self, bytes: &[u8], now: Timestamp) -> Verdict {
-        match wire::decode(bytes, GOSSIP_BYTES_MAX) {
-            Ok(message) => self.message(message, now),
-            Err(error) => {
-                self.dropped("gossip", error.to_string());
-                Verdict::Reject
+    pub(super) fn gossip_received(
+        &mut self,
+        token: u64,
+        from: NodeId,
+        bytes: &[u8],
+        now: Timestamp,
+    ) {
+        let verdict = if !self.gossip.hears(from, now) {
+            self.dropped("gossip-too-much", format!("{from} sends more than a peer may"));
+            Some(Verdict::Ignore)
+        } else {
+            match wire::decode(bytes, GOSSIP_BYTES_MAX) {
+                Ok(message) => self.message(message, Some(token), now),
+                Err(error) => {
+                    self.dropped("gossip", error.to_string());
+                    Some(Verdict::Reject)
+                }
+            }
+        };
+        if verdict == Some(Verdict::Reject) {
+            self.gossip.rejected(from, now);
+        }
+        if let Some(verdict) = verdict {
+            self.outputs.push_back(Output::GossipVerdict { token, verdict });
+        }
+        self.judge(from, now);
+    }
+
+    /// Takes what may be taken by now of what origins said too soon.
+    pub(super) fn release_held(&mut self, now: Timestamp) {
+        for Held { opened, token } in self.gossip.take_due(now) {
+            let verdict = self.take_link_state(opened, now);
+            if let Some(token) = token {
+                self.outputs.push_back(Output::GossipVerdict { token, verdict });
             }
         }
     }
 
-    fn message(&mut self, message: GossipMessage, now: Timestamp) -> Verdict {
-        match message {
-            GossipMessage::LinkState(signed) => self.link_state_received(signed, now),
+    /// Says what is thought of a peer when that has changed, and parts with it when it is too little.
+    fn judge(&mut self, node: NodeId, now: Timestamp) {
+        match self.gossip.judge(node, now) {
+            Judgement::AsBefore => {}
+            Judgement::Score(score) => self.outputs.push_back(Output::PeerScore(node, score)),
+            Judgement::Shun => {
+                self.dropped("peer-shunned", format!("{node} sent too much that is wrong"));
+                self.bootstrapper.forget(node);
+                if self.peers.contains_key(&node) {
+                    self.outputs.push_back(Output::Disconnect(node));
+                    self.peer_disconnected(node, now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn judge_all(&mut self, now: Timestamp) {
+        self.gossip.expire(now);
+        let judged: Vec<NodeId> = self.gossip.judged().collect();
+        judged.into_iter().for_each(|node| self.judge(node, now));
+    }
+
+    /// `None` when the verdict has to wait: it is said with this token.
+    fn message(
+        &mut self,
+        message: GossipMessage,
+        token: Option<u64>,
+        now: Timestamp,
+    ) -> Option<Verdict> {
+        Some(match message {
+            GossipMessage::LinkState(signed) => {
+                return self.link_state_received(signed, token, now);
+            }
             GossipMessage::Service(signed) => {
                 let (membership, outputs) = (&mut self.membership, &mut self.outputs);
-                let (verdict, refused) = self.services.accept(&signed, membership, now, outputs);
-                if let Some(error) = refused {
-                    self.dropped("service-record", error.to_string());
+                let (gossip, origin) = (&mut self.gossip, signed.key.node_id());
+                let may = || gossip.may_change_records(origin, now);
+                let accepted = self.services.accept(&signed, membership, may, now, outputs);
+                if let Some(error) = accepted.1 {
+                    let too_often = matches!(error, RecordError::TooOften(_));
+                    let what =
+                        if too_often { "service-record-too-often" } else { "service-record" };
+                    self.dropped(what, error.to_string());
                 }
-                verdict
+                accepted.0
             }
             GossipMessage::Revocation(signed) => self.revocation_received(&signed, now),
             GossipMessage::Grant(signed) => self.grant_received(&signed),
-        }
+        })
     }
 
     /// An advertisement whose time cannot be; it may be this node's clock that is wrong.
@@ -214,37 +329,63 @@ impl Engine {
         Verdict::Ignore
     }
 
-    fn link_state_received(&mut self, signed: Signed, now: Timestamp) -> Verdict {
+    fn link_state_received(
+        &mut self,
+        signed: Signed,
+        token: Option<u64>,
+        now: Timestamp,
+    ) -> Option<Verdict> {
         let origin = signed.key.node_id();
         if origin == self.me {
-            return Verdict::Ignore;
+            return Some(Verdict::Ignore);
         }
-        match self.membership.open_link_state(signed, now) {
-            Ok(OpenedLinkState { signed, sequence, links }) => {
-                let said_at = Timestamp(sequence);
-                if said_at + LIFETIME + CLOCK_SKEW <= now {
-                    return self.other_clock(origin, now.since(said_at), "behind");
-                }
-                // Otherwise it could be replayed for as long.
-                if said_at > now + CLOCK_SKEW {
-                    return self.other_clock(origin, said_at.since(now), "ahead of");
-                }
-                let accepted_at = self.stamp(now);
-                let changes = match self.graph.accept(origin, sequence, links, accepted_at) {
-                    Ok(changes) => changes,
-                    Err(Refused::Stale) => return Verdict::Ignore,
-                    Err(Refused::Full) => {
-                        self.dropped("link-state", "the graph is full".into());
-                        return Verdict::Ignore;
-                    }
-                };
+        let opened = match self.membership.open_link_state(signed, now) {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.dropped("link-state", error.to_string());
+                return Some(verdict_on(&error));
+            }
+        };
+        let said_at = Timestamp(opened.sequence);
+        if said_at + LIFETIME + CLOCK_SKEW <= now {
+            return Some(self.other_clock(origin, now.since(said_at), "behind"));
+        }
+        // Otherwise it could be replayed for as long.
+        if said_at > now + CLOCK_SKEW {
+            return Some(self.other_clock(origin, said_at.since(now), "ahead of"));
+        }
+        if self.graph.sequence(origin).is_some_and(|known| known >= opened.sequence) {
+            return Some(Verdict::Ignore);
+        }
+        if self.gossip.may_change_links(origin, now) {
+            return Some(self.take_link_state(opened, now));
+        }
+        let left = self.gossip.hold(origin, Held { opened, token }, now)?;
+        self.dropped("link-state-too-often", format!("{origin} advertises its links too often"));
+        match left.token {
+            left if left == token => Some(Verdict::Ignore),
+            left => {
+                let verdict = Verdict::Ignore;
+                let ignored = left.map(|token| Output::GossipVerdict { token, verdict });
+                self.outputs.extend(ignored);
+                None
+            }
+        }
+    }
+
+    fn take_link_state(&mut self, opened: OpenedLinkState, now: Timestamp) -> Verdict {
+        let OpenedLinkState { signed, sequence, links } = opened;
+        let (origin, accepted_at) = (signed.key.node_id(), self.stamp(now));
+        match self.graph.accept(origin, sequence, links, accepted_at) {
+            Ok(changes) => {
                 self.advertisements.insert(origin, signed);
                 self.links_changed(changes, accepted_at);
                 Verdict::Accept
             }
-            Err(error) => {
-                self.dropped("link-state", error.to_string());
-                verdict_on(&error)
+            Err(Refused::Stale) => Verdict::Ignore,
+            Err(Refused::Full) => {
+                self.dropped("link-state", "the graph is full".into());
+                Verdict::Ignore
             }
         }
     }

@@ -51,7 +51,7 @@ use overlay::reunion::Reunion;
 use overlay::topology::TopologyManager;
 use overlay::wire::{self, GossipMessage, Objective, Signed};
 use overlay::{
-    Advertiser, Author, BootstrapPolicy, CheckedSignatures, Issuer, Membership,
+    Advertiser, Author, BootstrapPolicy, CheckedSignatures, GossipManager, Issuer, Membership,
     NetworkBootstrapper, NetworkState, Pin,
 };
 use predict::{QualityModel, RoutePredictor};
@@ -151,6 +151,8 @@ pub struct Peer {
     pub key: PublicKey,
     /// Where it listens, as multiaddress text.
     pub addresses: Vec<String>,
+    /// When it connected.
+    pub since: Timestamp,
 }
 
 /// The state machine. See the module documentation for the call protocol.
@@ -182,6 +184,7 @@ pub struct Engine {
     histories: RouteHistories,
     honesty: Honesty,
     prober: Prober,
+    gossip: GossipManager,
     advertiser: Advertiser,
     /// When the next advertisement is due, and for which revision of the links that holds.
     advertise_at: (u64, Option<Timestamp>),
@@ -242,6 +245,7 @@ impl Engine {
             keeps_histories: !config.late_histories,
             histories: RouteHistories::default(),
             honesty: Honesty::default(),
+            gossip: GossipManager::default(),
             advertiser: Advertiser::default(),
             advertise_at: (0, None),
             graph: OverlayGraph::default(),
@@ -268,9 +272,8 @@ impl Engine {
             Input::PeerHeardOf(peer) => self.peer_heard_of(&peer, now),
             Input::LinkUp(node) => self.link_up(node),
             Input::LinkDown(node) => self.link_down(node, now),
-            Input::SyncRequested { token } => {
-                let bytes = self.sync_response();
-                self.outputs.push_back(Output::SyncResponse { token, bytes });
+            Input::SyncRequested { token, from, bytes } => {
+                self.sync_requested(token, from, &bytes, now);
             }
             Input::SyncReceived { from, bytes } => self.sync_received(from, &bytes, now),
             Input::JoinAsked { token, from, bytes } => {
@@ -278,10 +281,7 @@ impl Engine {
                 self.outputs.push_back(Output::JoinAnswer { token, bytes });
             }
             Input::RenewalReceived { from, bytes } => self.renewal_received(from, &bytes, now),
-            Input::Gossip { token, bytes } => {
-                let verdict = self.gossip_received(&bytes, now);
-                self.outputs.push_back(Output::GossipVerdict { token, verdict });
-            }
+            Input::Gossip { token, from, bytes } => self.gossip_received(token, from, &bytes, now),
             Input::ProbeAnswered { id, rtt_us } => self.probe_answered(id, rtt_us, now),
             Input::Slice(reports) => {
                 for (neighbour, report) in reports {
@@ -333,8 +333,10 @@ impl Engine {
         if self.reunion.next_timeout().is_some_and(|at| at <= now) {
             self.reunite(now);
         }
+        self.release_held(now);
         if self.expire_at <= now {
             self.expire_at = now + EXPIRY_INTERVAL;
+            self.judge_all(now);
             self.renew_if_due(now);
             let changes = self.graph.expire(self.me, now);
             self.links_changed(changes, now);
@@ -356,6 +358,7 @@ impl Engine {
             self.topology.next_timeout(),
             self.reunion.next_timeout(),
             self.advertise_at.1.map(|at| at.max(now)),
+            self.gossip.next_timeout(),
             self.services.next_timeout(),
             self.deciding.next_timeout(),
         ]

@@ -155,7 +155,8 @@ impl Services {
         self.own.values().map(|own| &own.spec)
     }
 
-    pub(super) fn signed(&self) -> impl Iterator<Item = &Signed> + '_ {
+    /// All records as they were signed.
+    pub fn signed(&self) -> impl Iterator<Item = &Signed> + '_ {
         self.registry.signed()
     }
 
@@ -163,10 +164,11 @@ impl Services {
         &mut self,
         signed: &Signed,
         membership: &mut Membership,
+        may: impl FnOnce() -> bool,
         now: Timestamp,
         outputs: &mut Outputs,
     ) -> (Verdict, Option<RecordError>) {
-        match self.registry.accept(signed, membership, now) {
+        match self.registry.accept_if(signed, membership, may, now) {
             Ok((name, _)) => {
                 self.lookups.set_present(&name);
                 self.answer_known(&name, now, outputs);

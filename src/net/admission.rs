@@ -56,6 +56,13 @@ pub enum Event {
         /// What it showed.
         credential: Credential,
     },
+    /// It does, but there is no room; the connection is closed.
+    Crowded {
+        /// Who.
+        peer: PeerId,
+        /// Why.
+        why: Crowded,
+    },
     /// It does not, or nobody can know; the connection is closed.
     Failed {
         /// Who.
@@ -105,6 +112,13 @@ impl Admission {
         })
     }
 
+    fn close(&mut self, leaves: Option<(PeerId, ConnectionId)>) {
+        self.events.extend(leaves.map(|(peer_id, leaves)| {
+            let connection = CloseConnection::One(leaves);
+            ToSwarm::CloseConnection { peer_id, connection }
+        }));
+    }
+
     fn gone(&mut self, connection: ConnectionId) {
         self.gates.forget(connection);
         self.strangers.leave(connection);
@@ -122,10 +136,7 @@ impl NetworkBehaviour for Admission {
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         let entered = self.strangers.enter(connection, ip_of(remote), Instant::now());
-        if let Some((peer_id, leaves)) = entered.map_err(ConnectionDenied::new)? {
-            let connection = CloseConnection::One(leaves);
-            self.events.push_back(ToSwarm::CloseConnection { peer_id, connection });
-        }
+        self.close(entered.map_err(ConnectionDenied::new)?);
         Ok(())
     }
 
@@ -136,7 +147,8 @@ impl NetworkBehaviour for Admission {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.strangers.proved(connection, peer);
+        let proved = self.strangers.proved(connection, peer, Instant::now());
+        self.close(proved.map_err(ConnectionDenied::new)?);
         self.handler(connection, &peer, Endpoint::Listener)
     }
 
@@ -166,17 +178,23 @@ impl NetworkBehaviour for Admission {
         connection: ConnectionId,
         verdict: THandlerOutEvent<Self>,
     ) {
-        self.events.push_back(match verdict {
-            Verdict::Admitted(key, credential) => {
-                self.strangers.admitted(connection);
-                ToSwarm::GenerateEvent(Event::Admitted { connection, peer, key, credential })
-            }
+        let event = match verdict {
+            Verdict::Admitted(key, credential) => match self.strangers.admitted(connection) {
+                Ok(()) => {
+                    ToSwarm::GenerateEvent(Event::Admitted { connection, peer, key, credential })
+                }
+                Err(why) => {
+                    self.close(Some((peer, connection)));
+                    ToSwarm::GenerateEvent(Event::Crowded { peer, why })
+                }
+            },
             Verdict::Failed(why) => ToSwarm::GenerateEvent(Event::Failed { peer, why }),
             Verdict::Told => ToSwarm::CloseConnection {
                 peer_id: peer,
                 connection: CloseConnection::One(connection),
             },
-        });
+        };
+        self.events.push_back(event);
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {

@@ -19,7 +19,7 @@ use super::firewall::Firewall;
 use super::gate::{Gated, Gates};
 use super::join::{self, Joining};
 use super::{Members, NetError, dht};
-use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, SYNC_BYTES_MAX};
+use crate::engine::overlay::wire::{GOSSIP_BYTES_MAX, SYNC_BYTES_MAX, SYNC_REQUEST_BYTES_MAX};
 
 /// Connections that others may have open to this node, and all connections together.
 const CONNECTIONS_MAX: (u32, u32) = (256, 512);
@@ -41,6 +41,9 @@ const CIRCUIT_TIME_MAX: Duration = Duration::from_secs(2 * 3_600);
 /// node has some kilobytes a second at most; a guess.
 const CIRCUIT_BYTES_MAX: u64 = 64 << 20;
 
+/// How long the score of a peer that left is kept: as long as the engine shuns it.
+const RETAIN_SCORE: Duration = crate::engine::overlay::gossip::SHUN_FOR;
+
 /// Those that may refuse a connection come first: a later refusal would leave traces in the others.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
@@ -60,7 +63,7 @@ pub(super) struct Behaviour {
 pub(super) struct Inside {
     pub(super) kad: dht::Kad,
     pub(super) gossipsub: gossipsub::Behaviour,
-    pub(super) sync: request_response::cbor::Behaviour<(), Vec<u8>>,
+    pub(super) sync: request_response::cbor::Behaviour<Vec<u8>, Vec<u8>>,
     pub(super) stream: libp2p_stream::Behaviour,
     /// Reaching others, and being reached, over a member.
     pub(super) relayed: relay::client::Behaviour,
@@ -109,7 +112,7 @@ impl Protocols {
             admission: protocol("admission/1")?,
             join: protocol("join/1")?,
             kad: protocol("kad/1")?,
-            sync: protocol("sync/1")?,
+            sync: protocol("sync/2")?,
             link: protocol("link/2")?,
             topic: gossipsub::IdentTopic::new(format!("meshwise/{network}/1")),
         })
@@ -176,9 +179,11 @@ impl Inside {
         let mut gossipsub: gossipsub::Behaviour =
             gossipsub::Behaviour::new(authenticity, gossip_config)?;
         gossipsub.subscribe(&protocols.topic)?;
-        let codec = request_response::cbor::codec::Codec::<(), Vec<u8>>::default()
-            .set_request_size_maximum(64)
+        let (score, thresholds) = scoring();
+        gossipsub.with_peer_score(score, thresholds)?;
+        let codec = request_response::cbor::codec::Codec::<Vec<u8>, Vec<u8>>::default()
             // CBOR spends up to two bytes on each byte of a list.
+            .set_request_size_maximum(2 * SYNC_REQUEST_BYTES_MAX as u64 + 16)
             .set_response_size_maximum(2 * SYNC_BYTES_MAX as u64 + 16);
         let sync = request_response::cbor::Behaviour::with_codec(
             codec,
@@ -210,4 +215,24 @@ impl Inside {
             tester: Toggle::from(nat.then(autonat::v2::server::Behaviour::default)),
         })
     }
+}
+
+/// How gossipsub thinks of peers: as the engine says ([`Output::PeerScore`]), and a little worse of those
+/// that break its own rules. Not of those that are slow, quiet, or many behind one address: members have
+/// names, and are bounded per address when they connect.
+///
+/// [`Output::PeerScore`]: crate::engine::event::Output::PeerScore
+fn scoring() -> (gossipsub::PeerScoreParams, gossipsub::PeerScoreThresholds) {
+    let score = gossipsub::PeerScoreParams {
+        app_specific_weight: 1.0,
+        ip_colocation_factor_weight: 0.0,
+        slow_peer_weight: 0.0,
+        // A busy machine breaks some promises; a hundred in a few seconds are no accident. A guess.
+        behaviour_penalty_weight: -0.1,
+        behaviour_penalty_threshold: 20.0,
+        behaviour_penalty_decay: 0.8,
+        retain_score: RETAIN_SCORE,
+        ..gossipsub::PeerScoreParams::default()
+    };
+    (score, gossipsub::PeerScoreThresholds::default())
 }

@@ -13,6 +13,7 @@
 //!   knows each tunnel's far end, [`sending`] keeps what may be lost with a route, [`watch`] leaves
 //!   routes that fell silent, [`copies`] doubles what must not be lost, [`reservations`] asks and answers for bandwidth that is set aside.
 //! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
+//! - [`control`] counts what is said and heard by gossip and synchronisation.
 //!
 //! What happens becomes an [`Input`] for the engine; what the engine
 //! wants done comes in through [`Net::carry_out`].
@@ -20,6 +21,7 @@
 mod address;
 pub mod admission;
 mod behaviour;
+pub mod control;
 pub mod copies;
 pub mod dht;
 pub mod emulation;
@@ -113,6 +115,7 @@ pub struct Net {
     tunnels: Arc<Tunnels>,
     listening: swarm::Listening,
     reach: reach::SharedReach,
+    control: Arc<control::Control>,
     tasks: tokio_util::task::TaskTracker,
     stop: tokio_util::sync::CancellationToken,
     /// Ends the tasks also when nobody calls [`Net::stop`].
@@ -143,12 +146,14 @@ impl Net {
             .map_err(|error| NetError::Build(error.to_string()))?;
         let (commands, command_receiver) = mpsc::channel(COMMANDS_MAX);
         let reach = reach::SharedReach::default();
+        let said = Arc::<control::Control>::default();
         let listening = swarm::start(swarm::Start {
             config,
             identity,
             members: members.clone(),
             plane: plane.clone(),
             reach: reach.clone(),
+            control: said.clone(),
             events,
             commands: command_receiver,
             tasks: &tasks,
@@ -164,6 +169,7 @@ impl Net {
                 tunnels,
                 listening,
                 reach,
+                control: said,
                 tasks,
                 stop,
                 _guard: guard,
@@ -202,6 +208,11 @@ impl Net {
     /// What is known of how this node is reached.
     pub fn reach(&self) -> reach::Reach {
         self.reach.lock().clone()
+    }
+
+    /// What was said and heard by gossip and synchronisation.
+    pub fn control(&self) -> &control::Control {
+        &self.control
     }
 
     /// The data plane, for its counters.

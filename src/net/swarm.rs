@@ -6,6 +6,7 @@
 
 mod listening;
 mod peers;
+mod waiting;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::address::{check_dial, ip_of};
 use super::admission::Crowded;
 use super::behaviour::{Behaviour, BehaviourEvent, InsideEvent, Protocols, Wanted};
+use super::control::Control;
 use super::dht::Dht;
 use super::firewall::Firewall;
 use super::identity::{self, Identity};
@@ -34,16 +36,17 @@ use super::tls::LinkTls;
 use super::{MEMBERS_CHECK, Members, NetError, lanes, now};
 use crate::config::Config;
 use crate::engine::event::{Input, Output, Verdict};
-use crate::engine::overlay::wire::{self, JoinRequest, PeerAddresses};
+use crate::engine::overlay::wire::{self, JoinRequest, PeerAddresses, SyncRequest};
 use crate::engine::types::{NodeId, PublicKey};
 pub use listening::Listening;
 use listening::{heard, listen_on, lost};
 use peers::Peer;
+use waiting::{Message, Waiting};
 use ways::Ways;
 
 /// Gossip that waits for a first subscriber; the oldest makes room.
 const UNHEARD_MAX: usize = 256;
-/// Gossip messages, and questions, that may wait for the engine; the oldest makes room.
+/// Questions that may wait for the engine; the oldest makes room.
 const UNANSWERED_MAX: usize = 4_096;
 /// How often a peer that does not answer is asked again.
 const SYNC_FAILURES_MAX: u32 = 3;
@@ -65,6 +68,8 @@ pub struct Start<'a> {
     pub plane: Arc<DataPlane>,
     /// Where to say how this node is reached.
     pub reach: SharedReach,
+    /// Where to count what it says and hears.
+    pub control: Arc<Control>,
     /// Where inputs for the engine go.
     pub events: mpsc::Sender<Input>,
     /// Where commands come from.
@@ -147,7 +152,8 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         heard_early: BTreeMap::new(),
         by_node: BTreeMap::new(),
         dht: Dht::default(),
-        gossip: BTreeMap::new(),
+        gossip: Waiting::default(),
+        control: start.control,
         questions: BTreeMap::new(),
         joins: BTreeMap::new(),
         next_token: 0,
@@ -178,8 +184,9 @@ struct Task {
     /// Where peers listen that are not admitted yet.
     heard_early: BTreeMap<PeerId, Vec<Multiaddr>>,
     dht: Dht,
-    /// Messages and questions that the engine has not answered yet, oldest first.
-    gossip: BTreeMap<u64, (gossipsub::MessageId, PeerId)>,
+    gossip: Waiting,
+    control: Arc<Control>,
+    /// Questions that the engine has not answered yet, oldest first.
     questions: BTreeMap<u64, request_response::ResponseChannel<Vec<u8>>>,
     joins: BTreeMap<u64, request_response::ResponseChannel<Vec<u8>>>,
     next_token: u64,
@@ -243,25 +250,39 @@ impl Task {
         let behaviour = self.swarm.behaviour_mut();
         match command {
             Output::Dial(addresses) => self.dial(&addresses),
-            Output::RequestSync(node) => {
+            Output::RequestSync { node, bytes } => {
                 if let Some(peer) = self.by_node.get(&node) {
-                    behaviour.inside.sync.send_request(peer, ());
+                    self.control.sync_said.count(1, bytes.len());
+                    behaviour.inside.sync.send_request(peer, bytes);
+                }
+            }
+            Output::SyncRefused { token } => {
+                self.questions.remove(&token);
+            }
+            Output::PeerScore(node, score) => {
+                if let Some(peer) = self.by_node.get(&node) {
+                    behaviour.inside.gossipsub.set_application_score(peer, score);
                 }
             }
             Output::SyncResponse { token, bytes } => {
                 if let Some(channel) = self.questions.remove(&token) {
+                    self.control.sync_said.count(1, bytes.len());
                     let _ = behaviour.inside.sync.send_response(channel, bytes);
                 }
             }
             Output::Publish(bytes) => self.publish(bytes),
             Output::GossipVerdict { token, verdict } => {
-                if let Some((id, from)) = self.gossip.remove(&token) {
+                if let Some(Message { id, from, bytes }) = self.gossip.remove(token) {
+                    let gossipsub = &mut behaviour.inside.gossipsub;
                     let acceptance = match verdict {
-                        Verdict::Accept => gossipsub::MessageAcceptance::Accept,
+                        Verdict::Accept => {
+                            let mesh = gossipsub.mesh_peers(&self.protocols.topic.hash()).count();
+                            self.control.gossip_said.count(mesh.saturating_sub(1), bytes);
+                            gossipsub::MessageAcceptance::Accept
+                        }
                         Verdict::Ignore => gossipsub::MessageAcceptance::Ignore,
                         Verdict::Reject => gossipsub::MessageAcceptance::Reject,
                     };
-                    let gossipsub = &mut behaviour.inside.gossipsub;
                     gossipsub.report_message_validation_result(&id, &from, acceptance);
                 }
             }
@@ -301,7 +322,9 @@ impl Task {
         let topic = self.protocols.topic.hash();
         let gossipsub = &mut self.swarm.behaviour_mut().inside.gossipsub;
         match gossipsub.publish(topic, bytes.clone()) {
-            Ok(_) | Err(gossipsub::PublishError::Duplicate) => {}
+            // To every peer, so that an author does not depend on its mesh (flood publishing).
+            Ok(_) => self.control.gossip_said.count(self.peers.len(), bytes.len()),
+            Err(gossipsub::PublishError::Duplicate) => {}
             Err(gossipsub::PublishError::NoPeersSubscribedToTopic) => {
                 if self.unheard.len() >= UNHEARD_MAX {
                     self.unheard.pop_front();
@@ -340,8 +363,8 @@ impl Task {
             SwarmEvent::IncomingConnectionError {
                 error: ListenError::Denied { cause }, ..
             } => {
-                let crowded = cause.downcast_ref::<Crowded>().is_some();
-                let why = if crowded { "too-many-strangers" } else { "connection-refused" };
+                let crowded = cause.downcast_ref::<Crowded>();
+                let why = crowded.map_or("connection-refused", |crowded| crowded.as_str());
                 self.plane.counters().count(why);
                 Vec::new()
             }
@@ -416,11 +439,26 @@ impl Task {
                 message_id,
                 message,
             }) => {
-                if self.gossip.len() >= UNANSWERED_MAX {
-                    self.gossip.pop_first();
+                let bytes = message.data;
+                self.control.gossip_heard.count(1, bytes.len());
+                let from = self.peers.get(&propagation_source).map(|peer| peer.key().node_id());
+                let waits =
+                    Message { id: message_id, from: propagation_source, bytes: bytes.len() };
+                let now = std::time::Instant::now();
+                match (from, self.gossip.add(next_token, waits, now)) {
+                    (Some(from), Ok(())) => vec![Input::Gossip { token: next_token, from, bytes }],
+                    (None, Ok(())) => {
+                        self.gossip.remove(next_token);
+                        Vec::new()
+                    }
+                    (_, Err(Message { id, from, .. })) => {
+                        self.plane.counters().count("gossip-queue-full");
+                        let ignored = gossipsub::MessageAcceptance::Ignore;
+                        let gossipsub = &mut self.swarm.behaviour_mut().inside.gossipsub;
+                        gossipsub.report_message_validation_result(&id, &from, ignored);
+                        Vec::new()
+                    }
                 }
-                self.gossip.insert(next_token, (message_id, propagation_source));
-                vec![Input::Gossip { token: next_token, bytes: message.data }]
             }
             InsideEvent::Gossipsub(gossipsub::Event::Subscribed { .. }) => {
                 for bytes in std::mem::take(&mut self.unheard) {
@@ -430,11 +468,15 @@ impl Task {
             }
             InsideEvent::Sync(request_response::Event::Message { peer, message, .. }) => {
                 match message {
-                    request_response::Message::Request { channel, .. } => {
-                        self.ask_engine(next_token, channel);
-                        vec![Input::SyncRequested { token: next_token }]
+                    request_response::Message::Request { request, channel, .. } => {
+                        self.control.sync_heard.count(1, request.len());
+                        let Some(known) = self.peers.get(&peer) else { return Vec::new() };
+                        let (token, from) = (next_token, known.key().node_id());
+                        self.ask_engine(token, channel);
+                        vec![Input::SyncRequested { token, from, bytes: request }]
                     }
                     request_response::Message::Response { response, .. } => {
+                        self.control.sync_heard.count(1, response.len());
                         let key = identity::public_key(&peer);
                         let input = |key: PublicKey| Input::SyncReceived {
                             from: key.node_id(),
@@ -450,7 +492,9 @@ impl Task {
                     && known.sync_failures < SYNC_FAILURES_MAX
                 {
                     known.sync_failures += 1;
-                    self.swarm.behaviour_mut().inside.sync.send_request(&peer, ());
+                    // What this node has was said before; what it gets twice does no harm.
+                    let everything = wire::encode(&SyncRequest::default());
+                    self.swarm.behaviour_mut().inside.sync.send_request(&peer, everything);
                 }
                 Vec::new()
             }

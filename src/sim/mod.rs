@@ -12,6 +12,7 @@
 mod agenda;
 mod check;
 mod connections;
+mod control;
 mod dht;
 mod gossip;
 mod plane;
@@ -28,9 +29,7 @@ use ed25519_dalek::SigningKey;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use crate::engine::event::{
-    Answer, Command, CommandError, Input, Notice, Output, RequestId, Verdict,
-};
+use crate::engine::event::{Answer, Command, CommandError, Input, Notice, Output, RequestId};
 use crate::engine::forward::ForwardingSnapshot;
 use crate::engine::measure::Sample;
 use crate::engine::overlay::{
@@ -41,6 +40,7 @@ use crate::engine::route::{Decision, PathPolicy};
 use crate::engine::types::{NodeId, PublicKey, Route, Timestamp, TunnelId};
 use crate::engine::{Engine, EngineConfig, Intervals};
 use agenda::Agenda;
+pub use control::{Control, Told};
 use dht::Held;
 use gossip::Gossip;
 use plane::{Datagram, Plane};
@@ -79,7 +79,7 @@ const DHT_DELAY_MS: f64 = 40.0;
 enum Event {
     Input(usize, Box<Input>),
     Wake(usize),
-    Gossip { to: usize, number: u64 },
+    Gossip { from: usize, to: usize, number: u64 },
     Datagram(Box<Datagram>),
     Send(usize, TunnelId, u32),
     Watch(usize),
@@ -91,8 +91,8 @@ enum Event {
 enum Token {
     /// A question of this node.
     Sync(usize),
-    /// This message.
-    Gossip(u64),
+    /// This message, at this node.
+    Gossip { number: u64, at: usize },
 }
 
 struct Node {
@@ -137,6 +137,7 @@ pub struct World {
     sliced: bool,
     agenda: Agenda<Event>,
     gossip: Gossip,
+    control: Control,
     tokens: BTreeMap<u64, Token>,
     next_token: u64,
     space: Option<Space>,
@@ -162,6 +163,7 @@ impl World {
             sliced: false,
             agenda: Agenda::default(),
             gossip: Gossip::default(),
+            control: Control::default(),
             tokens: BTreeMap::new(),
             next_token: 0,
             space: None,
@@ -297,6 +299,7 @@ impl World {
         let node = &mut self.nodes[index];
         (node.engine, node.plane, node.forwarding, node.held) = Default::default();
         node.remembered = node.connected.iter().copied().collect();
+        self.gossip_stops(index);
     }
 
     /// The virtual time.
@@ -384,6 +387,13 @@ impl World {
         }
     }
 
+    /// A node asks another one for what it knows, whatever its engine thinks of it.
+    pub fn ask_sync(&mut self, from: usize, of: usize, bytes: Vec<u8>) {
+        let token = self.draw_token(Token::Sync(from));
+        let from = self.id(from);
+        self.input(of, Input::SyncRequested { token, from, bytes });
+    }
+
     /// Lets time pass.
     pub fn run_for(&mut self, duration: Duration) {
         let end = self.now + duration;
@@ -413,7 +423,7 @@ impl World {
                     self.drain(index);
                 }
             }
-            Event::Gossip { to, number } => self.gossip_arrived(to, number),
+            Event::Gossip { from, to, number } => self.gossip_arrived(from, to, number),
             Event::Datagram(datagram) => self.received(datagram),
             Event::Send(index, tunnel, turn) => self.send_next(index, tunnel, turn),
             Event::Watch(index) => self.watch(index),
@@ -446,22 +456,25 @@ impl World {
     fn carry_out(&mut self, index: usize, output: Output) {
         match output {
             Output::Dial(addresses) => addresses.iter().for_each(|text| self.dial(index, text)),
-            Output::RequestSync(peer) => {
-                let Some(&peer) = self.by_id.get(&peer) else { return };
+            Output::RequestSync { node, bytes } => {
+                let Some(&peer) = self.by_id.get(&node) else { return };
                 let token = self.draw_token(Token::Sync(index));
-                self.tell(index, peer, Input::SyncRequested { token });
+                self.count_sync(&bytes);
+                let from = self.id(index);
+                self.tell(index, peer, Input::SyncRequested { token, from, bytes });
             }
+            Output::SyncRefused { token } => drop(self.tokens.remove(&token)),
             Output::SyncResponse { token, bytes } => {
                 if let Some(Token::Sync(asker)) = self.tokens.remove(&token) {
+                    self.count_sync(&bytes);
                     let from = self.id(index);
                     self.tell(index, asker, Input::SyncReceived { from, bytes });
                 }
             }
             Output::Publish(bytes) => self.gossip(index, bytes),
             Output::GossipVerdict { token, verdict } => {
-                let token = self.tokens.remove(&token);
-                if let (Verdict::Accept, Some(Token::Gossip(number))) = (verdict, token) {
-                    self.spread(index, number);
+                if let Some(Token::Gossip { number, at }) = self.tokens.remove(&token) {
+                    self.judged(at, number, verdict);
                 }
             }
             Output::SendProbe { id, route } => {
@@ -512,6 +525,7 @@ impl World {
             | Output::Roster(_)
             | Output::KeepNetwork(_)
             | Output::KeepPins(_)
+            | Output::PeerScore(..)
             | Output::Notice(_) => {}
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::churning::{
     BOOTSTRAP, Mesh, Recovered, UNREACHABLE_MAX, availability, churn, join_without_the_first, lose,
-    part_and_heal, restart_all,
+    part_and_heal, restart_all, revoke, sent, swing,
 };
 
 fn seconds(s: u64) -> Option<Duration> {
@@ -65,4 +65,29 @@ fn one_of_two_replicas_can_be_used_nearly_always() {
     let tally = availability(&mut mesh, 3.0, 2);
     println!("{tally:?}");
     assert!(tally.looks > 600 && tally.served * 100 >= tally.possible * 99);
+}
+
+#[test]
+fn a_revocation_reaches_two_hundred_nodes_and_those_that_were_cut_off_when_they_are_back() {
+    let mut mesh = Mesh::new(7, 200, 1);
+    let (heard, all) = revoke(&mut mesh);
+    println!("within {heard:?}; after healing {all:?}");
+    assert_eq!(mesh.wrong, [] as [String; 0]);
+    assert!(heard.is_some() && heard <= seconds(2));
+    assert!(all.is_some() && all <= seconds(60));
+}
+
+#[test]
+fn a_mesh_in_which_nothing_happens_is_quiet() {
+    let mut mesh = Mesh::new(8, 30, 5);
+    mesh.world.run_for(Duration::from_secs(120));
+    let idle = sent(&mut mesh, 120, |_, _| {});
+    let swings = sent(&mut mesh, 60, swing);
+    println!("idle {idle:?}; one link swings {swings:?}");
+    let bytes = |sent: &crate::churning::Sent| sent.values().map(|(_, bytes)| bytes).sum::<f64>();
+    // 30 nodes advertise every 30 s, and each passes that on to five.
+    assert!(bytes(&idle) < 10_000.0, "{idle:?}");
+    // Both ends of one link, at most as often as they may.
+    assert!(bytes(&swings) < bytes(&idle) + 20_000.0, "{swings:?}");
+    assert!(swings["link-state"].0 > idle["link-state"].0);
 }

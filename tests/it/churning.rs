@@ -10,7 +10,7 @@ use meshwise::engine::overlay::registry::CLOCK_SKEW;
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::route::PathPolicy;
 use meshwise::engine::types::{MAX_ROUTE_HOPS, NodeId, PublicKey, ServiceName, Timestamp};
-use meshwise::sim::{Space, World};
+use meshwise::sim::{LinkModel, Space, World};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -484,6 +484,65 @@ pub fn part_and_heal(mesh: &mut Mesh, cut: Duration) -> Recovered {
     mesh.world.run_for(cut / 2);
     mesh.world.heal();
     Recovered::watch(mesh, Duration::from_secs(600))
+}
+
+/// The root revokes a node while a fifth of the others is cut off, and the cut is healed later. Returns how
+/// long it took until all that could hear of it had, and how long after the healing until all had.
+pub fn revoke(mesh: &mut Mesh) -> (Option<Duration>, Option<Duration>) {
+    const ROOT: usize = 0;
+    let others: Vec<usize> = mesh.running.keys().copied().filter(|node| *node != ROOT).collect();
+    let count = others.len() / 5 + 1;
+    let mut chosen: Vec<usize> = others.sample(&mut mesh.random, count).copied().collect();
+    let revoked = chosen.pop().expect("a fifth and one more");
+    let cut_off: BTreeSet<usize> = chosen.into_iter().collect();
+    let key = mesh.world.author(revoked).public();
+    mesh.world.part(cut_off.clone());
+    let request = mesh.request();
+    mesh.world.command(ROOT, Command::Revoke { request, key });
+    let knows = |mesh: &Mesh, node: usize| {
+        let engine = mesh.world.engine(node);
+        engine.membership().roster().is_revoked(&key)
+            && !engine.peers().contains_key(&key.node_id())
+    };
+    let heard = mesh.until(Duration::from_secs(60), |mesh| {
+        let mut reached = others.iter().filter(|node| **node != revoked && !cut_off.contains(node));
+        reached.all(|node| knows(mesh, *node))
+    });
+    mesh.world.run_for(Duration::from_secs(30));
+    if let Some(node) = cut_off.iter().find(|node| knows(mesh, **node)) {
+        mesh.wrong.push(format!("{node} was cut off and knows"));
+    }
+    mesh.world.heal();
+    let all = mesh.until(Duration::from_secs(600), |mesh| {
+        others.iter().filter(|node| **node != revoked).all(|node| knows(mesh, *node))
+    });
+    (heard, all)
+}
+
+/// What each node sends of gossip and synchronisation in a second, by kind: messages and bytes.
+pub type Sent = BTreeMap<&'static str, (f64, f64)>;
+
+/// What a mesh sends in so many seconds, a node and second, while `change` is done each second.
+pub fn sent(mesh: &mut Mesh, for_s: u64, mut change: impl FnMut(&mut Mesh, u64)) -> Sent {
+    let before = mesh.world.control().clone();
+    for second in 0..for_s {
+        change(mesh, second);
+        mesh.world.run_for(Duration::from_secs(1));
+    }
+    let nodes_s = mesh.running.len() as f64 * for_s as f64;
+    let sent = mesh.world.control().since(&before);
+    let each = |(kind, told): (_, meshwise::sim::Told)| {
+        (kind, (told.messages as f64 / nodes_s, told.bytes as f64 / nodes_s))
+    };
+    sent.kinds().map(each).collect()
+}
+
+/// One link between two linked nodes gets slower and quicker again, each second.
+pub fn swing(mesh: &mut Mesh, second: u64) {
+    let neighbour = mesh.world.engine(BOOTSTRAP).links().next().map(|(node, ..)| node);
+    let Some(link) = neighbour.and_then(|node| mesh.by_id.get(&node).copied()) else { return };
+    let delay_ms = if second % 2 == 0 { 10.0 } else { 30.0 };
+    mesh.world.set_link(BOOTSTRAP, link, LinkModel::delay(delay_ms));
 }
 
 /// All nodes are killed at once and start again within five seconds, with the peers they knew and the

@@ -20,7 +20,7 @@ use meshwise::engine::overlay::wire::{
 };
 use meshwise::engine::overlay::{
     Author, Credential, GossipMessage, LinkStateAdvertisement, NotLetIn, Objective, PeerAddresses,
-    ServiceKind, ServiceRecord, Signed, SyncResponse, Token,
+    ServiceKind, ServiceRecord, Signed, SyncRequest, SyncResponse, Token,
 };
 use meshwise::engine::traffic::message;
 use meshwise::engine::types::{NodeId, PublicKey, Route, Timestamp, TunnelId};
@@ -121,7 +121,10 @@ impl Samples {
         Self {
             gossip: messages.iter().map(wire::encode).collect(),
             bodies: vec![wire::encode(&said), wire::encode(&record), wire::encode(&grant)],
-            sync: vec![wire::encode(&SyncResponse { peers, messages })],
+            sync: vec![
+                wire::encode(&SyncResponse { peers, messages }),
+                wire::encode(&SyncRequest { have: vec![[7; 8]; 20] }),
+            ],
             credentials: vec![wire::encode(&one.credential), wire::encode(&service)],
             joins: vec![
                 wire::encode(&JoinRequest::Redeem([7; 16])),
@@ -281,7 +284,9 @@ fn feed(inputs: u64) {
                 {
                     open(signed, &samples.signed);
                 }
-                hand(&mut engine, Input::Gossip { token: number, bytes });
+                // From another peer each time: one that sends only this would not be heard for long.
+                let peer = NodeId(number.to_be_bytes());
+                hand(&mut engine, Input::Gossip { token: number, from: peer, bytes });
                 message.is_some()
             }
             1 => {
@@ -299,6 +304,10 @@ fn feed(inputs: u64) {
                     assert!(wire::encode(answer).len() <= bytes.len());
                 }
                 round_trip::<SyncResponse>(&bytes, SYNC_BYTES_MAX);
+                round_trip::<SyncRequest>(&bytes, SYNC_BYTES_MAX);
+                let (peer, token) = (NodeId(number.to_be_bytes()), number);
+                let asked = Input::SyncRequested { token, from: peer, bytes: bytes.clone() };
+                hand(&mut engine, asked);
                 hand(&mut engine, Input::SyncReceived { from: from.node_id(), bytes });
                 answer.is_ok()
             }

@@ -8,11 +8,12 @@ use ed25519_dalek::SigningKey;
 use meshwise::engine::Intervals;
 use meshwise::engine::event::{Answer, CLOCK, Command, Input, ServiceSpec};
 use meshwise::engine::measure::LinkQuality;
+use meshwise::engine::overlay::gossip;
 use meshwise::engine::overlay::membership::{NameGrant, Revocation};
 use meshwise::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, SYNC_BYTES_MAX, SYNC_PEERS_MAX};
 use meshwise::engine::overlay::{
     Author, Credential, GossipMessage, LinkStateAdvertisement, Objective, PeerAddresses,
-    ServiceKind, ServiceRecord, Signed, SyncResponse,
+    ServiceKind, ServiceRecord, Signed, SyncRequest, SyncResponse,
 };
 use meshwise::engine::route::PathPolicy;
 use meshwise::engine::types::{NodeId, PublicKey, ServiceName, Timestamp, TunnelId};
@@ -417,6 +418,94 @@ fn a_flood_of_gossip_keeps_nobody_from_what_the_others_say() {
     let lost = (after.sent - before.sent).saturating_sub(after.arrived - before.arrived);
     assert!(lost <= 5, "{before:?} {after:?}");
     assert_eq!(world.breaches(), [] as [String; 0]);
+    let parted = HONEST.filter(|node| world.is_connected(*node, MALLORY));
+    assert_eq!(parted.count(), 0, "nobody has to do with who sends that");
+}
+
+#[test]
+fn a_member_that_changes_its_links_all_the_time_is_told_of_at_its_rate_and_its_last_word_counts() {
+    const FOR_S: u64 = 10;
+    let mut world = mesh(23);
+    let (author, liar) = (world.author(MALLORY), world.id(MALLORY));
+    let neighbour = world.id(ASKER);
+    let before: Vec<u64> = HONEST.map(|node| world.passed_on(node)).collect();
+    let mut rtt_ms = 20.0;
+    // 200 a second, each valid and newer; and as often a new record of the same service.
+    for turn in 0..FOR_S * 200 {
+        rtt_ms += 0.01;
+        lie(&mut world, MALLORY, &author, &[(neighbour, rtt_ms)]);
+        let issued_at = world.now();
+        let (_, known) = record(&world);
+        let owner = author.public();
+        let sequence = known.sequence + turn;
+        let name = name("flapping.local");
+        let record = ServiceRecord { name, owner, sequence, issued_at, ..known };
+        world.gossip(MALLORY, wire::encode(&service(Signed::seal(&author, &record))));
+        world.run_for(Duration::from_millis(5));
+    }
+    publish(&mut world, PROVIDER, 30, "new.local");
+    world.run_for(seconds(1));
+    let seconds_s = (FOR_S + 1) as f64;
+    let links_max = gossip::LINK_STATES_BURST + gossip::LINK_STATES_PER_S * seconds_s;
+    let records_max = gossip::RECORDS_BURST + gossip::RECORDS_PER_S * seconds_s;
+    for (node, before) in HONEST.zip(before) {
+        let passed_on = (world.passed_on(node) - before) as f64;
+        // What the six nodes say of themselves meanwhile.
+        let usual = 60.0;
+        assert!(passed_on <= links_max + records_max + usual, "node {node}: {passed_on}");
+        assert!(passed_on > links_max, "node {node}: {passed_on}");
+        assert_eq!(providers(&world, node, "new.local"), [world.id(PROVIDER)], "node {node}");
+        let quality = world.engine(node).graph().quality(liar, neighbour);
+        assert_eq!(quality.map(|quality| quality.rtt_ms), Some(rtt_ms), "node {node}");
+        assert!(dropped(&world, node, "advertises its links too often") > 1_000, "node {node}");
+        assert!(dropped(&world, node, "changes its records too often") > 1_000, "node {node}");
+        assert!(world.is_connected(node, MALLORY), "nothing that it said was wrong");
+    }
+    all_find_the_provider(&mut world, 31);
+}
+
+#[test]
+fn who_forges_is_disconnected_and_may_come_back_later() {
+    let mut world = mesh(24);
+    let connected = |world: &World| HONEST.filter(|n| world.is_connected(*n, MALLORY)).count();
+    assert_eq!(connected(&world), MALLORY);
+    for byte in 0..40 {
+        world.gossip(MALLORY, vec![byte; 100]);
+        world.run_for(Duration::from_millis(100));
+    }
+    assert_eq!(connected(&world), 0);
+    all_find_the_provider(&mut world, 60);
+    world.run_for(gossip::SHUN_FOR / 2);
+    assert_eq!(connected(&world), 0, "whoever dials");
+    world.run_for(gossip::SHUN_FOR / 2 + seconds(120));
+    assert!(connected(&world) > 0);
+}
+
+#[test]
+fn who_asks_for_everything_all_the_time_is_not_answered() {
+    let mut world = mesh(25);
+    let from = world.id(MALLORY);
+    let ask = |have| wire::encode(&SyncRequest { have });
+    let said = |world: &World| {
+        world.control().kinds().find(|(kind, _)| *kind == "sync").map(|(_, told)| told).unwrap()
+    };
+    let everything = said(&world);
+    world.ask_sync(MALLORY, ASKER, ask(vec![]));
+    let first = said(&world).bytes - everything.bytes;
+    // Who has everything is told next to nothing.
+    let engine = world.engine(ASKER);
+    let (records, links) = (engine.services().signed(), engine.advertised());
+    let have = records.chain(links).map(Signed::fingerprint).collect();
+    let before = said(&world);
+    world.ask_sync(MALLORY, ASKER, ask(have));
+    let second = said(&world).bytes - before.bytes;
+    assert!(second * 2 < first, "{first} bytes, then {second}");
+    for _ in 0..100 {
+        world.ask_sync(MALLORY, ASKER, ask(vec![]));
+    }
+    let answers = said(&world).messages - everything.messages;
+    assert!(answers as f64 <= gossip::SYNCS_BURST, "{answers}");
+    assert!(dropped(&world, ASKER, &format!("from {from}: it asks too often")) >= 90);
 }
 
 #[test]

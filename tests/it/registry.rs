@@ -126,7 +126,7 @@ async fn replicas_under_one_owner_are_found_together_and_survive_a_restart() {
     }
     let bytes = wire::encode(&GossipMessage::Service(old[0].clone()));
     let replay = move |view: &mut View<'_>| {
-        view.engine.handle(view.now, Input::Gossip { token: u64::MAX, bytes });
+        view.engine.handle(view.now, Input::Gossip { token: u64::MAX, from: owner, bytes });
     };
     mesh.node(OTHER).handle().inspect(replay).await.unwrap();
     mesh.eventually_provided(OTHER, false, &[REPLICA]).await;

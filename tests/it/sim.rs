@@ -466,7 +466,8 @@ fn garbage_by_gossip_is_dropped_and_nothing_changes() {
     world.run_for(seconds(10));
     let before = world.engine(0).graph().origins().count();
     for (token, bytes) in [vec![], vec![0xff; 10], vec![0; 20_000]].into_iter().enumerate() {
-        world.input(0, Input::Gossip { token: 1_000_000 + token as u64, bytes });
+        let from = world.id(1);
+        world.input(0, Input::Gossip { token: 1_000_000 + token as u64, from, bytes });
     }
     let from = world.id(1);
     world.input(0, Input::SyncReceived { from, bytes: vec![9; 50] });

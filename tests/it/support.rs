@@ -18,10 +18,19 @@ use tokio::net::{TcpListener, TcpStream};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `what` is so.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+pub async fn eventually<F: Future<Output = bool>>(what: &str, is_so: impl FnMut() -> F) {
+    within(PATIENCE, what, is_so).await;
+}
+
+/// Waits until `what` is so, for at most so long.
+pub async fn within<F: Future<Output = bool>>(
+    limit: Duration,
+    what: &str,
+    mut is_so: impl FnMut() -> F,
+) {
     let begun = Instant::now();
     while !is_so().await {
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
 }

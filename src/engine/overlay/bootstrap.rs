@@ -4,7 +4,7 @@
 //! All dials of a round are made together; the first peer that answers supplies its peer list and
 //! the state of the mesh, and nobody waits for the rest. Round `n` without enough peers is followed
 //! by the next one after [`backoff`]. After `attempts_max` rounds the node gives up for now and
-//! tries once every [`RETRY`]; losing a connection or hearing of a peer starts the rounds anew.
+//! tries once every [`RETRY`]; losing a connection that lasted or hearing of a peer starts the rounds anew.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub const RETRY: Duration = Duration::from_secs(60);
 /// Longest pause between two rounds, before jitter: a node that was offline for hours is back soon
 /// after its network is.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(32);
+/// A connection that lasts less did not last.
+pub const BRIEF: Duration = Duration::from_secs(5);
 
 /// A peer that was connected, as it is kept over a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +148,13 @@ impl NetworkBootstrapper {
         self.next_at = Some(now);
     }
 
+    /// A connection was lost that did not last: whoever is there may not want this node. Goes on where
+    /// the rounds were. `jitter` is drawn uniformly from 0 to 1.
+    pub fn resume(&mut self, jitter: f64, now: Timestamp) {
+        let at = now + backoff(self.attempt.max(1), jitter);
+        self.next_at.get_or_insert(at);
+    }
+
     /// When the next round begins.
     pub fn next_timeout(&self) -> Option<Timestamp> {
         self.next_at
@@ -239,6 +248,22 @@ mod tests {
         bootstrapper.restart(seconds(100));
         assert_eq!(bootstrapper.poll(|_| false, 0, 0.0, seconds(100)), [["/a"]]);
         assert_eq!(bootstrapper.next_timeout(), Some(seconds(101)), "half of it is drawn");
+    }
+
+    #[test]
+    fn who_is_disconnected_at_once_does_not_dial_again_at_once() {
+        let mut bootstrapper = bootstrapper();
+        let mut now = seconds(0);
+        for round in 1..=4 {
+            assert_eq!(bootstrapper.poll(|_| false, 0, 1.0, now), [["/a"]]);
+            bootstrapper.resume(1.0, now);
+            now = bootstrapper.next_timeout().unwrap();
+            assert!(now >= seconds((1 << round) - 2), "round {round}");
+        }
+        bootstrapper.poll(|_| true, 3, 1.0, now);
+        assert_eq!(bootstrapper.next_timeout(), None, "there are enough");
+        bootstrapper.resume(1.0, now);
+        assert!(bootstrapper.next_timeout() > Some(now + Duration::from_secs(10)));
     }
 
     #[test]

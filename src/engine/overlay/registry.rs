@@ -122,6 +122,9 @@ pub enum RecordError {
          room when they expire"
     )]
     TooMany(NodeId),
+    /// More changes than a provider may make.
+    #[error("{0} changes its records too often")]
+    TooOften(NodeId),
     /// [`RECORDS_MAX`] reached.
     #[error("the registry is full, and nobody has more records than this provider")]
     Full,
@@ -185,6 +188,21 @@ impl ServiceRegistry {
         membership: &mut Membership,
         now: Timestamp,
     ) -> Result<(ServiceName, Accepted), RecordError> {
+        self.accept_if(signed, membership, || true, now)
+    }
+
+    /// The same, when the provider may change something now. That is asked last: only who signs what
+    /// is valid and new can use up what it may.
+    ///
+    /// # Errors
+    /// [`RecordError`], with nothing changed.
+    pub fn accept_if(
+        &mut self,
+        signed: &Signed,
+        membership: &mut Membership,
+        may: impl FnOnce() -> bool,
+        now: Timestamp,
+    ) -> Result<(ServiceName, Accepted), RecordError> {
         let record = membership.open(signed, now)?;
         let expires_at = check(&record, signed, membership.roster(), now)?;
         self.check_owner(&record.name, &record.owner)?;
@@ -202,6 +220,9 @@ impl ServiceRegistry {
             _ => Accepted::New,
         };
         let forget_at = known.map_or(expires_at, |known| known.forget_at.max(expires_at));
+        if !may() {
+            return Err(RecordError::TooOften(key.1));
+        }
         if known.is_none() {
             self.make_room(&signed.key)?;
             self.shares.add(&signed.key);

@@ -126,10 +126,12 @@ impl TopologyManager {
         while self.changes.front().is_some_and(|at| now.since(*at) >= Duration::from_secs(60)) {
             self.changes.pop_front();
         }
-        if self.changes.len() >= CHANGES_PER_MINUTE {
+        let left = CHANGES_PER_MINUTE.saturating_sub(self.changes.len());
+        if left == 0 {
             return Vec::new();
         }
-        let changes = self.wanted(seen);
+        let mut changes = self.wanted(seen);
+        changes.truncate(left);
         for change in &changes {
             self.remember(*change, now);
             self.changes.push_back(now);

@@ -29,6 +29,10 @@ pub const SYNC_MESSAGES_MAX: usize = 4_096;
 pub const ADDRESSES_MAX: usize = 8;
 /// Longest address (bytes).
 pub const ADDRESS_BYTES_MAX: usize = 256;
+/// Most messages that a synchronisation request says are known: those beyond are sent again.
+pub const SYNC_HAVE_MAX: usize = 16_384;
+/// Longest synchronisation request (bytes).
+pub const SYNC_REQUEST_BYTES_MAX: usize = SYNC_HAVE_MAX * size_of::<Fingerprint>() + 8;
 /// Most entries in a record's metadata, and longest key or value (bytes).
 pub const METADATA_MAX: usize = 16;
 /// See [`METADATA_MAX`].
@@ -76,6 +80,9 @@ pub trait Payload: Serialize + DeserializeOwned {
     fn check(&self) -> Result<(), WireError>;
 }
 
+/// Names a signed message among those of one network: the first bytes of its signature.
+pub type Fingerprint = [u8; 8];
+
 /// A payload with the key and the signature of whoever says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signed {
@@ -95,6 +102,14 @@ impl Signed {
         let body = encode(payload);
         let signature = author.key.sign(&signed_bytes::<T>(&body)).to_bytes().to_vec();
         Self { key: author.public(), credential: author.credential.clone(), body, signature }
+    }
+
+    /// Its name, by which two nodes find out what one of them lacks. Who forges one only keeps
+    /// something from itself.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut first = Fingerprint::default();
+        first.iter_mut().zip(&self.signature).for_each(|(to, from)| *to = *from);
+        first
     }
 
     /// Verifies the signature, decodes and checks the payload. Whether who signed belongs to the
@@ -333,6 +348,27 @@ pub struct PeerAddresses {
     pub addresses: Vec<String>,
 }
 
+/// What a node says when it asks a new neighbour: what it need not be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRequest {
+    /// Messages that it has, at most [`SYNC_HAVE_MAX`].
+    pub have: Vec<Fingerprint>,
+}
+
+impl SyncRequest {
+    /// Decodes and checks a request.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WireError> {
+        let request: Self = decode(bytes, SYNC_REQUEST_BYTES_MAX)?;
+        if request.have.len() > SYNC_HAVE_MAX {
+            return Err(WireError::OutOfRange("the number of messages"));
+        }
+        Ok(request)
+    }
+}
+
 /// What a node tells a new neighbour: peers to connect to, and the newest gossip.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncResponse {
@@ -461,6 +497,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = SyncResponse::from_bytes(&bytes);
+            let _ = SyncRequest::from_bytes(&bytes);
             let _ = decode::<LinkStateAdvertisement>(&bytes, GOSSIP_BYTES_MAX);
             let _ = decode::<ServiceRecord>(&bytes, GOSSIP_BYTES_MAX);
             if let Ok(GossipMessage::LinkState(signed) | GossipMessage::Service(signed)) =

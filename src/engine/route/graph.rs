@@ -150,6 +150,11 @@ impl OverlayGraph {
         changes
     }
 
+    /// Sequence number of an origin's newest advertisement.
+    pub fn sequence(&self, origin: NodeId) -> Option<u64> {
+        self.adverts.get(&origin).map(|advert| advert.sequence)
+    }
+
     /// How old the newest advertisement of each origin was when it came, by the two nodes' clocks
     /// (µs): its way through the mesh, and by how much this node's clock is ahead of the origin's.
     pub fn ages_us(&self) -> impl Iterator<Item = (NodeId, i64)> + '_ {

@@ -70,7 +70,8 @@ impl Node {
     }
 
     fn accept(&mut self, signed: &Signed, now: Timestamp) -> Verdict {
-        self.services.accept(signed, &mut self.membership, now, &mut self.outputs).0
+        let (membership, outputs) = (&mut self.membership, &mut self.outputs);
+        self.services.accept(signed, membership, || true, now, outputs).0
     }
 
     /// The record that it sends by gossip, and nothing of what it did before.

@@ -1,56 +1,72 @@
-//! A token bucket: what a reserved flow may send before others.
+//! A token bucket: what a reserved flow may send before others, and how much is taken from whom
+//! ([`crate::engine::overlay::gossip`]).
 
 use std::time::Duration;
 
 use crate::engine::types::Timestamp;
 
-/// Burst of a bucket: what its rate gives in this time.
+/// Burst of a flow's bucket: what its rate gives in this time.
 const BURST: Duration = Duration::from_millis(100);
 /// Smallest burst (bytes): a datagram of any size fits.
 const BURST_BYTES_MIN: f64 = 17_000.0;
 
 /// Fills at a rate, up to its burst.
 #[derive(Clone, Debug)]
-pub(super) struct Bucket {
+pub(in crate::engine) struct Bucket {
     rate: f64,
+    burst: f64,
     tokens: f64,
     at: Timestamp,
 }
 
 impl Bucket {
-    /// A full bucket of `rate` (bytes/s).
-    pub(super) fn new(rate: u64, now: Timestamp) -> Self {
-        let mut bucket = Self { rate: rate as f64, tokens: 0.0, at: now };
-        bucket.tokens = bucket.burst();
-        bucket
+    /// A full bucket for the bytes of a flow, of `rate` (bytes/s).
+    pub(in crate::engine) fn new(rate: u64, now: Timestamp) -> Self {
+        Self::with_burst(rate as f64, burst_bytes(rate), now)
     }
 
-    /// Another rate from now on; the tokens stay.
-    pub(super) fn set_rate(&mut self, rate: u64, now: Timestamp) {
-        self.fill(now);
-        self.rate = rate as f64;
-        self.tokens = self.tokens.min(self.burst());
+    /// A full bucket of `rate` (tokens/s) that holds `burst` tokens.
+    pub(in crate::engine) fn with_burst(rate: f64, burst: f64, now: Timestamp) -> Self {
+        Self { rate, burst, tokens: burst, at: now }
     }
 
-    /// Takes tokens for so many bytes; false when there are not enough.
-    pub(super) fn take(&mut self, bytes: usize, now: Timestamp) -> bool {
+    /// Another rate for the bytes of a flow from now on; the tokens stay.
+    pub(in crate::engine) fn set_rate(&mut self, rate: u64, now: Timestamp) {
         self.fill(now);
-        let enough = self.tokens >= bytes as f64;
+        (self.rate, self.burst) = (rate as f64, burst_bytes(rate));
+        self.tokens = self.tokens.min(self.burst);
+    }
+
+    /// Takes so many tokens (bytes, of a flow); false when there are not enough.
+    pub(in crate::engine) fn take(&mut self, tokens: usize, now: Timestamp) -> bool {
+        self.fill(now);
+        let enough = self.tokens >= tokens as f64;
         if enough {
-            self.tokens -= bytes as f64;
+            self.tokens -= tokens as f64;
         }
         enough
     }
 
-    fn fill(&mut self, now: Timestamp) {
-        self.tokens += self.rate * now.since(self.at).as_secs_f64();
-        self.tokens = self.tokens.min(self.burst());
-        self.at = self.at.max(now);
+    /// How long it takes until there is a token.
+    pub(in crate::engine) fn wait(&self) -> Duration {
+        Duration::from_secs_f64(((1.0 - self.tokens) / self.rate).max(0.0))
     }
 
-    fn burst(&self) -> f64 {
-        (self.rate * BURST.as_secs_f64()).max(BURST_BYTES_MIN)
+    /// Whether it is full at `now`: as good as a new one.
+    pub(in crate::engine) fn is_full(&mut self, now: Timestamp) -> bool {
+        self.fill(now);
+        self.tokens >= self.burst
     }
+
+    fn fill(&mut self, now: Timestamp) {
+        self.tokens += self.rate * now.since(self.at).as_secs_f64();
+        self.tokens = self.tokens.min(self.burst);
+        self.at = self.at.max(now);
+    }
+}
+
+fn burst_bytes(rate: u64) -> f64 {
+    (rate as f64 * BURST.as_secs_f64()).max(BURST_BYTES_MIN)
 }
 
 #[cfg(test)]

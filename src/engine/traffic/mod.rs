@@ -6,7 +6,7 @@
 
 mod aside;
 mod asking;
-mod bucket;
+pub(in crate::engine) mod bucket;
 mod capacity;
 mod ledger;
 pub mod message;

@@ -30,6 +30,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// Its key.
+    pub(super) fn key(&self) -> PublicKey {
+        self.key
+    }
+
     /// Whether it says so.
     pub(super) fn is_reached_over_others(&self) -> bool {
         self.located.iter().any(is_relayed)
@@ -43,6 +48,11 @@ impl Task {
                 let inputs = self.admitted(peer, key, credential);
                 self.way_admitted(peer, connection);
                 inputs
+            }
+            admission::Event::Crowded { peer, why } => {
+                self.plane.counters().count(why.as_str());
+                tracing::debug!(%peer, "not admitted: {why}");
+                Vec::new()
             }
             admission::Event::Failed { peer, why } => {
                 let times = self.plane.counters().count_nth(why.as_str());

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ed25519_dalek::SigningKey;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::multiaddr::Protocol;
 use libp2p::request_response::{self, ProtocolSupport};
@@ -12,6 +13,7 @@ use libp2p::swarm::{NetworkBehaviour, SwarmEvent, dummy};
 use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, gossipsub, kad, noise, tcp, yamux};
 use meshwise::api::Server;
 use meshwise::engine::overlay::wire::{self, GOSSIP_BYTES_MAX};
+use meshwise::engine::overlay::{Author, GossipMessage, LinkStateAdvertisement, Signed};
 use meshwise::net::gate::{Gated, Gates};
 use meshwise::node::network::Network;
 use meshwise::node::{Clock, Node, parse_peer_id};
@@ -21,12 +23,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::NAME;
 use crate::membership::{counted, found, member, peers, protocol};
-use crate::support::{PATIENCE, config, echo_server, eventually, exchange, listening, service};
+use crate::support::{
+    PATIENCE, config, echo_server, eventually, exchange, listening, service, within,
+};
 
 /// Identities of one host.
 const SYBILS: usize = 100;
-/// How soon each comes back.
-const AGAIN: Duration = Duration::from_millis(200);
+/// How soon each comes back. All of them live in this process, which has two cores at best: a hundred
+/// handshakes a second are what it can bear beside the nodes that it is about.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Members of one host, more than may be connected from one address.
+const ACCOMPLICES: usize = 40;
+/// Longest wait for a place among the sybils of one's own address: they are turned away the sooner the
+/// more often they come back.
+const LONG_PATIENCE: Duration = Duration::from_secs(180);
 /// The host that they are on. Nodes take who connects from 127.0.0.1 for a part of this machine.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
@@ -108,19 +118,24 @@ async fn a_hundred_identities_without_credentials_keep_no_member_out() {
         counted(&node, "too-many-strangers").await > 0
     })
     .await;
+    // One from this machine, and one that has nothing but the address of the sybils.
     let new = member(&network, Duration::ZERO, &dir("new"), settings).await;
-    eventually("a new member is connected and finds the service", async || {
-        resolves(&new, false).await && resolves(&new, true).await
-    })
-    .await;
+    let same = config(vec![at.to_string()]);
+    let neighbour = member(&network, Duration::ZERO, &dir("neighbour"), same).await;
+    for node in [&new, &neighbour] {
+        within(LONG_PATIENCE, "a new member is connected and finds the service", async || {
+            resolves(node, false).await && resolves(node, true).await
+        })
+        .await;
+    }
     let key = old.handle().key().node_id();
     assert!(peers(&node).await.contains(&key), "the old member is still there");
     let any = "127.0.0.1:0".parse().unwrap();
     let opened = new.handle().open_tunnel(NAME.parse().unwrap(), any, Default::default()).await;
     assert_eq!(exchange(opened.unwrap().1, b"hello").await.unwrap(), b"hello");
-    assert_eq!(peers(&node).await.len(), 2, "and nobody else");
+    assert_eq!(peers(&node).await.len(), 3, "and nobody else");
     stop.cancel();
-    for node in [new, old, node] {
+    for node in [new, neighbour, old, node] {
         node.stop().await;
     }
 }
@@ -130,7 +145,7 @@ async fn a_hundred_identities_without_credentials_keep_no_member_out() {
 struct Inside {
     kad: kad::Behaviour<kad::store::MemoryStore>,
     gossipsub: gossipsub::Behaviour,
-    sync: request_response::cbor::Behaviour<(), Vec<u8>>,
+    sync: request_response::cbor::Behaviour<Vec<u8>, Vec<u8>>,
 }
 
 #[derive(NetworkBehaviour)]
@@ -143,7 +158,7 @@ fn topic(network: &Network) -> gossipsub::IdentTopic {
     gossipsub::IdentTopic::new(format!("meshwise/{}/1", network.state.root.node_id()))
 }
 
-fn speaker(network: &Network, gates: Gates) -> Swarm<Speaker> {
+fn speaker(network: &Network, gates: Gates, identity: libp2p::identity::Keypair) -> Swarm<Speaker> {
     let behaviour = |key: &libp2p::identity::Keypair| {
         let me = key.public().to_peer_id();
         let signed = gossipsub::MessageAuthenticity::Signed(key.clone());
@@ -152,7 +167,7 @@ fn speaker(network: &Network, gates: Gates) -> Swarm<Speaker> {
         gossipsub.subscribe(&topic(network)).unwrap();
         let store = kad::store::MemoryStore::new(me);
         let kad_config = kad::Config::new(protocol(network, "kad/1"));
-        let sync = [(protocol(network, "sync/1"), ProtocolSupport::Full)];
+        let sync = [(protocol(network, "sync/2"), ProtocolSupport::Full)];
         let inside = Inside {
             kad: kad::Behaviour::with_config(me, store, kad_config),
             gossipsub,
@@ -160,7 +175,7 @@ fn speaker(network: &Network, gates: Gates) -> Swarm<Speaker> {
         };
         Speaker { stream: libp2p_stream::Behaviour::new(), inside: Gated::new(gates, inside) }
     };
-    SwarmBuilder::with_new_identity()
+    SwarmBuilder::with_existing_identity(identity)
         .with_tokio()
         .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
         .unwrap()
@@ -174,14 +189,23 @@ fn speaker(network: &Network, gates: Gates) -> Swarm<Speaker> {
 struct Member {
     swarm: Swarm<Speaker>,
     peer: PeerId,
+    author: Author,
     /// Whether the node said that it listens to gossip.
     subscribed: bool,
 }
 
 impl Member {
     async fn admitted(network: &Network, address: Multiaddr) -> Self {
+        Self::connect(network, address).await.expect("the node has room")
+    }
+
+    /// `None` when the node has no room.
+    async fn connect(network: &Network, address: Multiaddr) -> Option<Self> {
         let gates = Gates::default();
-        let mut swarm = speaker(network, gates.clone());
+        let identity = libp2p::identity::Keypair::generate_ed25519();
+        let secret = identity.clone().try_into_ed25519().unwrap().secret();
+        let secret: [u8; 32] = secret.as_ref().try_into().unwrap();
+        let mut swarm = speaker(network, gates.clone(), identity);
         let key = parse_peer_id(&swarm.local_peer_id().to_string()).unwrap();
         let credential = network.admit(&key, Clock::default().now()).unwrap().state.credential;
         let hello = [&[0], &wire::encode(&credential)[..]].concat();
@@ -190,30 +214,44 @@ impl Member {
         };
         swarm.behaviour_mut().inside.kad.add_address(&peer, address.clone());
         swarm.dial(address).unwrap();
-        let mut member = Self { swarm, peer, subscribed: false };
+        let author = Author { key: SigningKey::from_bytes(&secret), credential };
+        let mut member = Self { swarm, peer, author, subscribed: false };
         let connection = loop {
-            if let SwarmEvent::ConnectionEstablished { connection_id, .. } = member.next().await {
-                break connection_id;
+            match member.next().await {
+                SwarmEvent::ConnectionEstablished { connection_id, .. } => break connection_id,
+                SwarmEvent::OutgoingConnectionError { .. } => return None,
+                _ => {}
             }
         };
         let mut control = member.swarm.behaviour().stream.new_control();
         let admission = protocol(network, "admission/1");
         let showing = async {
-            let mut stream = control.open_stream(peer, admission).await.unwrap();
-            stream.write_all(&[0, hello.len() as u8]).await.unwrap();
-            stream.write_all(&hello).await.unwrap();
-            stream.flush().await.unwrap();
+            let mut stream = control.open_stream(peer, admission).await.ok()?;
+            stream.write_all(&[0, hello.len() as u8]).await.ok()?;
+            stream.write_all(&hello).await.ok()?;
+            stream.flush().await.ok()?;
             let mut answer = [0; 3];
-            stream.read_exact(&mut answer).await.unwrap();
+            stream.read_exact(&mut answer).await.ok()?;
             assert_eq!(answer[2], 1, "welcome");
             // The node speaks as soon as it has read the verdict.
             gates.of(connection).open_inbound();
-            stream.write_all(&[0, 1, 3]).await.unwrap();
-            stream.close().await.unwrap();
+            stream.write_all(&[0, 1, 3]).await.ok()?;
+            stream.close().await.ok()
         };
-        member.drive(showing).await;
+        let shown = tokio::time::timeout(Duration::from_secs(20), member.drive(showing)).await;
+        shown.ok().flatten()?;
         gates.of(connection).open_outbound();
-        member
+        Some(member)
+    }
+
+    /// Waits until gossip is spoken.
+    async fn subscribed(&mut self) {
+        let begun = Instant::now();
+        while !self.subscribed {
+            assert!(begun.elapsed() < PATIENCE, "gossip is not spoken");
+            let a_while = tokio::time::sleep(Duration::from_millis(50));
+            self.drive(a_while).await;
+        }
     }
 
     async fn next(&mut self) -> SwarmEvent<SpeakerEvent> {
@@ -225,6 +263,11 @@ impl Member {
             )))
         );
         event
+    }
+
+    /// Whether the next thing that happens is the end of the connection.
+    async fn is_closed(&mut self) -> bool {
+        matches!(self.next().await, SwarmEvent::ConnectionClosed { .. })
     }
 
     /// Does something while the swarm runs.
@@ -251,12 +294,7 @@ async fn a_member_that_sends_what_no_node_would_disturbs_nobody() {
     let address: Multiaddr = listening(&node).await[0].parse().unwrap();
     let mut hostile = Member::admitted(&network, address).await;
     eventually("it counts as a peer", async || peers(&node).await.len() == 3).await;
-    let begun = Instant::now();
-    while !hostile.subscribed {
-        assert!(begun.elapsed() < PATIENCE, "gossip is not spoken");
-        let a_while = tokio::time::sleep(Duration::from_millis(50));
-        hostile.drive(a_while).await;
-    }
+    hostile.subscribed().await;
 
     let topic = topic(&network);
     let key = provider.handle().key();
@@ -273,7 +311,7 @@ async fn a_member_that_sends_what_no_node_would_disturbs_nobody() {
             let _ = behaviour.inside.kad.put_record(record, kad::Quorum::One);
         }
         let _ = behaviour.inside.kad.start_providing(kad::RecordKey::from(providers_key.clone()));
-        behaviour.inside.sync.send_request(&hostile.peer, ());
+        behaviour.inside.sync.send_request(&hostile.peer, garbage(200, number));
         // A request to join of a megabyte, and an answer that nobody waits for.
         let mut control = behaviour.stream.new_control();
         let (peer, join) = (hostile.peer, protocol(&network, "join/1"));
@@ -316,6 +354,115 @@ async fn a_member_that_sends_what_no_node_would_disturbs_nobody() {
     stop.cancel();
     goes_on.await.unwrap();
     for node in [asker, provider, node] {
+        node.stop().await;
+    }
+}
+
+/// A tunnel to the service carries something there and back.
+async fn reaches_the_service(node: &Node) {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let opened = node.handle().open_tunnel(NAME.parse().unwrap(), any, Default::default()).await;
+    assert_eq!(exchange(opened.unwrap().1, b"hello").await.unwrap(), b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_valid_gossip_keeps_nobody_from_look_ups_and_streams() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    let (node, network) = found(&dir("node"), config(vec![])).await;
+    let settings = config(listening(&node).await);
+    let provider = member(&network, Duration::ZERO, &dir("provider"), settings.clone()).await;
+    let asker = member(&network, Duration::ZERO, &dir("asker"), settings).await;
+    provider.handle().publish(service(NAME), echo_server().await).await.unwrap();
+    let address: Multiaddr = listening(&node).await[0].parse().unwrap();
+    let mut hostile = Member::admitted(&network, address).await;
+    hostile.subscribed().await;
+
+    // 2,000 a second, each newer than the one before, for as long as the test lasts.
+    let (stop, topic) = (CancellationToken::new(), topic(&network));
+    let author = hostile.author.clone();
+    let flooding = async move {
+        let mut sequence = Clock::default().now().as_micros();
+        loop {
+            for _ in 0..100 {
+                sequence += 1;
+                let links = Default::default();
+                let said = Signed::seal(&author, &LinkStateAdvertisement { sequence, links });
+                let bytes = wire::encode(&GossipMessage::LinkState(said));
+                let _ =
+                    hostile.swarm.behaviour_mut().inside.gossipsub.publish(topic.clone(), bytes);
+            }
+            hostile.drive(tokio::time::sleep(Duration::from_millis(50))).await;
+        }
+    };
+    let flood = {
+        let stop = stop.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(flooding).await.unwrap_or(()) })
+    };
+    let too_often = async || {
+        let word = "link-state-too-often";
+        let count = move |view: &mut meshwise::node::View<'_>| view.dropped.get(word).copied();
+        node.handle().inspect(count).await.unwrap().unwrap_or_default() > 100
+    };
+    eventually("the flood is noticed", too_often).await;
+    for from_dht in [false, true] {
+        eventually("the service is found", async || resolves(&asker, from_dht).await).await;
+    }
+    reaches_the_service(&asker).await;
+    provider.handle().publish(service("new.local"), echo_server().await).await.unwrap();
+    eventually("what is new arrives", async || {
+        asker.handle().resolve("new.local".parse().unwrap(), false).await.is_ok()
+    })
+    .await;
+    stop.cancel();
+    flood.await.unwrap();
+    for node in [asker, provider, node] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_members_of_one_address_leave_room_for_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    let (node, network) = found(&dir("node"), config(vec![])).await;
+    let settings = config(listening(&node).await);
+    let old = member(&network, Duration::ZERO, &dir("old"), settings.clone()).await;
+    old.handle().publish(service(NAME), echo_server().await).await.unwrap();
+    let stop = CancellationToken::new();
+    let address: Multiaddr = listening(&node).await[0].parse().unwrap();
+    let at = from_elsewhere(socket_address(&address), stop.clone()).await;
+    let Some(peer @ Protocol::P2p(_)) = address.iter().last() else { panic!("{address}") };
+    let at: Multiaddr = format!("/ip4/{}/tcp/{}", at.ip(), at.port()).parse().unwrap();
+    let at = at.with(peer);
+    for _ in 0..ACCOMPLICES {
+        let (network, at) = (network.clone(), at.clone());
+        let lives = async move {
+            loop {
+                if let Some(mut member) = Member::connect(&network, at.clone()).await {
+                    while !member.is_closed().await {}
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        let stop = stop.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(lives).await });
+    }
+    eventually("the address has as many as it may", async || {
+        counted(&node, "too-many-members-of-an-address").await > 0
+    })
+    .await;
+    let new = member(&network, Duration::ZERO, &dir("new"), settings).await;
+    eventually("a new member is connected and finds the service", async || {
+        resolves(&new, false).await && resolves(&new, true).await
+    })
+    .await;
+    reaches_the_service(&new).await;
+    let connected = peers(&node).await;
+    assert!(connected.len() < ACCOMPLICES, "{} are connected", connected.len());
+    assert!(connected.contains(&old.handle().key().node_id()));
+    stop.cancel();
+    for node in [new, old, node] {
         node.stop().await;
     }
 }
