@@ -109,7 +109,8 @@ fn traffic() -> (String, Value) {
         let idle = sent(&mut mesh, 120, |_, _| {});
         let swings = sent(&mut mesh, 60, swing);
         let all = |sent: &Sent| {
-            let sum = |(m, b), (messages, bytes): &(f64, f64)| (m + messages, b + bytes);
+            let sum =
+                |(m, b): (f64, f64), (messages, bytes): &(f64, f64)| (m + messages, b + bytes);
             let (messages, bytes): (f64, f64) = sent.values().fold((0.0, 0.0), sum);
             format!("{:.2} kB/s in {messages:.1} messages/s", bytes / 1e3)
         };

@@ -397,14 +397,16 @@ async fn a_flood_of_valid_gossip_keeps_nobody_from_look_ups_and_streams() {
     };
     let flood = {
         let stop = stop.clone();
-        tokio::spawn(async move { stop.run_until_cancelled(flooding).await.unwrap_or(()) })
+        tokio::spawn(async move {
+            tokio::select! { () = stop.cancelled() => {} () = flooding => {} }
+        })
     };
-    let too_often = async || {
+    eventually("the flood is noticed", async || {
         let word = "link-state-too-often";
         let count = move |view: &mut meshwise::node::View<'_>| view.dropped.get(word).copied();
         node.handle().inspect(count).await.unwrap().unwrap_or_default() > 100
-    };
-    eventually("the flood is noticed", too_often).await;
+    })
+    .await;
     for from_dht in [false, true] {
         eventually("the service is found", async || resolves(&asker, from_dht).await).await;
     }
@@ -446,7 +448,9 @@ async fn many_members_of_one_address_leave_room_for_others() {
             }
         };
         let stop = stop.clone();
-        tokio::spawn(async move { stop.run_until_cancelled(lives).await });
+        tokio::spawn(async move {
+            tokio::select! { () = stop.cancelled() => {} () = lives => {} }
+        });
     }
     eventually("the address has as many as it may", async || {
         counted(&node, "too-many-members-of-an-address").await > 0
