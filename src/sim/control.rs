@@ -22,7 +22,7 @@ const ENVELOPE_BYTES: usize = 38 + 8 + 27 + 64 + 14;
 /// Name of a message in an announcement, a SHA-256 (bytes).
 const NAME_BYTES: usize = 34;
 
-/// Messages and bytes of one kind.
+/// Messages and bytes of one kind; of announcements, the names of messages, many of which travel together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// Messages, a copy for each receiver.
