@@ -68,8 +68,9 @@ fn one_of_two_replicas_can_be_used_nearly_always() {
 }
 
 #[test]
-fn a_revocation_reaches_two_hundred_nodes_and_those_that_were_cut_off_when_they_are_back() {
-    let mut mesh = Mesh::new(7, 200, 1);
+fn a_revocation_reaches_everybody_and_those_that_were_cut_off_when_they_are_back() {
+    // 200 nodes in `benches/churn.rs`: unoptimised, they take ten minutes.
+    let mut mesh = Mesh::new(7, 40, 1);
     let (heard, all) = revoke(&mut mesh);
     println!("within {heard:?}; after healing {all:?}");
     assert_eq!(mesh.wrong, [] as [String; 0]);
