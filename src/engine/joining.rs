@@ -50,7 +50,8 @@ impl Engine {
             }
             None => {}
         }
-        if self.gossip.is_shunned(node, now) {
+        // The network refuses who was revoked; a revocation may have come in between.
+        if self.gossip.is_shunned(node, now) || self.membership.roster().is_revoked(&key) {
             self.outputs.push_back(Output::Disconnect(node));
             return;
         }
