@@ -105,6 +105,8 @@ impl Engine {
         let links = self.advertisements.values();
         let links = links.map(|signed| GossipMessage::LinkState(Signed::clone(signed)));
         let services = self.services.signed().cloned().map(GossipMessage::Service);
+        let unwell = self.services.heartbeats().cloned().map(GossipMessage::Heartbeat);
+        let services = services.chain(unwell);
         let roster = self.membership.roster();
         let revocations = roster.revocations().cloned().map(GossipMessage::Revocation);
         let grants = self.services.registry().grants().cloned().map(GossipMessage::Grant);
@@ -194,8 +196,10 @@ impl Engine {
         match message {
             GossipMessage::LinkState(signed) => self.link_state_received(signed, now),
             GossipMessage::Service(signed) => {
-                let (membership, outputs) = (&mut self.membership, &mut self.outputs);
-                let (verdict, refused) = self.services.accept(&signed, membership, now, outputs);
+                let (membership, graph) = (&mut self.membership, &self.graph);
+                let outputs = &mut self.outputs;
+                let (verdict, refused) =
+                    self.services.accept(&signed, membership, graph, now, outputs);
                 if let Some(error) = refused {
                     self.dropped("service-record", error.to_string());
                 }
@@ -203,11 +207,12 @@ impl Engine {
             }
             GossipMessage::Revocation(signed) => self.revocation_received(&signed, now),
             GossipMessage::Grant(signed) => self.grant_received(&signed),
+            GossipMessage::Heartbeat(signed) => self.heartbeat_received(&signed, now),
         }
     }
 
     /// An advertisement whose time cannot be; it may be this node's clock that is wrong.
-    fn other_clock(&mut self, origin: NodeId, by: Duration, side: &str) -> Verdict {
+    pub(super) fn other_clock(&mut self, origin: NodeId, by: Duration, side: &str) -> Verdict {
         let minutes = by.as_secs() / 60;
         let why = format!("{origin} is {minutes} min {side} our clock; compare the two clocks");
         self.dropped(CLOCK, why);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use meshwise::config::{Config, EmulatedLink, EmulationConfig, NetworkConfig, ProbingConfig};
 use meshwise::engine::event::ServiceSpec;
+use meshwise::engine::measure::HealthPolicy;
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::types::NodeId;
 use meshwise::node::network::Network;
@@ -102,6 +103,7 @@ pub fn service(name: &str) -> ServiceSpec {
         ttl_s: 600,
         objective: Objective::Balanced,
         delegation: None,
+        health: HealthPolicy::of_kind(ServiceKind::Tcp),
     }
 }
 
