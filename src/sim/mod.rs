@@ -145,6 +145,8 @@ pub struct World {
     cut_off: BTreeSet<usize>,
     /// Nodes and services whose targets refuse connections.
     broken: BTreeSet<(usize, ServiceName)>,
+    /// Providers and services, and users that they refuse.
+    refused: BTreeSet<(usize, ServiceName, usize)>,
     checked: Arc<CheckedSignatures>,
     lean: bool,
     breaches: Vec<String>,
@@ -170,6 +172,7 @@ impl World {
             space: None,
             cut_off: BTreeSet::new(),
             broken: BTreeSet::new(),
+            refused: BTreeSet::new(),
             checked: Arc::default(),
             lean: false,
             breaches: Vec::new(),

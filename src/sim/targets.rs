@@ -1,6 +1,7 @@
 //! The targets of a world's services, and the checks of them.
 //!
-//! A target answers after [`ANSWER_MS`], unless it is broken; then it refuses connections. A check
+//! A target answers after [`ANSWER_MS`], unless it is broken; then it refuses connections. A provider may
+//! refuse one user. A check
 //! through a tunnel takes a round trip of the tunnel's route beside that. How a service is to be
 //! checked makes no difference here.
 
@@ -26,6 +27,11 @@ impl World {
         self.broken.remove(&(node, name.clone()));
     }
 
+    /// A provider does not let a node use its service from now on.
+    pub fn refuse_user(&mut self, node: usize, name: &ServiceName, user: usize) {
+        self.refused.insert((node, name.clone(), user));
+    }
+
     pub(super) fn check_service(&mut self, index: usize, id: u64, subject: &Subject) {
         let there = match subject.vantage {
             Vantage::Local => Some(0.0),
@@ -33,6 +39,11 @@ impl World {
         };
         let provider = self.by_id.get(&subject.provider).copied();
         let (after_ms, result) = match (there, provider) {
+            (Some(rtt_ms), Some(node))
+                if self.refused.contains(&(node, subject.name.clone(), index)) =>
+            {
+                (rtt_ms, Err(CheckFailure::NotAllowed))
+            }
             (Some(rtt_ms), Some(node)) if self.broken.contains(&(node, subject.name.clone())) => {
                 (rtt_ms + ANSWER_MS, Err(CheckFailure::Refused))
             }
@@ -48,9 +59,13 @@ impl World {
     /// How long a round trip through a node's tunnel to another one takes (ms); `None` when it does
     /// not come back.
     fn round_trip(&mut self, index: usize, to: NodeId) -> Option<f64> {
+        let route = self.route_in_use(index, to)?;
+        Some(self.traverse(&route)? + self.traverse(&route.reversed())?)
+    }
+
+    fn route_in_use(&self, index: usize, to: NodeId) -> Option<Route> {
         let engine = self.nodes[index].engine.as_ref()?;
         let mut tunnels = engine.tunnels().filter(|(_, tunnel)| tunnel.node == to);
-        let route: Route = tunnels.find_map(|(_, tunnel)| tunnel.current.clone())?.0;
-        Some(self.traverse(&route)? + self.traverse(&route.reversed())?)
+        tunnels.find_map(|(_, tunnel)| tunnel.current.clone()).map(|(route, _)| route)
     }
 }

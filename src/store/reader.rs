@@ -209,6 +209,7 @@ impl Reader {
             ("link_state", "at_us", "link_state"),
             ("slice", "at_us", "slice"),
             ("route_slice", "at_us", "route_slice"),
+            ("service_probe", "started_us", "service_probe"),
             ("event", "started_us", "event"),
             ("decision", "at_us", "decision"),
             ("candidate", "at_us", "candidate JOIN decision ON decision.id = decision_id"),

@@ -4,7 +4,7 @@
 //!   of those that use it ([`Vantage::EndToEnd`]). The two are watched apart.
 //! - The next check is due an interval after the last one ended; while a service is
 //!   [`Health::Suspect`], a [`QUICKER`]th of it. Somebody's bad experience brings it forward, up to
-//!   [`SOONEST`] after the last.
+//!   [`HURRY`] after the last.
 //! - The first failure makes a service suspect, [`HealthPolicy::failures`] in a row make it
 //!   [`Health::Down`]. One success clears a suspicion; a service that was down is suspect first and
 //!   up after [`SUCCESSES`] in a row, so that one that flaps is not trusted at once.
@@ -25,6 +25,8 @@ pub const WATCHED_MAX: usize = 1_024;
 pub const QUICKER: u32 = 5;
 /// Shortest time between two checks of a service.
 pub const SOONEST: Duration = Duration::from_millis(200);
+/// Shortest time between a check and one that a bad experience brings forward: many may have it.
+pub const HURRY: Duration = Duration::from_secs(1);
 /// Successes in a row after which a service that was down is up.
 pub const SUCCESSES: u32 = 2;
 /// When a check counts as failed although nobody said so: later than any of them may take.
@@ -323,7 +325,7 @@ impl ServiceMonitor {
     /// Somebody had a bad experience: checks soon.
     pub fn hurry(&mut self, subject: &Subject, now: Timestamp) {
         if let Some(watched) = self.watched.get_mut(subject) {
-            let soonest = watched.known.map_or(now, |known| now.max(known.at + SOONEST));
+            let soonest = watched.known.map_or(now, |known| now.max(known.at + HURRY));
             watched.due_at = watched.due_at.min(soonest);
         }
     }
@@ -490,9 +492,9 @@ mod tests {
         one.check(Ok(1));
         let (mut monitor, checked_at) = (one.0, at(0));
         monitor.hurry(&subject(0), checked_at);
-        assert_eq!(monitor.next_timeout(), Some(checked_at + SOONEST));
+        assert_eq!(monitor.next_timeout(), Some(checked_at + HURRY));
         monitor.hurry(&subject(0), checked_at + INTERVAL / 2);
-        assert_eq!(monitor.next_timeout(), Some(checked_at + SOONEST), "not later");
+        assert_eq!(monitor.next_timeout(), Some(checked_at + HURRY), "not later");
         monitor.hurry(&subject(1), checked_at);
     }
 
