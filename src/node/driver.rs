@@ -329,11 +329,13 @@ impl Driver {
             }
             Notice::ServiceHealth { subject, health, failure } => {
                 let (name, provider) = (&subject.name, subject.provider);
-                let (by, health_word) = (subject.vantage.as_str(), health.as_str());
+                let (by, is) = (subject.vantage.as_str(), health.as_str());
                 let why = failure.map(|failure| failure.as_str());
+                let own = provider == self.engine.me();
                 match health {
                     Health::Down => tracing::warn!(%name, %provider, by, why, "service is down"),
-                    _ => tracing::info!(%name, %provider, by, why, "service is {health_word}"),
+                    _ if own => tracing::info!(%name, by, is, why, "service"),
+                    _ => tracing::debug!(%name, %provider, by, is, why, "service"),
                 }
             }
             Notice::RouteLost { tunnel, at } => {
