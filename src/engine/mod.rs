@@ -366,6 +366,7 @@ impl Engine {
             self.reunion.next_timeout(),
             self.advertise_at.1.map(|at| at.max(now)),
             self.services.next_timeout(),
+            self.services.watch_at(),
             self.deciding.next_timeout(),
         ]
         .into_iter()

@@ -331,8 +331,7 @@ impl Services {
 
     pub(super) fn next_timeout(&self) -> Option<Timestamp> {
         let renewal = self.own.values().map(|own| own.republish_at).min();
-        let others = [self.lookups.next_timeout(), self.watch_at()];
-        renewal.into_iter().chain(others.into_iter().flatten()).min()
+        renewal.into_iter().chain(self.lookups.next_timeout()).min()
     }
 
     /// Forgets expired records, and answers what the DHT left unanswered.

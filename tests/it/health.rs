@@ -195,7 +195,7 @@ fn what_a_user_cannot_reach_it_avoids_and_nobody_else_does() {
     two.world.run_for(Duration::from_secs(2));
     let usage = Usage { services: [(name(), destination)].into(), ..Usage::default() };
     two.world.input(USER, Input::Usage(usage));
-    let ends = |two: &Two| {
+    let ends = |two: &mut Two| {
         let known = two.world.engine(USER).services();
         known.health(&name(), destination, two.world.now()).unwrap().by == Vantage::EndToEnd
     };
