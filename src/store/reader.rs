@@ -544,7 +544,7 @@ mod tests {
         store.prune(&Retention { max_age, max_bytes: u64::MAX }).unwrap();
         let rows: Vec<u64> =
             Reader::open(&path).unwrap().counts().unwrap().tables.iter().map(|t| t.rows).collect();
-        assert_eq!(rows, [0, 0, 0, 0, 0, 4, 8]);
+        assert_eq!(rows, [0, 0, 0, 0, 0, 0, 4, 8]);
     }
 
     #[test]
