@@ -27,6 +27,10 @@ use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, Tun
 pub type RequestId = u64;
 
 /// Something that happened.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "only a command that publishes is large, and those are few"
+)]
 pub enum Input {
     /// A peer is connected, and showed that it belongs to the network.
     PeerConnected(PublicKey),
