@@ -22,6 +22,7 @@ use super::types::{
 };
 use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::{CommandError, ServiceSpec};
+use crate::engine::measure::HealthPolicy;
 use crate::engine::types::{NodeId, ServiceName, TunnelId};
 use crate::node::{DATABASE, NodeHandle, RequestError, TunnelOptions, parse_peer_id};
 
@@ -176,7 +177,7 @@ async fn peers(State(node): State<NodeHandle>) -> Answer<Vec<Peer>> {
 async fn services(State(node): State<NodeHandle>) -> Answer<Vec<Service>> {
     let list = node.inspect(|view| {
         let services = view.engine.services().registry().list(view.now);
-        services.map(|(key, record)| Service::of(&key, record)).collect::<Vec<_>>()
+        services.map(|(key, record)| Service::of(&key, record, view)).collect::<Vec<_>>()
     });
     let mut list = list.await?;
     let me = node.key().node_id().to_string();
@@ -191,7 +192,10 @@ async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> A
     let (kind, target) = parse_target(&body.to).map_err(wrong)?;
     let name: ServiceName = body.name.parse().map_err(wrong)?;
     let allowed = body.allow.iter().map(|text| parse_node(text)).collect::<Result<_, _>>()?;
+    let health = body.check.unwrap_or_else(|| HealthPolicy::of_kind(kind));
+    health.fits(kind).map_err(wrong)?;
     let service = ServiceSpec {
+        health,
         name: name.clone(),
         kind,
         metadata: std::collections::BTreeMap::new(),
@@ -229,10 +233,15 @@ async fn resolve(
     let name: ServiceName = name.parse().map_err(wrong)?;
     let begun = Instant::now();
     let (providers, from_gossip) = node.resolve(name, query.dht).await?;
+    let took_ms = begun.elapsed().as_secs_f64() * 1e3;
+    let look = move |view: &mut crate::node::View<'_>| {
+        let of = |(key, record): &_| Service::of(key, record, view);
+        providers.iter().map(of).collect()
+    };
     Ok(Json(Resolved {
-        providers: providers.iter().map(|(key, record)| Service::of(key, record)).collect(),
+        providers: node.inspect(look).await?,
         source: if from_gossip { "gossip" } else { "dht" }.into(),
-        took_ms: begun.elapsed().as_secs_f64() * 1e3,
+        took_ms,
     }))
 }
 

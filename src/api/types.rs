@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::measure::{LinkQuality, LinkState};
-use crate::engine::overlay::{Objective, ServiceRecord};
+use crate::engine::measure::{HealthPolicy, LinkQuality, LinkState};
+use crate::engine::overlay::{Load, Objective, ServiceRecord};
 use crate::engine::route::ReservationState;
 use crate::engine::types::{PublicKey, Route};
 
@@ -214,6 +214,17 @@ pub struct Service {
     pub ttl_s: u32,
     /// Nodes that may connect; everybody when empty.
     pub allowed: Vec<String>,
+    /// `up`, `suspect` or `down`, or `unreachable` when no links of the provider are known; none while
+    /// nobody knows, as for a service that is not checked.
+    pub health: Option<String>,
+    /// How long it takes to answer (ms).
+    pub response_ms: Option<f64>,
+    /// Who says so: `local`, at the provider, or `end-to-end`, through a tunnel of this node.
+    pub checked: Option<String>,
+    /// How many nodes provide the name.
+    pub providers: usize,
+    /// How much the provider carries, when it said so lately.
+    pub load: Option<Load>,
 }
 
 /// `GET /v1/services/NAME`
@@ -246,6 +257,9 @@ pub struct Publish {
     /// What the owner of the name printed with `meshwise service delegate`, when that is another node.
     #[serde(default)]
     pub delegation: Option<String>,
+    /// How it is checked; by a connection where its kind has some.
+    #[serde(default)]
+    pub check: Option<HealthPolicy>,
 }
 
 /// Answer to `POST /v1/services`
@@ -480,9 +494,21 @@ impl Peer {
 }
 
 impl Service {
-    /// From a record.
-    pub fn of(key: &PublicKey, record: &ServiceRecord) -> Self {
+    /// From a record and what the node knows of its provider.
+    pub fn of(key: &PublicKey, record: &ServiceRecord, view: &View<'_>) -> Self {
+        let (services, node) = (view.engine.services(), key.node_id());
+        let known = services.health(&record.name, node, view.now);
+        let is_there = node == view.engine.me() || view.engine.graph().is_origin(node);
+        let health = match known {
+            _ if !is_there => Some("unreachable"),
+            known => known.map(|known| known.health.as_str()),
+        };
         Self {
+            health: health.map(Into::into),
+            response_ms: known.and_then(|known| known.response_ms),
+            checked: known.map(|known| known.by.as_str().into()),
+            providers: services.registry().resolve(&record.name, view.now).count(),
+            load: services.load(node, view.now),
             name: record.name.to_string(),
             kind: record.kind.as_str().into(),
             objective: record.objective,

@@ -12,6 +12,11 @@ use crate::node::NodeError;
 /// Exit code of wrong usage, as clap has it.
 const WRONG_USAGE: u8 = 2;
 
+/// Options that make no sense together. One line: what, why, what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongUsage(pub String);
+
 /// Turns the result of a command into the exit code, and says the error in one line.
 pub fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
@@ -28,6 +33,7 @@ pub fn finish(result: anyhow::Result<()>) -> ExitCode {
 /// Whether nothing was tried, because what was typed makes no sense.
 fn is_wrong_usage(error: &anyhow::Error) -> bool {
     let of_client = error.downcast_ref::<ClientError>().is_some_and(ClientError::is_wrong_usage);
+    let of_client = of_client || error.is::<WrongUsage>();
     of_client || error.downcast_ref::<NodeError>().is_some_and(NodeError::is_wrong_usage)
 }
 

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use super::output::WrongUsage;
 use super::{Context, output};
 use crate::api::types::{
     Delegate, Delegated, Publish, Published, Resolved, Service, Trust, Trusted,
 };
 use crate::config::parse_target;
-use crate::engine::overlay::Objective;
+use crate::engine::measure::service::FAILURES;
+use crate::engine::measure::{HealthCheck, HealthPolicy};
+use crate::engine::overlay::{Objective, ServiceKind};
 use crate::engine::types::ServiceName;
 
 /// Publish, find and withdraw services.
@@ -34,6 +37,8 @@ pub enum Verb {
         /// this node publishes the name as its own.
         #[arg(long, value_name = "TEXT")]
         delegation: Option<String>,
+        #[command(flatten)]
+        check: Check,
     },
     /// Let another node publish a name of this node's: prints the text for its --delegation.
     Delegate {
@@ -70,12 +75,72 @@ pub enum Verb {
     },
 }
 
+/// How a service is checked.
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// How to see whether it works: tcp (its target accepts a connection), http:/PATH (it answers a
+    /// request), cmd:COMMAND (the shell's command ends with 0), or none [default: tcp, or none for UDP].
+    #[arg(long = "check", value_name = "HOW", value_parser = check)]
+    how: Option<HealthCheck>,
+    /// The status that is right for http: [default: 200 to 399].
+    #[arg(long, value_name = "STATUS", value_parser = clap::value_parser!(u16).range(100..=599))]
+    check_status: Option<u16>,
+    /// What the body of the answer to http: has to contain.
+    #[arg(long, value_name = "TEXT")]
+    check_contains: Option<String>,
+    /// Time between two checks; a fifth of it while it fails.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    check_interval: Duration,
+    /// Failures in a row after which it counts as down.
+    #[arg(long, value_name = "N", default_value_t = FAILURES,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    check_failures: u32,
+}
+
+impl Check {
+    fn policy(self, kind: ServiceKind) -> Result<HealthPolicy, String> {
+        let mut policy = HealthPolicy::of_kind(kind);
+        policy.interval_ms = u64::try_from(self.check_interval.as_millis()).unwrap_or(u64::MAX);
+        policy.failures = self.check_failures;
+        if let Some(how) = self.how {
+            policy.check = how;
+        }
+        match &mut policy.check {
+            HealthCheck::Http { status, contains, .. } => {
+                (*status, *contains) = (self.check_status, self.check_contains);
+            }
+            _ if self.check_status.is_some() || self.check_contains.is_some() => {
+                let text = "--check-status and --check-contains are about an answer of HTTP; write \
+                            --check http:/PATH";
+                return Err(text.into());
+            }
+            _ => {}
+        }
+        policy.fits(kind)?;
+        Ok(policy)
+    }
+}
+
+/// A check as it is written on the command line.
+fn check(text: &str) -> Result<HealthCheck, String> {
+    let http = |path: &str| HealthCheck::Http { path: path.into(), status: None, contains: None };
+    match text.split_once(':').unwrap_or((text, "")) {
+        ("tcp", "") => Ok(HealthCheck::Tcp),
+        ("none", "") => Ok(HealthCheck::None),
+        ("http", path) if path.starts_with('/') && !path.starts_with("//") => Ok(http(path)),
+        ("cmd", command) if !command.trim().is_empty() => Ok(HealthCheck::Command(command.into())),
+        _ => Err("write tcp, none, http:/PATH or cmd:COMMAND".into()),
+    }
+}
+
 pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     let client = context.client();
     match verb {
-        Verb::Publish { name, to, allow, ttl, objective, delegation } => {
+        Verb::Publish { name, to, allow, ttl, objective, delegation, check } => {
             let name = name.to_string();
-            let body = Publish { name, to, allow, ttl_s: ttl, objective, delegation };
+            let (kind, _) = parse_target(&to).map_err(WrongUsage)?;
+            let check = Some(check.policy(kind).map_err(WrongUsage)?);
+            let body = Publish { name, to, allow, ttl_s: ttl, objective, delegation, check };
             let published: Published = client.post("/v1/services", &body).await?;
             if context.json {
                 return output::json(&published);
@@ -139,12 +204,26 @@ fn target(text: &str) -> Result<String, String> {
 }
 
 fn print(services: &[Service]) -> anyhow::Result<()> {
-    let columns = ["name", "kind", "objective", "owner", "provider", "target", "allowed"];
+    let columns = [
+        "name",
+        "kind",
+        "health",
+        "response",
+        "providers",
+        "objective",
+        "owner",
+        "provider",
+        "target",
+        "allowed",
+    ];
     let mut table = output::table(&columns);
     for service in services {
         table.add_row([
             service.name.clone(),
             service.kind.clone(),
+            service.health.clone().unwrap_or_else(|| "-".into()),
+            service.response_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
+            service.providers.to_string(),
             service.objective.to_string(),
             service.owner.clone(),
             service.provider.clone(),
@@ -153,4 +232,23 @@ fn print(services: &[Service]) -> anyhow::Result<()> {
         ]);
     }
     output::rows(&table, "no services are known here")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_are_words_paths_and_commands() {
+        assert_eq!(check("tcp"), Ok(HealthCheck::Tcp));
+        assert_eq!(check("none"), Ok(HealthCheck::None));
+        assert_eq!(check("cmd:test -e a:b"), Ok(HealthCheck::Command("test -e a:b".into())));
+        for path in ["/", "/health?all=1"] {
+            let http = HealthCheck::Http { path: path.into(), status: None, contains: None };
+            assert_eq!(check(&format!("http:{path}")), Ok(http));
+        }
+        for wrong in ["", "udp", "tcp:80", "http", "http:health", "http://127.0.0.1/", "cmd: "] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -5,12 +5,13 @@
 //! [`Output`] in order, and calls [`Engine::handle_timeout`](super::Engine::handle_timeout) when
 //! [`Engine::next_timeout`](super::Engine::next_timeout) has come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::forward::ForwardingSnapshot;
-use crate::engine::measure::{LinkReport, RouteReport, Sample};
+use crate::engine::measure::service::{CheckFailure, Subject};
+use crate::engine::measure::{Health, HealthCheck, HealthPolicy, LinkReport, RouteReport, Sample};
 use crate::engine::overlay::Pin;
 use crate::engine::overlay::issuer::{NotLetIn, Secret};
 use crate::engine::overlay::membership::{Credential, NetworkState, Roster};
@@ -26,6 +27,10 @@ use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, Tun
 pub type RequestId = u64;
 
 /// Something that happened.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "only a command that publishes is large, and those are few"
+)]
 pub enum Input {
     /// A peer is connected, and showed that it belongs to the network.
     PeerConnected(PublicKey),
@@ -128,6 +133,22 @@ pub enum Input {
         /// Records found, unverified.
         records: Vec<Vec<u8>>,
     },
+    /// A check of a service ended.
+    ServiceChecked {
+        /// From [`Output::CheckService`].
+        id: u64,
+        /// How long the service took (µs), or why it failed.
+        result: Result<u64, CheckFailure>,
+    },
+    /// A stream to a service failed, of this node or to it.
+    ServiceDoubted {
+        /// Which service.
+        name: ServiceName,
+        /// Who provides it.
+        provider: NodeId,
+    },
+    /// What this node carries and uses, once a slice.
+    Usage(Usage),
     /// A new model, or none.
     Model(Option<Arc<dyn QualityModel>>),
     /// A new model in shadow, which is asked and never decides, or none.
@@ -235,6 +256,17 @@ pub enum Command {
     CloseTunnel(TunnelId),
 }
 
+/// What a node carries for others, and what it uses of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tunnels that end here.
+    pub tunnels: u32,
+    /// Streams and UDP flows that are open to its services.
+    pub streams: u32,
+    /// The services to which it has tunnels that carry TCP, with their providers.
+    pub services: BTreeSet<(ServiceName, NodeId)>,
+}
+
 /// A service as its operator describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceSpec {
@@ -253,6 +285,8 @@ pub struct ServiceSpec {
     /// What lets this node publish the name of another owner: a
     /// [`Delegation`](crate::engine::overlay::Delegation), signed by the owner.
     pub delegation: Option<Signed>,
+    /// How it is checked; nobody else is told.
+    pub health: HealthPolicy,
 }
 
 /// Something to be done.
@@ -331,6 +365,15 @@ pub enum Output {
         request: RequestId,
         /// The name.
         name: ServiceName,
+    },
+    /// Check a service; every check is to be answered.
+    CheckService {
+        /// Comes back with the result.
+        id: u64,
+        /// What, and from where.
+        subject: Subject,
+        /// How; `None` through this node's tunnel to the provider.
+        check: Option<HealthCheck>,
     },
     /// Keep this observation.
     Record(Sample),
@@ -465,6 +508,16 @@ pub enum Notice {
         neighbour: NodeId,
         /// Carries traffic now.
         up: bool,
+    },
+    /// The health of a service changed, or is known for the first time: by this node's own checks, or
+    /// by the word of its provider.
+    ServiceHealth {
+        /// Which, and who says so.
+        subject: Subject,
+        /// How it is now.
+        health: Health,
+        /// Why the last check failed, when this node made it.
+        failure: Option<CheckFailure>,
     },
     /// A tunnel changed its route.
     RouteChanged {

@@ -161,6 +161,9 @@ impl Engine {
         let revocations = revocations.cloned().map(GossipMessage::Revocation);
         let grants = self.services.registry().grants().filter(lacks);
         let grants = grants.cloned().map(GossipMessage::Grant);
+        let unwell = self.services.heartbeats().filter(lacks);
+        let unwell = unwell.cloned().map(GossipMessage::Heartbeat);
+        let services = services.chain(unwell);
         // What the root says comes first, up to half of the room; the rest in turn, so that neither kind starves the other; from a random place on, so that what
         // does not fit is not always the same.
         let mut messages: Vec<GossipMessage> = random_start(revocations, jitter)
@@ -305,10 +308,11 @@ impl Engine {
                 return self.link_state_received(signed, token, now);
             }
             GossipMessage::Service(signed) => {
-                let (membership, outputs) = (&mut self.membership, &mut self.outputs);
+                let (membership, graph) = (&mut self.membership, &self.graph);
+                let outputs = &mut self.outputs;
                 let (gossip, origin) = (&mut self.gossip, signed.key.node_id());
                 let may = || gossip.may_change_records(origin, now);
-                let accepted = self.services.accept(&signed, membership, may, now, outputs);
+                let accepted = self.services.accept(&signed, membership, graph, may, now, outputs);
                 if let Some(error) = accepted.1 {
                     let too_often = matches!(error, RecordError::TooOften(_));
                     let what =
@@ -319,11 +323,12 @@ impl Engine {
             }
             GossipMessage::Revocation(signed) => self.revocation_received(&signed, now),
             GossipMessage::Grant(signed) => self.grant_received(&signed),
+            GossipMessage::Heartbeat(signed) => self.heartbeat_received(&signed, now),
         })
     }
 
     /// An advertisement whose time cannot be; it may be this node's clock that is wrong.
-    fn other_clock(&mut self, origin: NodeId, by: Duration, side: &str) -> Verdict {
+    pub(super) fn other_clock(&mut self, origin: NodeId, by: Duration, side: &str) -> Verdict {
         let minutes = by.as_secs() / 60;
         let why = format!("{origin} is {minutes} min {side} our clock; compare the two clocks");
         self.dropped(CLOCK, why);

@@ -29,6 +29,7 @@ mod services;
 mod shaping;
 pub mod traffic;
 pub mod types;
+mod watching;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -60,6 +61,7 @@ use route::router::MOVES_INTERVAL;
 use route::{Destination, IntelligentRouter, OverlayGraph, PathPolicy, Reason};
 use services::Services;
 use types::{NodeId, PublicKey, Timestamp, TunnelId};
+pub use watching::ProviderHealth;
 
 /// How often expired advertisements and records are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -307,8 +309,14 @@ impl Engine {
             }
             Input::DhtFound { request, records } => {
                 let membership = &mut self.membership;
-                self.services.found(request, &records, membership, now, &mut self.outputs);
+                let (graph, outputs) = (&self.graph, &mut self.outputs);
+                self.services.found(request, &records, membership, graph, now, outputs);
             }
+            Input::ServiceChecked { id, result } => self.service_checked(id, result, now),
+            Input::ServiceDoubted { name, provider } => {
+                self.service_doubted(&name, provider, now);
+            }
+            Input::Usage(usage) => self.usage(&usage, now),
             Input::Model(model) => self.set_model(model, now),
             Input::Challenger(model) => self.predictor.set_challenger(model),
             Input::Command(command) => self.command(command, now),
@@ -346,6 +354,7 @@ impl Engine {
             self.advertisements.retain(|origin, _| graph.is_origin(*origin));
             self.services.expire(now, &mut self.outputs);
         }
+        self.watch_services(now);
         self.services.handle_timeout(&mut self.membership, now, &mut self.outputs);
         self.settle(now);
     }
@@ -360,6 +369,7 @@ impl Engine {
             self.advertise_at.1.map(|at| at.max(now)),
             self.gossip.next_timeout(),
             self.services.next_timeout(),
+            self.services.watch_at(),
             self.deciding.next_timeout(),
         ]
         .into_iter()
@@ -390,7 +400,8 @@ impl Engine {
                 self.services.withdraw(request, &name, membership, now, &mut self.outputs);
             }
             Command::Resolve { request, name, from_dht } => {
-                self.services.resolve(request, name, from_dht, now, &mut self.outputs);
+                let (graph, outputs) = (&self.graph, &mut self.outputs);
+                self.services.resolve(request, name, from_dht, graph, now, outputs);
             }
             Command::Invite { request, secret, uses, lifetime } => {
                 self.invite(request, &secret, uses, lifetime, now);

@@ -12,12 +12,14 @@ use rand_pcg::Pcg64Mcg;
 use crate::engine::event::{Answer, CommandError, Notice, Output, RequestId, ServiceSpec, Verdict};
 use crate::engine::joining::verdict_on;
 use crate::engine::lookups::Lookups;
-use crate::engine::measure::{EventKind, Sample};
+use crate::engine::measure::{EventKind, HealthCheck, Sample};
 use crate::engine::overlay::RecordError;
 use crate::engine::overlay::membership::{Author, Membership, NameGrant};
 use crate::engine::overlay::wire::{self, GossipMessage, Signed};
 use crate::engine::overlay::{Delegation, Pin, ServiceRecord, ServiceRegistry};
-use crate::engine::types::{PublicKey, ServiceName, Timestamp};
+use crate::engine::route::OverlayGraph;
+use crate::engine::types::{NodeId, PublicKey, ServiceName, Timestamp};
+use crate::engine::watching::Watching;
 
 /// Most publications that wait for the DHT at one time.
 pub const PENDING_MAX: usize = 1_024;
@@ -44,7 +46,7 @@ struct Pending {
     sequence: u64,
 }
 
-struct Own {
+pub(super) struct Own {
     spec: ServiceSpec,
     republish_at: Timestamp,
 }
@@ -53,13 +55,15 @@ struct Own {
 pub struct Services {
     author: Author,
     registry: ServiceRegistry,
-    own: BTreeMap<ServiceName, Own>,
+    pub(super) own: BTreeMap<ServiceName, Own>,
     pending: BTreeMap<RequestId, Pending>,
     lookups: Lookups,
     /// Who was refused a name that belongs to another owner.
     conflicts: BTreeMap<ServiceName, PublicKey>,
     /// Its own, so that publishing changes nothing else that is drawn.
-    random: Pcg64Mcg,
+    pub(super) random: Pcg64Mcg,
+    /// How services are.
+    pub(super) watching: Watching,
 }
 
 type Outputs = VecDeque<Output>;
@@ -76,6 +80,7 @@ impl Services {
             lookups: Lookups::default(),
             conflicts: BTreeMap::new(),
             random: Pcg64Mcg::seed_from_u64(seed),
+            watching: Watching::default(),
         }
     }
 
@@ -143,6 +148,7 @@ impl Services {
     /// Forgets the records of a provider that was put out.
     pub(super) fn forget(&mut self, provider: &PublicKey) {
         self.registry.forget(provider);
+        self.forget_heartbeat(provider.node_id());
     }
 
     /// Everybody's records.
@@ -155,6 +161,16 @@ impl Services {
         self.own.values().map(|own| &own.spec)
     }
 
+    /// This node's id.
+    pub(super) fn me(&self) -> NodeId {
+        self.author.public().node_id()
+    }
+
+    /// How a service of this node is checked.
+    pub(super) fn check_of(&self, name: &ServiceName) -> Option<HealthCheck> {
+        self.own.get(name).map(|own| own.spec.health.check.clone())
+    }
+
     /// All records as they were signed.
     pub fn signed(&self) -> impl Iterator<Item = &Signed> + '_ {
         self.registry.signed()
@@ -164,6 +180,7 @@ impl Services {
         &mut self,
         signed: &Signed,
         membership: &mut Membership,
+        graph: &OverlayGraph,
         may: impl FnOnce() -> bool,
         now: Timestamp,
         outputs: &mut Outputs,
@@ -171,7 +188,7 @@ impl Services {
         match self.registry.accept_if(signed, membership, may, now) {
             Ok((name, _)) => {
                 self.lookups.set_present(&name);
-                self.answer_known(&name, now, outputs);
+                self.answer_known(&name, graph, now, outputs);
                 if signed.key == self.author.public()
                     && let Some(own) = self.own.get_mut(&name)
                 {
@@ -244,10 +261,12 @@ impl Services {
         outputs: &mut Outputs,
     ) {
         let answer = match self.own.remove(name) {
-            Some(own) => self
-                .issue(&own.spec, true, NOBODY, membership, now, outputs)
-                .map(|_| Answer::Withdrawn)
-                .map_err(CommandError::from),
+            Some(own) => {
+                self.unwatch_own(name);
+                self.issue(&own.spec, true, NOBODY, membership, now, outputs)
+                    .map(|_| Answer::Withdrawn)
+                    .map_err(CommandError::from)
+            }
             None => Err(CommandError::NotPublishedHere(name.clone())),
         };
         outputs.push_back(Output::Answer { request, answer });
@@ -320,6 +339,7 @@ impl Services {
     /// Forgets expired records, and answers what the DHT left unanswered.
     pub(super) fn expire(&mut self, now: Timestamp, outputs: &mut Outputs) {
         self.registry.expire(now);
+        self.expire_heartbeats(now);
         self.keep_pins(outputs);
         let late = self.pending.iter().filter(|(_, p)| now.since(p.started_at) > PENDING_TIMEOUT);
         let late: Vec<RequestId> = late.map(|(id, _)| *id).collect();
@@ -346,6 +366,11 @@ impl Services {
         let sooner = 1.0 - JITTER * self.random.random::<f64>();
         let third = Duration::from_secs(u64::from(spec.ttl_s)) / 3;
         let republish_at = now + third.mul_f64(sooner);
+        let before = self.own.get(&spec.name).map(|own| &own.spec.health);
+        if before.is_some_and(|before| *before != spec.health) {
+            self.unwatch_own(&spec.name);
+        }
+        self.watch_own(&spec, now);
         self.own.insert(spec.name.clone(), Own { spec, republish_at });
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `<out>/<table>/day=YYYY-MM-DD/part-0.parquet`, hive style: the day is in the path and not in
 //! the file. Tables: `probe` (both kinds), `link_state`, `route_slice` (what the traffic of tunnels met
-//! on their routes), `route_features`, which is the frame that
+//! on their routes), `service_probe` (checks of services), `route_features`, which is the frame that
 //! training uses, `decision`, and `candidate` with the forecasts and scores of each route that was
 //! weighed (its features are left out: `route_features` has those of its next probe). The day is
 //! that of `sent_us` or `at_us`. Features are 32-bit floats, which is what XGBoost computes with;
@@ -18,11 +18,20 @@ use super::dataset::feature_frame;
 use super::{LearnError, file_error, frame_error};
 use crate::engine::measure::ProbeKind;
 use crate::engine::predict::schema::FEATURES;
-use crate::store::{CandidateRow, DecisionRow, LinkStateRow, ProbeRow, Reader, RouteSliceRow};
+use crate::store::{
+    CandidateRow, DecisionRow, LinkStateRow, ProbeRow, Reader, RouteSliceRow, ServiceProbeRow,
+};
 
 /// The tables, in the order of the report.
-const TABLES: [&str; 6] =
-    ["probe", "link_state", "route_slice", "route_features", "decision", "candidate"];
+const TABLES: [&str; 7] = [
+    "probe",
+    "link_state",
+    "route_slice",
+    "service_probe",
+    "route_features",
+    "decision",
+    "candidate",
+];
 const PART: &str = "part-0.parquet";
 const DAY: &str = "day";
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -68,6 +77,7 @@ pub fn export(store_path: &Path, out: &Path, force: bool) -> Result<Exported, Le
         (probe_frame(&probes).map_err(&wrong)?, "sent_us"),
         (link_state_frame(&link_states).map_err(&wrong)?, "at_us"),
         (route_slice_frame(&reader.route_slices(0)?).map_err(&wrong)?, "at_us"),
+        (service_probe_frame(&reader.service_probes(0)?).map_err(&wrong)?, "started_us"),
         (narrow(features).map_err(&wrong)?, "sent_us"),
         (decision_frame(&decisions).map_err(&wrong)?, "at_us"),
         (candidate_frame(&decisions).map_err(&wrong)?, "at_us"),
@@ -149,6 +159,26 @@ fn route_slice_frame(slices: &[RouteSliceRow]) -> PolarsResult<DataFrame> {
         Column::new("duration_us".into(), count(|s| s.duration_us)),
     ];
     DataFrame::new(slices.len(), columns)
+}
+
+fn service_probe_frame(probes: &[ServiceProbeRow]) -> PolarsResult<DataFrame> {
+    let text = |value: fn(&ServiceProbeRow) -> &str| probes.iter().map(value).collect::<Vec<_>>();
+    let us = |value: fn(&ServiceProbeRow) -> u64| {
+        probes.iter().map(|p| value(p) as i64).collect::<Vec<_>>()
+    };
+    let response: Vec<Option<i64>> =
+        probes.iter().map(|p| p.response_us.map(|us| us as i64)).collect();
+    let failure: Vec<Option<&str>> = probes.iter().map(|p| p.failure.as_deref()).collect();
+    let columns = vec![
+        Column::new("vantage".into(), text(|p| &p.vantage)),
+        Column::new("service".into(), text(|p| &p.service)),
+        Column::new("provider".into(), text(|p| &p.provider)),
+        Column::new("started_us".into(), us(|p| p.started_us)),
+        Column::new("done_us".into(), us(|p| p.done_us)),
+        Column::new("response_us".into(), response),
+        Column::new("failure".into(), failure),
+    ];
+    DataFrame::new(probes.len(), columns)
 }
 
 /// The features as 32-bit floats; key columns stay as they are.
@@ -288,7 +318,8 @@ fn date(day: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::measure::{LinkQuality, RouteReport, Sample};
+    use crate::engine::measure::service::{CheckFailure, Subject};
+    use crate::engine::measure::{LinkQuality, RouteReport, Sample, Vantage};
     use crate::engine::predict::schema::MISSING;
     use crate::engine::predict::{Forecast, Prediction, Ranking};
     use crate::engine::route::{Candidate, Decision, Reason, Standing};
@@ -337,6 +368,12 @@ mod tests {
             duration_us: 500_000,
         };
         writer.write(Sample::RouteSlice { at: Timestamp(start_us), tunnel: TunnelId(1), report });
+        for (index, result) in [Ok(700), Err(CheckFailure::Status)].into_iter().enumerate() {
+            let (name, vantage) = ("a.local".parse().unwrap(), Vantage::Local);
+            let subject = Subject { name, provider: origin, vantage };
+            let started_at = Timestamp(start_us + index as u64);
+            writer.write(Sample::ServiceProbe { subject, started_at, done_at: started_at, result });
+        }
         writer.decision(decision(start_us + 3, &route, 3), 1);
         writer.decision(decision(start_us + 86_400_000_000, &route, 0), 1);
         writer.flush().unwrap();
@@ -392,6 +429,7 @@ mod tests {
             ("probe", 288, 2),
             ("link_state", 2, 1),
             ("route_slice", 1, 1),
+            ("service_probe", 2, 1),
             ("route_features", 144, 2),
             ("decision", 2, 2),
             ("candidate", 3, 1),
@@ -413,6 +451,9 @@ mod tests {
             ["sent_datagrams", "received_datagrams", "marked_datagrams", "rtt_us", "back_sent"];
         let first = |name| slices.column(name).unwrap().i64().unwrap().get(0).unwrap();
         assert_eq!(counts.map(first), [20, 19, 2, 9_000, 18]);
+        let checks = read(&out.join("service_probe/day=2023-11-14/part-0.parquet"));
+        let failures = checks.column("failure").unwrap().str().unwrap();
+        assert_eq!(failures.iter().collect::<Vec<_>>(), [None, Some("status")]);
         let features = read(&out.join("route_features/day=2023-11-15/part-0.parquet"));
         assert_eq!(features.width(), 4 + FEATURES.len());
         let means = features.column("route_mean5_ms").unwrap().f32().unwrap();

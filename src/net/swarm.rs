@@ -309,6 +309,7 @@ impl Task {
             | Output::KeepNetwork(_)
             | Output::KeepPins(_)
             | Output::Forwarding(_)
+            | Output::CheckService { .. }
             | Output::Record(_)
             | Output::Decision(_)
             | Output::Answer { .. }

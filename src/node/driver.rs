@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::checks::Checks;
 use super::handle::{AnswerSender, Request};
 use super::hot_swap::HotSwap;
 use super::retrain::{self, Schedule};
 use super::{Clock, NodeOptions, names, network};
 use crate::engine::Engine;
-use crate::engine::event::{CLOCK, Command, Input, Notice, Output, RequestId};
+use crate::engine::event::{CLOCK, Command, Input, Notice, Output, RequestId, Usage};
 use crate::engine::forward::TUNNEL_ID_MAX;
-use crate::engine::measure::{ProbeKind, Sample};
+use crate::engine::measure::{Health, ProbeKind, Sample};
 use crate::engine::overlay::topology::Reshape;
-use crate::engine::overlay::{Objective, Pin};
+use crate::engine::overlay::{Objective, Pin, ServiceKind};
 use crate::engine::predict::ModelCard;
 use crate::engine::route::Decision;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
@@ -115,6 +116,8 @@ pub(super) struct Driver {
     calculations: CalculationTimes,
     dropped: BTreeMap<&'static str, u64>,
     keep_peers_at: Timestamp,
+    checks: Checks,
+    checked: mpsc::Receiver<Input>,
 }
 
 impl Driver {
@@ -126,7 +129,10 @@ impl Driver {
         options: &NodeOptions,
         models: Arc<ModelRegistry>,
     ) -> Self {
+        let (checks, checked) = Checks::new(net.tunnels().clone());
         Self {
+            checks,
+            checked,
             engine,
             net,
             writer,
@@ -188,12 +194,24 @@ impl Driver {
                 _ = slice.tick() => {
                     let reports = self.net.take_slice();
                     self.handle(Input::Slice(reports));
+                    let usage = self.usage();
+                    self.handle(Input::Usage(usage));
                 }
+                Some(input) = self.checked.recv() => self.handle(input),
                 result = wait(&mut self.training) => self.trained(result),
             }
         }
         self.net.stop().await;
         // Dropping the writer commits what is left.
+    }
+
+    /// What this node carries and uses.
+    fn usage(&self) -> Usage {
+        let tunnels = self.net.tunnels();
+        let (served, streams) = tunnels.served();
+        let used = tunnels.list().into_iter().filter(|info| info.kind != ServiceKind::Udp);
+        let services = used.map(|info| (info.service, info.provider.node_id())).collect();
+        Usage { tunnels: served, streams, services }
     }
 
     /// Keeps to whom names belong.
@@ -271,6 +289,9 @@ impl Driver {
                         let _ = reply.send(answer);
                     }
                 }
+                Output::CheckService { id, subject, check } => {
+                    self.checks.begin(id, subject, check);
+                }
                 Output::Notice(notice) => self.notice(notice),
                 Output::KeepNetwork(state) => {
                     if let Err(error) = network::keep(&self.data_dir, &state) {
@@ -305,6 +326,17 @@ impl Driver {
             Notice::RouteChanged { tunnel, route, reason } => {
                 let route = route.map(|route| route.to_string());
                 tracing::info!(%tunnel, route, reason, "route");
+            }
+            Notice::ServiceHealth { subject, health, failure } => {
+                let (name, provider) = (&subject.name, subject.provider);
+                let (by, is) = (subject.vantage.as_str(), health.as_str());
+                let why = failure.map(|failure| failure.as_str());
+                let own = provider == self.engine.me();
+                match health {
+                    Health::Down => tracing::warn!(%name, %provider, by, why, "service is down"),
+                    _ if own => tracing::info!(%name, by, is, why, "service"),
+                    _ => tracing::debug!(%name, %provider, by, is, why, "service"),
+                }
             }
             Notice::RouteLost { tunnel, at } => {
                 let at = at.map(|node| node.to_string());
@@ -361,6 +393,9 @@ impl Driver {
             Request::Unbind(tunnel) => {
                 self.decisions.remove(&tunnel);
                 self.handle(Input::Command(Command::CloseTunnel(tunnel)));
+            }
+            Request::Doubt(name, provider) => {
+                self.handle(Input::ServiceDoubted { name, provider });
             }
             Request::ReloadModel(reply) => self.reload(reply),
             Request::Stop => {}

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::View;
+use super::doors::Doors;
 use super::published::Published;
 use crate::config::{EmulatedLink, PATHS_MAX};
 use crate::engine::event::{Answer, Command, CommandError, RequestId, ServiceSpec};
@@ -135,6 +136,7 @@ pub(super) enum Request {
         reply: oneshot::Sender<Option<TunnelId>>,
     },
     Unbind(TunnelId),
+    Doubt(ServiceName, NodeId),
     ReloadModel(oneshot::Sender<Result<Option<String>, String>>),
     Stop,
 }
@@ -150,6 +152,8 @@ pub struct NodeHandle {
     pub(super) data_dir: PathBuf,
     /// Paths of a tunnel that does not say how many.
     pub(super) paths: usize,
+    /// The local addresses of tunnels.
+    pub(super) doors: Arc<Doors>,
     /// Where the proxy listens.
     pub(super) socks: Option<SocketAddr>,
 }
@@ -311,6 +315,12 @@ impl NodeHandle {
         link: EmulatedLink,
     ) -> Result<bool, RequestError> {
         self.inspect(move |view| view.net.plane().emulate(neighbour, link)).await
+    }
+
+    /// A stream to a provider's service failed: the engine looks at it soon.
+    pub(super) fn doubt(&self, name: ServiceName, provider: NodeId) {
+        // A driver that is that busy hears of the next failure.
+        let _ = self.requests.try_send(Request::Doubt(name, provider));
     }
 
     pub(super) async fn ask(

@@ -4,8 +4,11 @@
 //! the driver, and `socks` how local programs reach services by name. Everything that changes state goes through the driver's one `select!`
 //! (`driver`); `retrain` runs training in a child process and hands the new model over.
 
+mod checks;
 mod clock;
+mod doors;
 mod driver;
+mod entrance;
 mod handle;
 mod hot_swap;
 mod joining;
@@ -14,6 +17,7 @@ mod names;
 pub mod network;
 mod providers;
 mod published;
+mod refusal;
 mod retrain;
 mod socks;
 mod tunnels;
@@ -114,6 +118,7 @@ pub struct Node {
     driver: tokio::task::JoinHandle<()>,
     /// Ends the proxy with the node.
     _proxy: Option<DropGuard>,
+    _doors: doors::CloseDoors,
     _lock: std::fs::File,
 }
 
@@ -181,6 +186,7 @@ impl Node {
             published: Arc::new(published),
             data_dir: data_dir.clone(),
             paths: config.routing.paths,
+            doors: Arc::default(),
             socks: proxy.as_ref().and_then(|proxy| proxy.local_addr().ok()),
         };
         let driver =
@@ -192,7 +198,8 @@ impl Node {
             tokio::spawn(socks::run(proxy, handle.clone(), stop.clone()));
             stop.drop_guard()
         });
-        Ok(Self { handle, driver, _proxy, _lock: lock })
+        let _doors = doors::CloseDoors(handle.doors.clone());
+        Ok(Self { handle, driver, _proxy, _doors, _lock: lock })
     }
 
     /// How to talk to it.
@@ -203,6 +210,7 @@ impl Node {
     /// Stops it: says good-bye, commits what was measured.
     pub async fn stop(self) {
         drop(self._proxy);
+        drop(self._doors);
         let _ = self.handle.requests.send(Request::Stop).await;
         let _ = self.driver.await;
     }

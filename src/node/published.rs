@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::event::ServiceSpec;
+use crate::engine::measure::HealthPolicy;
 use crate::engine::overlay::delegation;
 use crate::engine::overlay::wire::{Objective, ServiceKind};
 use crate::engine::types::{NodeId, ServiceName};
@@ -30,6 +31,9 @@ struct Entry {
     /// As `meshwise service delegate` printed it.
     #[serde(default)]
     delegation: Option<String>,
+    /// As its kind is checked when it is missing.
+    #[serde(default)]
+    health: Option<HealthPolicy>,
 }
 
 /// The file and what it holds.
@@ -85,6 +89,7 @@ impl Published {
             ttl_s: entry.ttl_s,
             objective: entry.objective,
             delegation: delegation.map(|(signed, _)| signed),
+            health: entry.health.clone().unwrap_or_else(|| HealthPolicy::of_kind(entry.kind)),
         };
         Some((spec, entry.target))
     }
@@ -99,6 +104,7 @@ impl Published {
             ttl_s: spec.ttl_s,
             objective: spec.objective,
             delegation: spec.delegation.as_ref().map(delegation::to_text),
+            health: Some(spec.health.clone()),
         };
         self.change(|entries| {
             entries.insert(spec.name.clone(), entry);
@@ -134,6 +140,7 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::measure::HealthCheck;
     use crate::engine::overlay::wire::Signed;
     use crate::engine::overlay::{Author, Delegation};
     use crate::engine::types::Timestamp;
@@ -157,6 +164,15 @@ mod tests {
             ttl_s: 60,
             objective: Objective::Reliability,
             delegation: Some(delegation()),
+            health: HealthPolicy {
+                check: HealthCheck::Http {
+                    path: "/health".into(),
+                    status: Some(204),
+                    contains: Some("ok".into()),
+                },
+                interval_ms: 1_000,
+                failures: 2,
+            },
         };
         let target: SocketAddr = "127.0.0.1:80".parse().unwrap();
         Published::load(dir.path()).unwrap().insert(&spec, target);
@@ -171,6 +187,7 @@ mod tests {
         let (kept, _) = Published::load(dir.path()).unwrap().service(&spec.name).unwrap();
         assert_eq!(kept.objective, Objective::Balanced, "of a file without objectives");
         assert_eq!(kept.delegation, None);
+        assert_eq!(kept.health, HealthPolicy::of_kind(ServiceKind::Tcp), "nor checks");
         let damaged = earlier.replace("60}", r#"60, "delegation": "meshwise-delegation-1-AA"}"#);
         std::fs::write(dir.path().join(FILE), damaged).unwrap();
         assert_eq!(Published::load(dir.path()).unwrap().service(&spec.name), None, "not its own");

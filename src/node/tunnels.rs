@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::doors::Door;
 use super::handle::{NodeHandle, Request, RequestError};
 use super::providers::{Standing, order};
 use super::{TunnelInfo, View};
 use crate::config::PATHS_MAX;
 use crate::engine::event::CommandError;
-use crate::engine::overlay::{Objective, ServiceRecord};
+use crate::engine::overlay::{Objective, ServiceKind, ServiceRecord};
 use crate::engine::route::{Reservation, ReservationState};
 use crate::engine::traffic::message::RATE_MAX;
 use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, TunnelId};
@@ -59,6 +60,17 @@ impl TunnelOptions {
     }
 }
 
+/// Where a tunnel's connections come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    /// Accepted by the tunnel itself on this address.
+    Listen(SocketAddr),
+    /// From a door of the node on this address.
+    Door(SocketAddr),
+    /// The node's proxy.
+    Nowhere,
+}
+
 /// Strands that are bound but not open yet. Unbinds them when opening fails, or when whoever asked
 /// goes away.
 struct Bound {
@@ -82,7 +94,8 @@ impl Drop for Bound {
 
 impl NodeHandle {
     /// Opens a tunnel to a service and accepts its connections on `listen`. Of several providers it
-    /// takes the first that can be reached, and stays with it.
+    /// takes the first that can be reached. A tunnel for UDP, over a fixed path or with a reservation
+    /// stays with it; of any other each connection takes the provider that is best then (`doors`).
     ///
     /// # Errors
     /// [`RequestError`]; nothing stays open.
@@ -96,16 +109,33 @@ impl NodeHandle {
         if providers.iter().any(|(provider, _)| *provider == self.me) {
             return Err(RequestError::OwnService(name));
         }
-        let linked = self.linked(providers.iter().map(|(provider, _)| provider.node_id())).await?;
+        let nodes = providers.iter().map(|(provider, _)| provider.node_id()).collect();
+        let sound = self.sound(&name, nodes).await?;
+        let is_udp = providers.iter().all(|(_, record)| record.kind == ServiceKind::Udp);
+        let stays = is_udp || options.via.is_some() || options.reserve.is_some();
         let known = providers.into_iter().map(|provider| {
-            let is_linked = linked.contains(&provider.0.node_id());
-            let standing = if is_linked { Standing::Fresh } else { Standing::Doubtful };
+            let is_sound = sound.contains(&provider.0.node_id());
+            let standing = if is_sound { Standing::Fresh } else { Standing::Doubtful };
             (provider, standing, None)
         });
+        let providers = order(known.collect());
+        let door = match stays {
+            true => None,
+            false => Some(Door::bind(self.clone(), name.clone(), listen, options.clone()).await?),
+        };
         let mut failure = None;
-        for provider in order(known.collect()) {
-            match self.open_to(name.clone(), provider, Some(listen), options.clone()).await {
-                Ok((tunnel, address)) => return Ok((tunnel, address.unwrap_or(listen))),
+        for provider in providers {
+            let opened = match &door {
+                Some(door) => door.begin(provider).await.map(|tunnel| (tunnel, None)),
+                None => {
+                    self.open_to(name.clone(), provider, At::Listen(listen), options.clone()).await
+                }
+            };
+            match opened {
+                Ok((tunnel, address)) => {
+                    let address = door.map_or(address, |door| Some(door.open(tunnel)));
+                    return Ok((tunnel, address.unwrap_or(listen)));
+                }
                 Err(error) if error.is_of_the_provider() => {
                     failure.get_or_insert(error);
                 }
@@ -115,22 +145,12 @@ impl NodeHandle {
         Err(failure.unwrap_or(CommandError::UnknownName(name).into()))
     }
 
-    /// Those of the nodes that a link leads to.
-    pub(super) async fn linked(
-        &self,
-        nodes: impl Iterator<Item = NodeId>,
-    ) -> Result<Vec<NodeId>, RequestError> {
-        let nodes: Vec<NodeId> = nodes.collect();
-        self.inspect(|view| nodes.into_iter().filter(|node| view.is_linked(*node)).collect()).await
-    }
-
-    /// Opens a tunnel to one provider of a service; without an address, for streams that the node
-    /// itself opens.
+    /// Opens a tunnel to one provider of a service. Returns where its connections are accepted.
     pub(super) async fn open_to(
         &self,
         name: ServiceName,
         (provider, record): (PublicKey, ServiceRecord),
-        listen: Option<SocketAddr>,
+        at: At,
         options: TunnelOptions,
     ) -> Result<(TunnelId, Option<SocketAddr>), RequestError> {
         let destination = provider.node_id();
@@ -154,13 +174,18 @@ impl NodeHandle {
         let tunnel = bound.strands[0];
         self.wait_for_route(tunnel, destination).await?;
         let strands = bound.strands.clone();
-        let new = NewTunnel { strands, provider, service: name, kind: record.kind, listen };
+        let (listen, door) = match at {
+            At::Listen(address) => (Some(address), None),
+            At::Door(address) => (None, Some(address)),
+            At::Nowhere => (None, None),
+        };
+        let new = NewTunnel { strands, provider, service: name, kind: record.kind, listen, door };
         let listen = self.tunnels.open(new).await?;
         bound.strands.clear();
         if reserve.is_some()
             && let Err(error) = self.wait_for_reservation(tunnel, destination).await
         {
-            self.close_tunnel(tunnel).await?;
+            self.close_strands(tunnel).await?;
             return Err(error);
         }
         Ok((tunnel, listen))
@@ -219,11 +244,25 @@ impl NodeHandle {
         }
     }
 
-    /// Closes a tunnel. Returns whether it was open.
+    /// Closes a tunnel, with its local address. Returns whether it was open.
     ///
     /// # Errors
     /// [`RequestError::Stopped`].
     pub async fn close_tunnel(&self, tunnel: TunnelId) -> Result<bool, RequestError> {
+        let is_open = self.tunnels().iter().any(|info| info.tunnel == tunnel);
+        let Some(tunnels) = self.doors.close(tunnel, is_open) else {
+            return self.close_strands(tunnel).await;
+        };
+        let closing = tunnels.into_iter().map(|tunnel| self.close_strands(tunnel));
+        futures::future::try_join_all(closing).await?;
+        Ok(true)
+    }
+
+    /// Closes the connections of a tunnel. Returns whether it was open.
+    ///
+    /// # Errors
+    /// [`RequestError::Stopped`].
+    pub(super) async fn close_strands(&self, tunnel: TunnelId) -> Result<bool, RequestError> {
         let Some(strands) = self.tunnels.close_one(tunnel) else { return Ok(false) };
         // The good-bye still needs the route.
         tokio::time::sleep(GOODBYE).await;

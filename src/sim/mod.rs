@@ -18,6 +18,7 @@ mod gossip;
 mod plane;
 mod reserving;
 mod space;
+mod targets;
 mod traffic;
 mod walk;
 
@@ -37,7 +38,7 @@ use crate::engine::overlay::{
 };
 use crate::engine::route::graph::Topology;
 use crate::engine::route::{Decision, PathPolicy};
-use crate::engine::types::{NodeId, PublicKey, Route, Timestamp, TunnelId};
+use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, TunnelId};
 use crate::engine::{Engine, EngineConfig, Intervals};
 use agenda::Agenda;
 pub use control::{Control, Told};
@@ -143,6 +144,10 @@ pub struct World {
     space: Option<Space>,
     /// Nodes that are cut off from all others.
     cut_off: BTreeSet<usize>,
+    /// Nodes and services whose targets refuse connections.
+    broken: BTreeSet<(usize, ServiceName)>,
+    /// Providers and services, and users that they refuse.
+    refused: BTreeSet<(usize, ServiceName, usize)>,
     checked: Arc<CheckedSignatures>,
     lean: bool,
     breaches: Vec<String>,
@@ -168,6 +173,8 @@ impl World {
             next_token: 0,
             space: None,
             cut_off: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            refused: BTreeSet::new(),
             checked: Arc::default(),
             lean: false,
             breaches: Vec::new(),
@@ -497,6 +504,7 @@ impl World {
                 let input = Box::new(Input::DhtFound { request, records });
                 self.plan(self.now + ms(DHT_DELAY_MS), Event::Input(index, input));
             }
+            Output::CheckService { id, subject, .. } => self.check_service(index, id, &subject),
             Output::Record(_) | Output::Decision(_) | Output::Notice(_) if self.lean => {}
             Output::Notice(Notice::Dropped { what, why }) => {
                 *self.nodes[index].dropped.entry((what, why)).or_default() += 1;

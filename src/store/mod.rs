@@ -7,12 +7,13 @@
 //! | `link_state` | what an accepted advertisement says of one link; NULL quality: withdrawn |
 //! | `slice` | what the data plane counted on one link in one slice |
 //! | `route_slice` | what the traffic of a tunnel met on its route, by the far end's receipts |
+//! | `service_probe` | a check of a service, answered (`response_us`) or failed (`failure`) |
 //! | `event` | a join, registration or look-up with its duration |
 //! | `decision` | a choice of route, with reason, model version and propensity |
 //! | `candidate` | one route weighed in a decision: features, forecasts, scores |
 //! | `peer` | a peer that was connected: its key, where it listens, when it was seen last |
 //!
-//! The views `route_quality` and `forecast` are for people with a `sqlite3` prompt. Routes are
+//! The views `route_quality`, `forecast` and `service_health` are for people with a `sqlite3` prompt. Routes are
 //! text `id>id>id`, units stand last in the column names, times are µs since the Unix epoch.
 //!
 //! Durability: write-ahead log with `synchronous=NORMAL`. One [`Writer`] thread owns the
@@ -31,6 +32,7 @@ mod reader;
 mod retention;
 mod rows;
 mod schema;
+mod service_probes;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +48,7 @@ pub use reader::{
 };
 pub use retention::Retention;
 pub use schema::{APPLICATION_ID, SCHEMA_VERSION};
+pub use service_probes::ServiceProbeRow;
 pub use writer::{BATCH_ROWS_MAX, COMMIT_INTERVAL, FLUSH_WAIT_MAX, QUEUE_MAX, Writer};
 
 /// How long a statement waits for another process's lock.

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, ErrorCode, params};
 
-use super::peers;
+use super::{peers, service_probes};
 use crate::engine::measure::Sample;
 use crate::engine::overlay::KnownPeer;
 use crate::engine::route::Decision;
@@ -110,6 +110,9 @@ fn insert_sample(connection: &Connection, sample: &Sample) -> rusqlite::Result<(
                 integer(report.duration_us),
             ])
         }
+        Sample::ServiceProbe { subject, started_at, done_at, result } => {
+            service_probes::keep(connection, subject, (*started_at, *done_at), *result)
+        }
         Sample::Event { kind, subject, started_at, done_at, succeeded } => {
             let sql = "INSERT INTO event (kind, subject, started_us, done_us, succeeded)
                        VALUES (?1, ?2, ?3, ?4, ?5)";
@@ -181,6 +184,6 @@ fn features_text(features: &[f64]) -> String {
 }
 
 /// SQLite's integers are signed; nothing that is counted here comes near the limit.
-fn integer(value: u64) -> i64 {
+pub(super) fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

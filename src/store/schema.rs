@@ -18,7 +18,7 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// First bytes of every SQLite database (file format, section 1.3).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-const MIGRATIONS: [&str; 4] = [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4];
+const MIGRATIONS: [&str; 5] = [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4, SERVICE_PROBE];
 
 const TABLES_1: &str = "
 CREATE TABLE probe (
@@ -171,6 +171,35 @@ CREATE TABLE peer (
 CREATE INDEX peer_by_time ON peer (seen_us);
 ";
 
+/// Checks of services.
+const SERVICE_PROBE: &str = "
+CREATE TABLE service_probe (
+    id          INTEGER PRIMARY KEY,
+    vantage     TEXT NOT NULL CHECK (vantage IN ('local', 'end-to-end')),
+    service     TEXT NOT NULL,
+    provider    TEXT NOT NULL,
+    started_us  INTEGER NOT NULL,
+    done_us     INTEGER NOT NULL CHECK (done_us >= started_us),
+    response_us INTEGER CHECK (response_us >= 0),
+    failure     TEXT,
+    CHECK ((response_us IS NULL) = (failure IS NOT NULL))
+) STRICT;
+CREATE INDEX service_probe_by_time ON service_probe (started_us);
+
+CREATE VIEW service_health AS
+SELECT service, provider, vantage,
+       count(*) AS checks,
+       round(100.0 * count(failure) / count(*), 2) AS failed_percent,
+       round(avg(response_us) / 1000.0, 3) AS mean_ms,
+       max(response_us) / 1000.0 AS max_ms,
+       (SELECT failure FROM service_probe AS last
+        WHERE last.service = service_probe.service AND last.provider = service_probe.provider
+              AND last.vantage = service_probe.vantage AND failure IS NOT NULL
+        ORDER BY started_us DESC LIMIT 1) AS last_failure,
+       datetime(max(done_us) / 1000000, 'unixepoch') AS last_utc
+FROM service_probe GROUP BY service, provider, vantage;
+";
+
 /// How closely a file is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
@@ -315,6 +344,7 @@ mod tests {
         assert_eq!((candidate.predicted_ms, candidate.challenger_ms), (Some(2.0), None));
         assert!(reader.route_slices(0).unwrap().is_empty());
         assert!(reader.peers().unwrap().is_empty());
+        assert!(reader.service_probes(0).unwrap().is_empty());
     }
 
     #[test]

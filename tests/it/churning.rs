@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use meshwise::engine::Intervals;
 use meshwise::engine::event::{Answer, Command, RequestId, ServiceSpec};
+use meshwise::engine::measure::HealthPolicy;
 use meshwise::engine::overlay::registry::CLOCK_SKEW;
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::route::PathPolicy;
@@ -145,6 +146,7 @@ impl Mesh {
             allowed: vec![],
             ttl_s: TTL_S,
             objective: Objective::Balanced,
+            health: HealthPolicy::of_kind(ServiceKind::Tcp),
         };
         let request = self.request();
         self.world.command(provider, Command::Publish { request, service });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use meshwise::engine::Intervals;
 use meshwise::engine::event::{Answer, CLOCK, Command, Input, ServiceSpec};
-use meshwise::engine::measure::LinkQuality;
+use meshwise::engine::measure::{HealthPolicy, LinkQuality};
 use meshwise::engine::overlay::gossip;
 use meshwise::engine::overlay::membership::{NameGrant, Revocation};
 use meshwise::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, SYNC_BYTES_MAX, SYNC_PEERS_MAX};
@@ -69,6 +69,7 @@ fn spec(text: &str) -> ServiceSpec {
         allowed: vec![],
         ttl_s: 600,
         objective: Objective::Balanced,
+        health: HealthPolicy::of_kind(ServiceKind::Tcp),
     }
 }
 

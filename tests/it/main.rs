@@ -6,6 +6,7 @@
 mod churn;
 mod churning;
 mod decoders;
+mod health;
 mod honesty;
 mod hostile;
 mod sim;
@@ -38,5 +39,7 @@ mod processes;
 mod registry;
 #[cfg(feature = "node")]
 mod replay;
+#[cfg(feature = "node")]
+mod replicas;
 #[cfg(feature = "node")]
 mod support;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use meshwise::engine::Intervals;
 use meshwise::engine::event::{Answer, Command, CommandError, Input, ServiceSpec};
-use meshwise::engine::measure::{EventKind, ProbeKind, RouteReport, Sample};
+use meshwise::engine::measure::{EventKind, HealthPolicy, ProbeKind, RouteReport, Sample};
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::predict::{FeatureVector, LastValue, Prediction, QualityModel};
 use meshwise::engine::route::{PathPolicy, Reservation, ReservationState};
@@ -75,6 +75,7 @@ fn service(name: &str) -> ServiceSpec {
         ttl_s: 150,
         objective: Objective::Balanced,
         delegation: None,
+        health: HealthPolicy::of_kind(ServiceKind::Tcp),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use meshwise::config::{Config, EmulatedLink, EmulationConfig, NetworkConfig, ProbingConfig};
 use meshwise::engine::event::ServiceSpec;
+use meshwise::engine::measure::{HealthCheck, HealthPolicy};
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::types::NodeId;
 use meshwise::node::network::Network;
@@ -101,7 +102,7 @@ pub async fn listening(node: &Node) -> Vec<String> {
     node.handle().inspect(|view| view.net.listening()).await.unwrap()
 }
 
-/// A TCP service.
+/// A TCP service whose target hears of nobody but its users.
 pub fn service(name: &str) -> ServiceSpec {
     ServiceSpec {
         name: name.parse().unwrap(),
@@ -111,6 +112,10 @@ pub fn service(name: &str) -> ServiceSpec {
         ttl_s: 600,
         objective: Objective::Balanced,
         delegation: None,
+        health: HealthPolicy {
+            check: HealthCheck::None,
+            ..HealthPolicy::of_kind(ServiceKind::Tcp)
+        },
     }
 }
 

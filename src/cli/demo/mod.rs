@@ -156,6 +156,7 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
             ttl_s: 600,
             objective,
             delegation: None,
+            check: None,
         };
         let published: Published = target.post("/v1/services", &body).await?;
         figures.registrations_ms.push(published.took_ms);

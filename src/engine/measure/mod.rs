@@ -1,6 +1,6 @@
 //! Measure: what was observed ([`Sample`]), and what it says about this node's links
 //! ([`QualityMonitor`]), about every link that is advertised ([`LinkHistories`]), about routes
-//! ([`RouteHistories`]) and about relays ([`Honesty`]).
+//! ([`RouteHistories`]), about relays ([`Honesty`]) and about services ([`ServiceMonitor`]).
 
 mod advertised;
 pub mod churn;
@@ -11,6 +11,7 @@ pub mod prober;
 pub mod quarantine;
 mod route;
 mod sample;
+pub mod service;
 mod statistics;
 mod window;
 pub mod worth;
@@ -26,5 +27,6 @@ pub use honesty::Honesty;
 pub use link::{LinkQuality, LinkReport, LinkState, QualityMonitor};
 pub use route::{HISTORY_WINDOW, ROUTE_DEAD_AFTER, RouteHistories, RouteHistory, RouteReport};
 pub use sample::{EventKind, ProbeKind, Sample};
+pub use service::{Health, HealthCheck, HealthPolicy, ServiceMonitor, Vantage};
 pub use statistics::{STATISTICS, Statistics, WINDOW};
 pub use window::Window;

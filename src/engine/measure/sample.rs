@@ -4,6 +4,7 @@
 //! rows of the store. A time-out is a sample like any other and is always labelled: a model
 //! that never sees failures predicts none.
 
+use crate::engine::measure::service::{CheckFailure, Subject};
 use crate::engine::measure::{LinkQuality, RouteReport};
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
@@ -93,6 +94,17 @@ pub enum Sample {
         tunnel: TunnelId,
         /// What the far end and this node counted.
         report: RouteReport,
+    },
+    /// A check of a service.
+    ServiceProbe {
+        /// What was checked, and from where.
+        subject: Subject,
+        /// When it began.
+        started_at: Timestamp,
+        /// When it ended, or when waiting for it did.
+        done_at: Timestamp,
+        /// How long the service took (µs), or why it failed.
+        result: Result<u64, CheckFailure>,
     },
     /// A control-plane operation.
     Event {

@@ -322,6 +322,8 @@ pub enum GossipMessage {
     Revocation(Signed),
     /// A [`NameGrant`](super::membership::NameGrant), by the root.
     Grant(Signed),
+    /// A [`Heartbeat`](super::heartbeat::Heartbeat), by a provider about itself.
+    Heartbeat(Signed),
 }
 
 /// What a node asks of the one that let it in, or shall let it in.

@@ -6,11 +6,11 @@ use super::{Outputs, Services, event};
 use crate::engine::event::{Answer, CommandError, Output, RequestId};
 use crate::engine::lookups::Question;
 use crate::engine::measure::EventKind;
-use crate::engine::overlay::ServiceRecord;
 use crate::engine::overlay::membership::Membership;
 use crate::engine::overlay::registry::{self, RecordError};
 use crate::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, Signed};
-use crate::engine::types::{PublicKey, ServiceName, Timestamp};
+use crate::engine::route::OverlayGraph;
+use crate::engine::types::{ServiceName, Timestamp};
 
 impl Services {
     pub(in crate::engine) fn resolve(
@@ -18,10 +18,11 @@ impl Services {
         request: RequestId,
         name: ServiceName,
         from_dht: bool,
+        graph: &OverlayGraph,
         now: Timestamp,
         outputs: &mut Outputs,
     ) {
-        let known = self.providers(&name, now);
+        let known = self.providers(&name, graph, now);
         if !from_dht && !known.is_empty() {
             outputs.push_back(event(EventKind::Lookup, &name, now, now, true));
             let answer = Ok(Answer::Resolved { providers: known, from_gossip: true });
@@ -43,6 +44,7 @@ impl Services {
         search: RequestId,
         records: &[Vec<u8>],
         membership: &mut Membership,
+        graph: &OverlayGraph,
         now: Timestamp,
         outputs: &mut Outputs,
     ) {
@@ -78,7 +80,7 @@ impl Services {
             };
             return self.not_found(&question, &error, now, outputs);
         }
-        let providers = providers.into_iter().collect();
+        let providers = self.usable(&question.0, providers.into_iter(), graph, now);
         self.end(&question, &Ok(Answer::Resolved { providers, from_gossip: false }), now, outputs);
     }
 
@@ -120,18 +122,15 @@ impl Services {
     pub(super) fn answer_known(
         &mut self,
         name: &ServiceName,
+        graph: &OverlayGraph,
         now: Timestamp,
         outputs: &mut Outputs,
     ) {
         let question = (name.clone(), false);
-        let providers = self.providers(name, now);
+        let providers = self.providers(name, graph, now);
         if !providers.is_empty() {
             let answer = Ok(Answer::Resolved { providers, from_gossip: true });
             self.end(&question, &answer, now, outputs);
         }
-    }
-
-    fn providers(&self, name: &ServiceName, now: Timestamp) -> Vec<(PublicKey, ServiceRecord)> {
-        self.registry.resolve(name, now).map(|(key, record)| (key, record.clone())).collect()
     }
 }

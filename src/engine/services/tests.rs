@@ -2,6 +2,7 @@ use ed25519_dalek::SigningKey;
 
 use super::*;
 use crate::engine::lookups::{ABSENT_FOR, RETRY_AFTER};
+use crate::engine::measure::HealthPolicy;
 use crate::engine::overlay::membership::{Credential, Roster};
 use crate::engine::overlay::wire::GOSSIP_BYTES_MAX;
 use crate::engine::overlay::{Objective, ServiceKind};
@@ -31,6 +32,7 @@ fn spec() -> ServiceSpec {
         ttl_s: 600,
         objective: Objective::Balanced,
         delegation: None,
+        health: HealthPolicy::of_kind(ServiceKind::Tcp),
     }
 }
 
@@ -38,6 +40,8 @@ fn spec() -> ServiceSpec {
 struct Node {
     services: Services,
     membership: Membership,
+    /// Without links.
+    graph: OverlayGraph,
     outputs: Outputs,
 }
 
@@ -48,6 +52,7 @@ impl Node {
         Self {
             services: Services::new(author(byte), Vec::new(), 1),
             membership: Membership::new(roster),
+            graph: OverlayGraph::default(),
             outputs: Outputs::new(),
         }
     }
@@ -57,12 +62,13 @@ impl Node {
     }
 
     fn resolve(&mut self, request: RequestId, now: Timestamp) {
-        self.services.resolve(request, name(), false, now, &mut self.outputs);
+        self.services.resolve(request, name(), false, &self.graph, now, &mut self.outputs);
     }
 
     fn found(&mut self, search: RequestId, records: &[Signed], now: Timestamp) {
         let records: Vec<Vec<u8>> = records.iter().map(wire::encode).collect();
-        self.services.found(search, &records, &mut self.membership, now, &mut self.outputs);
+        let (membership, outputs) = (&mut self.membership, &mut self.outputs);
+        self.services.found(search, &records, membership, &self.graph, now, outputs);
     }
 
     fn timeout(&mut self, now: Timestamp) {
@@ -71,7 +77,7 @@ impl Node {
 
     fn accept(&mut self, signed: &Signed, now: Timestamp) -> Verdict {
         let (membership, outputs) = (&mut self.membership, &mut self.outputs);
-        self.services.accept(signed, membership, || true, now, outputs).0
+        self.services.accept(signed, membership, &self.graph, || true, now, outputs).0
     }
 
     /// The record that it sends by gossip, and nothing of what it did before.
@@ -175,7 +181,7 @@ fn look_ups_of_an_unknown_name_cost_two_searches_and_then_nothing_for_a_while() 
         node.resolve(request, again);
         assert_eq!(node.did(), (vec![], [(request, unknown.clone())].into()));
     }
-    node.services.resolve(100, name(), true, again, &mut node.outputs);
+    node.services.resolve(100, name(), true, &node.graph, again, &mut node.outputs);
     assert_eq!(node.did().0, [100], "who insists on the DHT is not fobbed off");
     node.resolve(101, again + ABSENT_FOR);
     assert_eq!(node.did().0, [101]);

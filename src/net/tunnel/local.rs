@@ -183,8 +183,18 @@ impl Tunnels {
         }))
     }
 
-    /// Opens a stream through a tunnel and names the service.
+    /// Opens a stream for somebody.
     pub(super) async fn begin(
+        self: &Arc<Self>,
+        local: &Arc<LocalEnd>,
+    ) -> Result<TunnelStream, StreamError> {
+        let stream = self.begin_uncounted(local).await?;
+        local.traffic.connections.fetch_add(1, Ordering::Relaxed);
+        Ok(stream)
+    }
+
+    /// Opens a stream through a tunnel and names the service.
+    pub(super) async fn begin_uncounted(
         self: &Arc<Self>,
         local: &Arc<LocalEnd>,
     ) -> Result<TunnelStream, StreamError> {
@@ -212,7 +222,6 @@ impl Tunnels {
         let mut hello = (name.len() as u16).to_be_bytes().to_vec();
         hello.extend(name);
         send.write_all(&hello).await.map_err(|_| StreamError::Lost)?;
-        local.traffic.connections.fetch_add(1, Ordering::Relaxed);
         Ok(TunnelStream { live, send, recv, accepted: false, open })
     }
 

@@ -22,7 +22,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ use super::Members;
 use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
 use super::plane::{DataPlane, FarEnd};
+use crate::engine::event::Input;
 use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
 
@@ -165,8 +166,10 @@ pub struct NewTunnel {
     pub service: ServiceName,
     /// How that speaks.
     pub kind: ServiceKind,
-    /// Where to accept connections, port 0 for any; nowhere for the node's proxy.
+    /// Where to accept connections, port 0 for any; nowhere for streams that the node itself opens.
     pub listen: Option<SocketAddr>,
+    /// Where the node accepts the connections that become those streams.
+    pub door: Option<SocketAddr>,
 }
 
 struct OpenTunnel {
@@ -201,6 +204,8 @@ pub struct Tunnels {
     endpoint: Endpoint,
     plane: Arc<DataPlane>,
     exports: ArcSwap<BTreeMap<ServiceName, Export>>,
+    /// Streams and flows of others that are open.
+    served: AtomicU32,
     open: Mutex<BTreeMap<TunnelId, OpenTunnel>>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -240,6 +245,7 @@ impl Tunnels {
             endpoint,
             plane,
             exports: ArcSwap::default(),
+            served: AtomicU32::new(0),
             open: Mutex::default(),
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -295,7 +301,7 @@ impl Tunnels {
         self: &Arc<Self>,
         tunnel: NewTunnel,
     ) -> Result<Option<SocketAddr>, TunnelError> {
-        let NewTunnel { strands, provider, service, kind, listen } = tunnel;
+        let NewTunnel { strands, provider, service, kind, listen, door } = tunnel;
         let Some(first) = strands.first().copied() else { return Ok(None) };
         let listener = match listen {
             Some(address) => {
@@ -312,7 +318,7 @@ impl Tunnels {
             local.close();
             return Err(error);
         }
-        let mut listen = None;
+        let mut listen = door;
         if let Some((listener, address)) = listener {
             listen = Some(address);
             match listener {
@@ -340,6 +346,31 @@ impl Tunnels {
             () = local.stop.cancelled() => Err(StreamError::Closed),
             stream = self.begin(&local) => stream,
         }
+    }
+
+    /// Whether the provider of a tunnel of this node accepts a stream, which nobody counts.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn probe(self: &Arc<Self>, tunnel: TunnelId) -> Result<(), StreamError> {
+        let local = self.lock_open().get(&tunnel).map(|open| open.local.clone());
+        let local = local.ok_or(StreamError::Closed)?;
+        self.begin_uncounted(&local).await?.accepted().await
+    }
+
+    /// Tunnels of others that end here, and their streams and flows that are open.
+    pub fn served(&self) -> (u32, u32) {
+        let ours: usize = self.lock_open().values().map(|open| open.local.strands.len()).sum();
+        let tunnels = self.endpoint.open_connections().saturating_sub(ours);
+        let streams = self.served.load(Ordering::Relaxed);
+        (u32::try_from(tunnels).unwrap_or(u32::MAX), streams)
+    }
+
+    /// The target of a service of this node does not answer: the engine looks at it soon.
+    fn doubt(&self, name: ServiceName) {
+        let provider = self.identity.node_id();
+        // A full queue has others like this one.
+        let _ = self.plane.events.try_send(Input::ServiceDoubted { name, provider });
     }
 
     /// Whether a tunnel of this node is open and a route to its provider is alive.

@@ -1,7 +1,7 @@
 //! The end that provides services: streams of others become connections to targets.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +61,22 @@ impl Drop for Place {
                 callers.remove(&self.caller);
             }
         }
+    }
+}
+
+/// Counts a stream of somebody else for as long as it is open.
+struct Served<'a>(&'a Tunnels);
+
+impl<'a> Served<'a> {
+    fn begin(tunnels: &'a Tunnels) -> Self {
+        tunnels.served.fetch_add(1, Ordering::Relaxed);
+        Self(tunnels)
+    }
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        self.0.served.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -132,6 +148,7 @@ async fn serve_member(
                 let place = streams.enter(caller, CALLER_STREAMS_MAX);
                 let (tunnels, live) = (tunnels.clone(), live.clone());
                 tokio::spawn(async move {
+                    let _served = Served::begin(&tunnels);
                     let serving = serve(send, recv, (caller, place), &tunnels, &live);
                     if let Err(why) = live.while_open(serving).await {
                         tunnels.failed(&caller, why.as_str());
@@ -176,6 +193,8 @@ async fn serve(
     let hello = tokio::time::timeout(HELLO_TIMEOUT, read_name(&mut recv)).await.ok().flatten();
     let name = hello.ok_or(StreamError::Broken)?;
     let found = find(&name, caller, tunnels);
+    let known = found.as_ref().ok().map(|(name, _)| name.clone());
+    let found = found.map(|(_, export)| export);
     let found = found.and_then(|export| place.is_some().then_some(export).ok_or(StreamError::Busy));
     let result = match found {
         Ok(export) if export.kind == ServiceKind::Udp => {
@@ -184,6 +203,9 @@ async fn serve(
         Ok(export) => serve_tcp(live, &mut send, &mut recv, &export).await,
         Err(error) => Err(error),
     };
+    if let (Err(StreamError::TargetUnreachable), Some(name)) = (&result, known) {
+        tunnels.doubt(name);
+    }
     let status = match &result {
         Ok(()) => return Ok(()),
         Err(StreamError::UnknownService) => Status::UnknownService,
@@ -209,12 +231,16 @@ async fn read_name(recv: &mut RecvStream) -> Option<Vec<u8>> {
     Some(name)
 }
 
-fn find(name: &[u8], caller: NodeId, tunnels: &Tunnels) -> Result<Export, StreamError> {
+fn find(
+    name: &[u8],
+    caller: NodeId,
+    tunnels: &Tunnels,
+) -> Result<(ServiceName, Export), StreamError> {
     let name: Option<ServiceName> = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
-    let export = name.and_then(|name| tunnels.exported(&name));
-    let export = export.ok_or(StreamError::UnknownService)?;
+    let export = name.and_then(|name| Some((tunnels.exported(&name)?, name)));
+    let (export, name) = export.ok_or(StreamError::UnknownService)?;
     let may = export.allowed.is_empty() || export.allowed.contains(&caller);
-    may.then_some(export).ok_or(StreamError::NotAllowed)
+    may.then_some((name, export)).ok_or(StreamError::NotAllowed)
 }
 
 async fn serve_tcp(

@@ -120,7 +120,8 @@ async fn open(caller: &End, provider: &End) -> Result<SocketAddr, TunnelError> {
     provider.link(caller);
     let listen = "127.0.0.1:0".parse().ok();
     let (strands, provider) = (vec![TUNNEL], provider.key);
-    let opened = caller.tunnels.open(NewTunnel { strands, provider, service, kind, listen });
+    let new = NewTunnel { strands, provider, service, kind, listen, door: None };
+    let opened = caller.tunnels.open(new);
     opened.await.map(|listen| listen.unwrap())
 }
 

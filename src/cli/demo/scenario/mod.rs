@@ -204,6 +204,7 @@ async fn tunnel(
         ttl_s: 600,
         objective,
         delegation: None,
+        check: None,
     };
     let _: Published = mesh.client("T").post("/v1/services", &body).await?;
     let listen = "127.0.0.1:0".into();
