@@ -35,18 +35,46 @@ pub(super) async fn model(target: &str, context: &Context) -> anyhow::Result<()>
             answer.model_version
         );
     };
+    let runner_up = runner_up(&answer);
     if context.json {
         return output::json(&serde_json::json!({
             "model_version": answer.model_version,
             "at_us": answer.at_us,
+            "reason": answer.reason,
+            "propensity": answer.propensity,
             "route": chosen.route,
             "predicted_ms": chosen.predicted_ms,
             "interval_ms": chosen.interval_ms,
             "attribution": attribution,
+            "runner_up": runner_up.map(|other| serde_json::json!({
+                "route": other.route,
+                "propensity": other.propensity,
+                "predicted_ms": other.predicted_ms,
+                "interval_ms": other.interval_ms,
+                "attribution": other.attribution,
+            })),
+            "counterfactual": answer.counterfactual,
+            "outcome": answer.outcome,
         }));
     }
-    output::print(&format!("{} at {}", answer.model_version, output::time(answer.at_us)))?;
-    contributions(chosen, attribution)
+    output::print(&format!(
+        "{} at {}, chosen with probability {:.2}",
+        answer.model_version,
+        output::time(answer.at_us),
+        answer.propensity,
+    ))?;
+    contributions(chosen, attribution)?;
+    if let Some((other, made_of)) = runner_up.and_then(|r| Some((r, r.attribution.as_ref()?))) {
+        output::print("")?;
+        contributions(other, made_of)?;
+    }
+    afterwards(&answer)
+}
+
+/// The candidate that the counterfactual is about.
+fn runner_up(answer: &Explanation) -> Option<&RouteCandidate> {
+    let route = &answer.counterfactual.as_ref()?.runner_up;
+    answer.candidates.iter().find(|candidate| candidate.route == *route)
 }
 
 /// All that `meshwise route explain` says below the table of candidates.
@@ -60,6 +88,7 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         "held" => "another is better, but the last change is too recent",
         "capped" => "another is better, but many tunnels of this node have just moved",
         "refused" => "the one before refused the bandwidth that is to be set aside",
+        "explored" => "it was drawn by chance, to be tried until the next decision",
         "forced" => "its path was fixed with --via",
         _ => "no candidate is alive",
     };
@@ -85,6 +114,11 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
             None => features(answer, chosen)?,
         }
     }
+    afterwards(answer)
+}
+
+/// What would have turned a decision, and what came of it.
+fn afterwards(answer: &Explanation) -> anyhow::Result<()> {
     if let Some(found) = &answer.counterfactual {
         output::print(&format!("\n{}", turn(found, &answer.reason)))?;
     }
@@ -171,11 +205,15 @@ fn contributions(candidate: &RouteCandidate, made_of: &Attribution) -> anyhow::R
     row("sum", String::new(), made_of.sum_ln);
     output::print(&format!("expected  {:.2} ms", made_of.expectation_ms))?;
     output::print(&format!(
-        "forecast  {:.2} ms = expected x exp({:+.4}){}",
-        made_of.forecast_ms,
-        made_of.sum_ln,
-        interval(candidate.interval_ms),
+        "forecast  {:.2} ms = expected x exp({:+.4}): the model's own, which the table takes apart",
+        made_of.forecast_ms, made_of.sum_ln,
     ))?;
+    if let Some(mixed_ms) = candidate.predicted_ms {
+        output::print(&format!(
+            "mixed     {mixed_ms:.2} ms with the baselines, by how well each did of late{}: that decides",
+            interval(candidate.interval_ms),
+        ))?;
+    }
     output::rows(&table, "")
 }
 
@@ -276,6 +314,7 @@ mod tests {
             doubted: vec![],
             score: 0.5,
             baseline_score: 0.5,
+            propensity: 0.0,
             predicted_ms: None,
             interval_ms: None,
             challenger_ms: None,

@@ -211,6 +211,7 @@ fn candidate_frame(decisions: &[DecisionRow]) -> PolarsResult<DataFrame> {
         Column::new("predicted_high_ms".into(), forecast(|c| c.predicted_interval_ms.map(|i| i.1))),
         Column::new("moving_average_ms".into(), forecast(|c| c.moving_average_ms)),
         Column::new("last_value_ms".into(), forecast(|c| c.last_value_ms)),
+        Column::new("propensity".into(), forecast(|c| c.propensity)),
     ];
     DataFrame::new(rows.len(), columns)
 }
@@ -360,6 +361,7 @@ mod tests {
             forecast,
             score: 0.5,
             baseline_score: 0.5,
+            propensity: 0.5,
         };
         Decision {
             challenger_version: None,
@@ -373,7 +375,6 @@ mod tests {
             changed: false,
             model_version: "moving-average".into(),
             ranking: Ranking::PLAIN,
-            propensity: 1.0,
         }
     }
 

@@ -18,7 +18,7 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// First bytes of every SQLite database (file format, section 1.3).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-const MIGRATIONS: [&str; 4] = [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4];
+const MIGRATIONS: [&str; 5] = [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4, PROPENSITY_5];
 
 const TABLES_1: &str = "
 CREATE TABLE probe (
@@ -171,6 +171,12 @@ CREATE TABLE peer (
 CREATE INDEX peer_by_time ON peer (seen_us);
 ";
 
+/// With which probability each candidate was taken; unknown of earlier decisions, which logged only
+/// that of the choice.
+const PROPENSITY_5: &str = "
+ALTER TABLE candidate ADD COLUMN propensity REAL CHECK (propensity BETWEEN 0 AND 1);
+";
+
 /// How closely a file is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
@@ -313,6 +319,7 @@ mod tests {
         assert_eq!((decision.model_version.as_str(), decision.challenger_version), ("v1", None));
         let candidate = &decision.candidates[0];
         assert_eq!((candidate.predicted_ms, candidate.challenger_ms), (Some(2.0), None));
+        assert_eq!((decision.propensity, candidate.propensity), (1.0, None));
         assert!(reader.route_slices(0).unwrap().is_empty());
         assert!(reader.peers().unwrap().is_empty());
     }
