@@ -150,6 +150,19 @@ fn print_comparison(comparison: &Comparison) -> anyhow::Result<()> {
         output::time(comparison.from_us),
         output::time(comparison.to_us),
     ))?;
+    if !comparison.choices.is_empty() {
+        let mut table = output::table(&["choices by", "decisions", "mean ms", "decided ms"]);
+        for choice in &comparison.choices {
+            table.add_row([
+                choice.name.clone(),
+                choice.decisions.to_string(),
+                format!("{:.2}", choice.mean_ms),
+                format!("{:.2}", choice.decided_ms),
+            ]);
+        }
+        output::print("")?;
+        output::rows(&table, "")?;
+    }
     for contestant in &comparison.contestants {
         let name = &contestant.name;
         if let Some(live) = &contestant.live {

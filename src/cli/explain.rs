@@ -35,27 +35,8 @@ pub(super) async fn model(target: &str, context: &Context) -> anyhow::Result<()>
             answer.model_version
         );
     };
-    let runner_up = runner_up(&answer);
     if context.json {
-        return output::json(&serde_json::json!({
-            "model_version": answer.model_version,
-            "at_us": answer.at_us,
-            "reason": answer.reason,
-            "propensity": answer.propensity,
-            "route": chosen.route,
-            "predicted_ms": chosen.predicted_ms,
-            "interval_ms": chosen.interval_ms,
-            "attribution": attribution,
-            "runner_up": runner_up.map(|other| serde_json::json!({
-                "route": other.route,
-                "propensity": other.propensity,
-                "predicted_ms": other.predicted_ms,
-                "interval_ms": other.interval_ms,
-                "attribution": other.attribution,
-            })),
-            "counterfactual": answer.counterfactual,
-            "outcome": answer.outcome,
-        }));
+        return output::json(&document(&answer, chosen));
     }
     output::print(&format!(
         "{} at {}, chosen with probability {:.2}",
@@ -64,11 +45,38 @@ pub(super) async fn model(target: &str, context: &Context) -> anyhow::Result<()>
         answer.propensity,
     ))?;
     contributions(chosen, attribution)?;
-    if let Some((other, made_of)) = runner_up.and_then(|r| Some((r, r.attribution.as_ref()?))) {
+    let other = runner_up(&answer);
+    if let Some((other, made_of)) = other.and_then(|o| Some((o, o.attribution.as_ref()?))) {
         output::print("")?;
         contributions(other, made_of)?;
     }
     afterwards(&answer)
+}
+
+/// What `model explain --json` prints.
+fn document(answer: &Explanation, chosen: &RouteCandidate) -> serde_json::Value {
+    let runner_up = runner_up(answer).map(|other| {
+        serde_json::json!({
+            "route": other.route,
+            "propensity": other.propensity,
+            "predicted_ms": other.predicted_ms,
+            "interval_ms": other.interval_ms,
+            "attribution": other.attribution,
+        })
+    });
+    serde_json::json!({
+        "model_version": answer.model_version,
+        "at_us": answer.at_us,
+        "reason": answer.reason,
+        "propensity": answer.propensity,
+        "route": chosen.route,
+        "predicted_ms": chosen.predicted_ms,
+        "interval_ms": chosen.interval_ms,
+        "attribution": chosen.attribution,
+        "runner_up": runner_up,
+        "counterfactual": answer.counterfactual,
+        "outcome": answer.outcome,
+    })
 }
 
 /// The candidate that the counterfactual is about.
@@ -301,9 +309,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn doubted_relays_and_routes_that_are_kept_back_are_named_once() {
-        let candidate = |relay: &str, held, refused| RouteCandidate {
+    fn candidate(relay: &str, held: bool, refused: bool) -> RouteCandidate {
+        RouteCandidate {
             route: vec!["s".into(), relay.into(), "t".into()],
             hops: 2,
             alive: true,
@@ -322,7 +329,55 @@ mod tests {
             last_value_ms: None,
             features: BTreeMap::new(),
             attribution: None,
+        }
+    }
+
+    #[test]
+    fn a_model_is_explained_with_the_choice_the_runner_up_and_what_came_of_it() {
+        let chosen = RouteCandidate { propensity: 0.9, ..candidate("a", false, false) };
+        let other = RouteCandidate { propensity: 0.1, ..candidate("b", false, false) };
+        let answer = Explanation {
+            at_us: 1,
+            destination: "t".into(),
+            tunnel: Some(1),
+            objective: Objective::Balanced,
+            avoided: vec![],
+            model_version: "v1".into(),
+            reason: "best".into(),
+            pessimism: 0.25,
+            margin: 0.0,
+            propensity: 0.9,
+            candidates: vec![chosen.clone(), other.clone()],
+            counterfactual: Some(Counterfactual {
+                runner_up: other.route.clone(),
+                forecast_ms: Some(50.0),
+                falls_below_ms: Some(40.0),
+                rises_above_ms: None,
+            }),
+            outcome: Some(Outcome {
+                at_us: 0,
+                model_version: "v1".into(),
+                route: chosen.route.clone(),
+                forecast_ms: Some(40.0),
+                interval_ms: None,
+                probed_us: 1,
+                measured_ms: Some(44.0),
+            }),
         };
+        let said = document(&answer, &answer.candidates[0]);
+        assert_eq!(
+            (&said["propensity"], &said["runner_up"]["propensity"]),
+            (&0.9.into(), &0.1.into())
+        );
+        assert_eq!(said["runner_up"]["route"], serde_json::json!(["s", "b", "t"]));
+        assert_eq!(said["counterfactual"]["falls_below_ms"], 40.0);
+        assert_eq!(said["outcome"]["measured_ms"], 44.0);
+        let alone = Explanation { counterfactual: None, ..answer };
+        assert!(document(&alone, &alone.candidates[0])["runner_up"].is_null());
+    }
+
+    #[test]
+    fn doubted_relays_and_routes_that_are_kept_back_are_named_once() {
         let mut all = vec![candidate("a", false, false), candidate("b", true, false)];
         all.extend([candidate("a", false, true), candidate("c", false, false)]);
         assert_eq!(kept_back(&all).len(), 2);

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 pub use super::card::PATH_CLASSES;
 use super::card::class_of;
+use super::choices::{Choice, choices};
 use super::promotion::{self, Difference, Fair, block_length, fair, paired_difference};
 use super::{LearnError, ModelRegistry, Realised, TrainRow, newest_rows, realised_accuracy, score};
 use crate::engine::measure::ProbeKind;
@@ -80,6 +81,9 @@ pub struct Comparison {
     pub contestants: Vec<Contestant>,
     /// Loss of the first minus that of the second.
     pub difference: Difference,
+    /// What choices by each would have cost in the decisions of the same stretch of time; empty without
+    /// decisions all of whose candidates were probed.
+    pub choices: Vec<Choice>,
 }
 
 /// Compares `a` and `b` on the newest rows of a store. A name is a version, `champion`,
@@ -110,12 +114,17 @@ pub fn compare_in_store(
     let mut comparison = compare(&rows, &[&a, &b])?;
     let predictions = reader.candidate_predictions(comparison.from_us)?;
     let probes = reader.probes(ProbeKind::Route, comparison.from_us)?;
+    let named = with_baselines(&[&a, &b], &BASELINES);
+    comparison.choices = choices(&reader, comparison.from_us, &named)?;
     for contestant in &mut comparison.contestants {
         let realised = realised_accuracy(&forecasts_of(&predictions, &contestant.name), &probes)?;
         contestant.live = live(&realised);
     }
     Ok(comparison)
 }
+
+/// What every model is compared with.
+static BASELINES: [Named; 3] = [Named::MovingAverage, Named::LastValue, Named::Level];
 
 /// A model or a baseline.
 #[derive(Clone, Debug)]
@@ -161,6 +170,12 @@ impl Named {
     }
 }
 
+/// These, and the baselines that are not among them.
+fn with_baselines<'n>(named: &[&'n Named; 2], baselines: &'n [Named]) -> Vec<&'n Named> {
+    let others = baselines.iter().filter(|other| named.iter().all(|n| n.name() != other.name()));
+    named.iter().copied().chain(others).collect()
+}
+
 /// The first two of these, and the baselines that are not among them, on these rows.
 fn compare(rows: &[TrainRow], named: &[&Named; 2]) -> Result<Comparison, LearnError> {
     let fair = fair(rows);
@@ -173,14 +188,14 @@ fn compare(rows: &[TrainRow], named: &[&Named; 2]) -> Result<Comparison, LearnEr
     let differences: Vec<f64> = fair.iter().map(|row| row.loss_ln(a) - row.loss_ln(b)).collect();
     let block = block_length(differences.len());
     let difference = paired_difference(&differences, block, promotion::SEED);
-    let baselines = [Named::MovingAverage, Named::LastValue, Named::Level];
-    let others = baselines.iter().filter(|other| named.iter().all(|n| n.name() != other.name()));
-    let contestants = named.iter().copied().chain(others).map(|one| contestant(&fair, one));
+    let contestants =
+        with_baselines(named, &BASELINES).into_iter().map(|one| contestant(&fair, one));
     Ok(Comparison {
         from_us: first.row.sent_us,
         to_us: last.row.sent_us,
         contestants: contestants.collect(),
         difference: difference.expect("there are rows"),
+        choices: Vec::new(),
     })
 }
 

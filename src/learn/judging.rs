@@ -77,7 +77,7 @@ pub fn judge_in_store(
 }
 
 /// The forecast from what was known at the decision; `None` of rows under another feature schema.
-fn ask(model: &dyn QualityModel, row: &CandidateRow) -> Option<Prediction> {
+pub(super) fn ask(model: &dyn QualityModel, row: &CandidateRow) -> Option<Prediction> {
     let features: FeatureVector = row.features.as_slice().try_into().ok()?;
     model.predict(&features).filter(Prediction::is_sane)
 }

@@ -27,6 +27,7 @@
 
 pub mod artefacts;
 mod card;
+pub mod choices;
 pub mod compare;
 mod conformal;
 pub mod dataset;
@@ -57,6 +58,7 @@ mod throughput;
 pub mod trace;
 pub mod train;
 mod train_config;
+pub mod training_rows;
 mod windows;
 mod xgboost;
 
@@ -85,6 +87,7 @@ pub use registry::{ListedModel, ModelRegistry};
 pub use rows::{ROWS_MIN, RouteKey, TrainRow};
 pub use train::train_rows;
 pub use train_config::TrainConfig;
+pub use training_rows::{TrainedRows, write_training_rows};
 
 /// History that is read before the first training row (µs): 2 hours. A candidate route is probed
 /// every few seconds, so that its windows are full long before.
