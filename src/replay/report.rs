@@ -456,10 +456,10 @@ mod tests {
             run
         };
         let found = best_fixed_rule(&[run(150.0, 2), run(60.0, 1)]).unwrap();
-        assert!(found.rule.margin > 0.1, "it stays: {:?}", found.rule);
+        assert!(found.rule.margin >= 0.1, "it stays: {:?}", found.rule);
         assert_eq!((found.mean_ms, found.meshwise_ms, found.decisions), (100.0, 100.0, 3));
         let found = best_fixed_rule(&[run(150.0, 2), run(60.0, 9)]).unwrap();
-        assert!(found.rule.margin <= 0.1, "it goes: {:?}", found.rule);
+        assert!(found.rule.margin < 0.1, "it goes: {:?}", found.rule);
         assert!((found.relative_to_direct.unwrap() - (300.0 + 540.0) / 1_100.0).abs() < 1e-12);
         assert_eq!(best_fixed_rule(&[Run::default()]), None);
     }

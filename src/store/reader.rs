@@ -178,7 +178,7 @@ pub struct Reader {
 /// What [`candidate`] reads, in its order.
 const CANDIDATE_COLUMNS: &str = "route, alive, chosen, score, baseline_score, predicted_ms,
                                  predicted_low_ms, predicted_high_ms, moving_average_ms,
-                                 last_value_ms, challenger_ms, propensity";
+                                 last_value_ms, challenger_ms, candidate.propensity";
 
 impl Reader {
     /// Opens a store for reading. Pages are not checked: the writer does that.
