@@ -444,7 +444,7 @@ mod tests {
 
     #[test]
     fn the_best_fixed_rule_is_that_of_all_seeds() {
-        let prospect = |ms| Prospect { centre_ms: [ms; 4], spread_ms: [0.0; 4], stale_ms: 0.0 };
+        let prospect = |ms| Prospect { centre_ms: [ms; 5], spread_ms: [0.0; 5], stale_ms: 0.0 };
         let run = |relay_ms: f64, times: usize| {
             let mut run = Run::default();
             for _ in 0..times {
