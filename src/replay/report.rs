@@ -406,7 +406,7 @@ fn spearman(forecasts: &[&Forecasted]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::predict::Prospect;
+    use crate::engine::predict::{CENTRES_COUNT, Prospect};
 
     fn outcome(t_s: f64, cost: f64) -> Outcome {
         let mut costs_ms = [cost; NAMES.len()];
@@ -444,7 +444,11 @@ mod tests {
 
     #[test]
     fn the_best_fixed_rule_is_that_of_all_seeds() {
-        let prospect = |ms| Prospect { centre_ms: [ms; 5], spread_ms: [0.0; 5], stale_ms: 0.0 };
+        let prospect = |ms| Prospect {
+            centre_ms: [ms; CENTRES_COUNT],
+            spread_ms: [0.0; CENTRES_COUNT],
+            stale_ms: 0.0,
+        };
         let run = |relay_ms: f64, times: usize| {
             let mut run = Run::default();
             for _ in 0..times {
