@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::overlay::{BootstrapPolicy, ServiceKind};
+use crate::engine::route::explore::EXPLORE_MAX;
 use crate::engine::route::{PathPolicy, ScoreWeights, SwitchingPolicy};
 use crate::engine::types::MAX_ROUTE_HOPS;
 use crate::engine::{DEGREE, Intervals};
@@ -187,6 +188,9 @@ pub struct LearningConfig {
     /// New answered route measurements that are a reason to train before the interval is over; 0
     /// for none. Between two trainings there is a pause of 10 minutes at least.
     pub retrain_rows: u64,
+    /// Share of the decisions that stay on a route which try another one that is nearly as good, until the
+    /// next decision, 0 to 0.1; 'model judge' needs such decisions. 0 for none.
+    pub explore: f64,
 }
 
 impl Default for LearningConfig {
@@ -197,6 +201,7 @@ impl Default for LearningConfig {
             retrain_s: 3_600,
             first_train_s: 600,
             retrain_rows: 5_000,
+            explore: PathPolicy::default().explore,
         }
     }
 }
@@ -358,6 +363,13 @@ impl Config {
         ] {
             check(key, (20..=3_600_000).contains(&value), text(&value), "20 to 3600000")?;
         }
+        let explore = self.learning.explore;
+        check(
+            "learning.explore",
+            (0.0..=EXPLORE_MAX).contains(&explore),
+            text(&explore),
+            "0 to 0.1",
+        )?;
         let storage = &self.storage;
         let days = storage.max_age_days;
         check("storage.max_age_days", days >= 1, text(&days), "1 or more")?;
@@ -384,6 +396,7 @@ impl Config {
                 margin: routing.switch_margin,
                 hold: Duration::from_millis(routing.hold_ms),
             },
+            explore: self.learning.explore,
         }
     }
 
@@ -440,6 +453,7 @@ mod tests {
             ("[routing]\npaths = 5", "routing.paths"),
             ("[entry]\nsocks = 'localhost:1080'", "entry.socks"),
             ("[probing]\nlink_ms = 1", "probing.link_ms"),
+            ("[learning]\nexplore = 0.2", "learning.explore"),
             ("[[emulation.links]]\nloss = 2.0", "emulation.links"),
             ("nonsense", "nonsense"),
         ] {

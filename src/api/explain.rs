@@ -70,6 +70,8 @@ pub struct RouteCandidate {
     pub score: f64,
     /// Score on the moving average.
     pub baseline_score: f64,
+    /// Probability with which the decision takes it, 0 to 1.
+    pub propensity: f64,
     /// The model's forecast (ms).
     pub predicted_ms: Option<f64>,
     /// Its interval (ms).
@@ -85,7 +87,8 @@ pub struct RouteCandidate {
     pub last_value_ms: Option<f64>,
     /// What was known, by name; unknown ones are left out.
     pub features: BTreeMap<String, f64>,
-    /// What the model's forecast is made of; of the route in use and the runner-up only.
+    /// What the model's own forecast is made of, before it is mixed with the baselines' to
+    /// `predicted_ms`; of the route in use and the runner-up only.
     pub attribution: Option<Attribution>,
 }
 
@@ -216,7 +219,7 @@ impl Asked {
             reason: decision.reason.as_str().into(),
             pessimism: decision.ranking.pessimism,
             margin: decision.ranking.margin,
-            propensity: decision.propensity,
+            propensity: decision.propensity(),
             candidates,
             counterfactual,
             outcome: outcome.ok().flatten().map(Outcome::of),
@@ -266,6 +269,7 @@ impl RouteCandidate {
             doubted: candidate.doubted.iter().map(DoubtedRelay::of).collect(),
             score: candidate.score,
             baseline_score: candidate.baseline_score,
+            propensity: candidate.propensity,
             predicted_ms: ms(forecast.learned()),
             interval_ms: forecast.learned().and_then(|p| p.interval_ms),
             predicted_bandwidth: forecast.learned().and_then(|p| p.bandwidth),
@@ -345,6 +349,7 @@ mod tests {
             },
             score: 0.5,
             baseline_score: 0.5,
+            propensity: 0.75,
         }
     }
 
@@ -372,7 +377,6 @@ mod tests {
             model_version: "v1".into(),
             ranking: predict::Ranking { pessimism: 0.5, margin: 0.2, ..predict::Ranking::PLAIN },
             challenger_version: None,
-            propensity: 0.75,
         };
         let counterfactual = Some(route::Counterfactual {
             runner_up: 0,

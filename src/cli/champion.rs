@@ -96,7 +96,7 @@ pub(super) fn compare(a: Option<&str>, b: Option<&str>, context: &Context) -> an
 fn print_comparison(comparison: &Comparison) -> anyhow::Result<()> {
     let mut table = output::table(&[
         "on the same rows",
-        "links",
+        "path",
         "rows",
         "accuracy",
         "mae ms",
@@ -108,11 +108,11 @@ fn print_comparison(comparison: &Comparison) -> anyhow::Result<()> {
     let percent = |share: Option<f64>| {
         share.map_or_else(|| "-".into(), |share| format!("{:.1} %", 100.0 * share))
     };
-    let mut row = |name: &str, links: &str, figures: &Figures| {
+    let mut row = |name: &str, path: &str, figures: &Figures| {
         let score = figures.score;
         table.add_row([
             name.to_owned(),
-            links.to_owned(),
+            path.to_owned(),
             figures.rows.to_string(),
             percent(Some(score.accuracy)),
             format!("{:.2}", score.mae_ms),
@@ -124,9 +124,9 @@ fn print_comparison(comparison: &Comparison) -> anyhow::Result<()> {
     };
     for contestant in &comparison.contestants {
         row(&contestant.name, "all", &contestant.all);
-        for (links, figures) in PATH_CLASSES.iter().zip(&contestant.by_path) {
+        for (path, figures) in PATH_CLASSES.iter().zip(&contestant.by_path) {
             if figures.rows > 0 {
-                row("", links, figures);
+                row("", path, figures);
             }
         }
     }
@@ -150,6 +150,19 @@ fn print_comparison(comparison: &Comparison) -> anyhow::Result<()> {
         output::time(comparison.from_us),
         output::time(comparison.to_us),
     ))?;
+    if !comparison.choices.is_empty() {
+        let mut table = output::table(&["choices by", "decisions", "mean ms", "decided ms"]);
+        for choice in &comparison.choices {
+            table.add_row([
+                choice.name.clone(),
+                choice.decisions.to_string(),
+                format!("{:.2}", choice.mean_ms),
+                format!("{:.2}", choice.decided_ms),
+            ]);
+        }
+        output::print("")?;
+        output::rows(&table, "")?;
+    }
     for contestant in &comparison.contestants {
         let name = &contestant.name;
         if let Some(live) = &contestant.live {

@@ -36,17 +36,53 @@ pub(super) async fn model(target: &str, context: &Context) -> anyhow::Result<()>
         );
     };
     if context.json {
-        return output::json(&serde_json::json!({
-            "model_version": answer.model_version,
-            "at_us": answer.at_us,
-            "route": chosen.route,
-            "predicted_ms": chosen.predicted_ms,
-            "interval_ms": chosen.interval_ms,
-            "attribution": attribution,
-        }));
+        return output::json(&document(&answer, chosen));
     }
-    output::print(&format!("{} at {}", answer.model_version, output::time(answer.at_us)))?;
-    contributions(chosen, attribution)
+    output::print(&format!(
+        "{} at {}, chosen with probability {:.2}",
+        answer.model_version,
+        output::time(answer.at_us),
+        answer.propensity,
+    ))?;
+    contributions(chosen, attribution)?;
+    let other = runner_up(&answer);
+    if let Some((other, made_of)) = other.and_then(|o| Some((o, o.attribution.as_ref()?))) {
+        output::print("")?;
+        contributions(other, made_of)?;
+    }
+    afterwards(&answer)
+}
+
+/// What `model explain --json` prints.
+fn document(answer: &Explanation, chosen: &RouteCandidate) -> serde_json::Value {
+    let runner_up = runner_up(answer).map(|other| {
+        serde_json::json!({
+            "route": other.route,
+            "propensity": other.propensity,
+            "predicted_ms": other.predicted_ms,
+            "interval_ms": other.interval_ms,
+            "attribution": other.attribution,
+        })
+    });
+    serde_json::json!({
+        "model_version": answer.model_version,
+        "at_us": answer.at_us,
+        "reason": answer.reason,
+        "propensity": answer.propensity,
+        "route": chosen.route,
+        "predicted_ms": chosen.predicted_ms,
+        "interval_ms": chosen.interval_ms,
+        "attribution": chosen.attribution,
+        "runner_up": runner_up,
+        "counterfactual": answer.counterfactual,
+        "outcome": answer.outcome,
+    })
+}
+
+/// The candidate that the counterfactual is about.
+fn runner_up(answer: &Explanation) -> Option<&RouteCandidate> {
+    let route = &answer.counterfactual.as_ref()?.runner_up;
+    answer.candidates.iter().find(|candidate| candidate.route == *route)
 }
 
 /// All that `meshwise route explain` says below the table of candidates.
@@ -60,6 +96,7 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         "held" => "another is better, but the last change is too recent",
         "capped" => "another is better, but many tunnels of this node have just moved",
         "refused" => "the one before refused the bandwidth that is to be set aside",
+        "explored" => "it was drawn by chance, to be tried until the next decision",
         "forced" => "its path was fixed with --via",
         _ => "no candidate is alive",
     };
@@ -85,6 +122,11 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
             None => features(answer, chosen)?,
         }
     }
+    afterwards(answer)
+}
+
+/// What would have turned a decision, and what came of it.
+fn afterwards(answer: &Explanation) -> anyhow::Result<()> {
     if let Some(found) = &answer.counterfactual {
         output::print(&format!("\n{}", turn(found, &answer.reason)))?;
     }
@@ -171,11 +213,15 @@ fn contributions(candidate: &RouteCandidate, made_of: &Attribution) -> anyhow::R
     row("sum", String::new(), made_of.sum_ln);
     output::print(&format!("expected  {:.2} ms", made_of.expectation_ms))?;
     output::print(&format!(
-        "forecast  {:.2} ms = expected x exp({:+.4}){}",
-        made_of.forecast_ms,
-        made_of.sum_ln,
-        interval(candidate.interval_ms),
+        "forecast  {:.2} ms = expected x exp({:+.4}): the model's own, which the table takes apart",
+        made_of.forecast_ms, made_of.sum_ln,
     ))?;
+    if let Some(mixed_ms) = candidate.predicted_ms {
+        output::print(&format!(
+            "mixed     {mixed_ms:.2} ms with the baselines, by how well each did of late{}: that decides",
+            interval(candidate.interval_ms),
+        ))?;
+    }
     output::rows(&table, "")
 }
 
@@ -263,9 +309,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn doubted_relays_and_routes_that_are_kept_back_are_named_once() {
-        let candidate = |relay: &str, held, refused| RouteCandidate {
+    fn candidate(relay: &str, held: bool, refused: bool) -> RouteCandidate {
+        RouteCandidate {
             route: vec!["s".into(), relay.into(), "t".into()],
             hops: 2,
             alive: true,
@@ -276,6 +321,7 @@ mod tests {
             doubted: vec![],
             score: 0.5,
             baseline_score: 0.5,
+            propensity: 0.0,
             predicted_ms: None,
             interval_ms: None,
             challenger_ms: None,
@@ -283,7 +329,55 @@ mod tests {
             last_value_ms: None,
             features: BTreeMap::new(),
             attribution: None,
+        }
+    }
+
+    #[test]
+    fn a_model_is_explained_with_the_choice_the_runner_up_and_what_came_of_it() {
+        let chosen = RouteCandidate { propensity: 0.9, ..candidate("a", false, false) };
+        let other = RouteCandidate { propensity: 0.1, ..candidate("b", false, false) };
+        let answer = Explanation {
+            at_us: 1,
+            destination: "t".into(),
+            tunnel: Some(1),
+            objective: Objective::Balanced,
+            avoided: vec![],
+            model_version: "v1".into(),
+            reason: "best".into(),
+            pessimism: 0.25,
+            margin: 0.0,
+            propensity: 0.9,
+            candidates: vec![chosen.clone(), other.clone()],
+            counterfactual: Some(Counterfactual {
+                runner_up: other.route.clone(),
+                forecast_ms: Some(50.0),
+                falls_below_ms: Some(40.0),
+                rises_above_ms: None,
+            }),
+            outcome: Some(Outcome {
+                at_us: 0,
+                model_version: "v1".into(),
+                route: chosen.route.clone(),
+                forecast_ms: Some(40.0),
+                interval_ms: None,
+                probed_us: 1,
+                measured_ms: Some(44.0),
+            }),
         };
+        let said = document(&answer, &answer.candidates[0]);
+        assert_eq!(
+            (&said["propensity"], &said["runner_up"]["propensity"]),
+            (&0.9.into(), &0.1.into())
+        );
+        assert_eq!(said["runner_up"]["route"], serde_json::json!(["s", "b", "t"]));
+        assert_eq!(said["counterfactual"]["falls_below_ms"], 40.0);
+        assert_eq!(said["outcome"]["measured_ms"], 44.0);
+        let alone = Explanation { counterfactual: None, ..answer };
+        assert!(document(&alone, &alone.candidates[0])["runner_up"].is_null());
+    }
+
+    #[test]
+    fn doubted_relays_and_routes_that_are_kept_back_are_named_once() {
         let mut all = vec![candidate("a", false, false), candidate("b", true, false)];
         all.extend([candidate("a", false, true), candidate("c", false, false)]);
         assert_eq!(kept_back(&all).len(), 2);

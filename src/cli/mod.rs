@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod explain;
 mod import;
+mod judge;
 mod model;
 mod network;
 mod node;

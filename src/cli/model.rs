@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Context, champion, explain, import, output, route};
+use super::{Context, champion, explain, import, judge, output, route};
 use crate::api::types::Explanation;
 use crate::engine::predict::ForestModel;
 use crate::learn::{ModelRegistry, TrainConfig, train_from_store};
@@ -43,10 +43,16 @@ pub enum Verb {
     },
     /// Compare two models and the baselines on the newest measurements, the same ones for all.
     Compare {
-        /// A version, champion, challenger, moving-average or last-value [default: champion].
+        /// A version, champion, challenger, moving-average, last-value or level [default: champion].
         a: Option<String>,
         /// Another one [default: challenger, or moving-average when there is none].
         b: Option<String>,
+    },
+    /// Estimate what a model's choices would have cost, from the decisions of this node that were made by
+    /// others. Needs 'learning.explore' above 0 for a while.
+    Judge {
+        /// A version, champion, challenger, moving-average, last-value or level.
+        version: String,
     },
     /// Make a version the one in use.
     Promote {
@@ -72,7 +78,14 @@ pub enum Verb {
 impl Verb {
     /// Whether it needs only files.
     pub(super) fn is_offline(&self) -> bool {
-        matches!(self, Self::List | Self::Show { .. } | Self::Compare { .. } | Self::Import(_))
+        matches!(
+            self,
+            Self::List
+                | Self::Show { .. }
+                | Self::Compare { .. }
+                | Self::Judge { .. }
+                | Self::Import(_)
+        )
     }
 }
 
@@ -85,6 +98,7 @@ pub(super) fn offline(verb: &Verb, context: &Context) -> anyhow::Result<()> {
         Verb::List => list(context),
         Verb::Show { version } => show(version.as_deref(), context),
         Verb::Compare { a, b } => champion::compare(a.as_deref(), b.as_deref(), context),
+        Verb::Judge { version } => judge::run(version, context),
         Verb::Import(args) => import::run(args, context),
         _ => Ok(()),
     }
@@ -113,7 +127,11 @@ pub(super) async fn run(verb: &Verb, context: &Context) -> anyhow::Result<()> {
         Verb::Promote { version } => champion::promote(version, context).await,
         Verb::Rollback => champion::rollback(context).await,
         Verb::Explain { target } => explain::model(target, context).await,
-        Verb::List | Verb::Show { .. } | Verb::Compare { .. } | Verb::Import(_) => Ok(()),
+        Verb::List
+        | Verb::Show { .. }
+        | Verb::Compare { .. }
+        | Verb::Judge { .. }
+        | Verb::Import(_) => Ok(()),
     }
 }
 
@@ -271,22 +289,34 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
     if card.rows_test == 0 {
         return output::print("not measured: there were no rows to judge it on");
     }
-    let columns = ["on later rows", "rows", "accuracy", "mae ms", "rmse ln", "average's", "last's"];
+    let columns = [
+        "on later rows",
+        "rows",
+        "accuracy",
+        "mae ms",
+        "rmse ln",
+        "average's",
+        "last's",
+        "level's",
+    ];
     let mut table = output::table(&columns);
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let whole = [("all", card.rows_test, card.model, card.moving_average, card.last_value)];
-    let classes = card.classes.iter();
-    let classes =
-        classes.map(|c| (c.class.as_str(), c.rows, c.model, c.moving_average, c.last_value));
-    for (name, rows, own, average, last) in whole.into_iter().chain(classes) {
+    let whole = ("all", card.rows_test, card.model);
+    let whole = (whole, [card.moving_average, card.last_value, card.level]);
+    let classes = card
+        .classes
+        .iter()
+        .map(|c| ((c.class.as_str(), c.rows, c.model), [c.moving_average, c.last_value, c.level]));
+    for ((name, rows, own), baselines) in std::iter::once(whole).chain(classes) {
         table.add_row([
             name.to_owned(),
             rows.to_string(),
             percent(own.accuracy),
             format!("{:.2}", own.mae_ms),
             format!("{:.4}", own.rmse_ln),
-            format!("{:.4}", average.rmse_ln),
-            format!("{:.4}", last.rmse_ln),
+            format!("{:.4}", baselines[0].rmse_ln),
+            format!("{:.4}", baselines[1].rmse_ln),
+            format!("{:.4}", baselines[2].rmse_ln),
         ]);
     }
     output::rows(&table, "")?;

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use super::{Context, output};
+use crate::engine::predict::Ranking;
 use crate::learn::TrainConfig;
+use crate::replay::report::Calibration;
 use crate::replay::{Quantity, ReplayConfig, Report, replay};
 
 /// Arguments of `meshwise replay`.
@@ -28,10 +30,17 @@ pub struct Args {
     /// Replay the throughput column; costs are milliseconds a megabit over the narrowest hop.
     #[arg(long)]
     throughput: bool,
-    /// Leave every decision (Parquet), pictures (SVG), the measurements (a store) and the last
-    /// model in this folder.
+    /// Leave every decision and the training rows (Parquet), pictures (SVG), the measurements (a store)
+    /// and the last model in this folder.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Replace what an earlier replay left there.
+    #[arg(long, requires = "out")]
+    force: bool,
+    /// Whether meshwise chooses within the budget what it measures, or shares the fair rotation of the
+    /// others: tells what measuring gains from what the model does.
+    #[arg(long, default_value = "on", value_name = "on|off", value_parser = parse_switch)]
+    own_probes: bool,
     /// Train no models: meshwise decides on level and spread alone.
     #[arg(long)]
     no_learning: bool,
@@ -48,6 +57,14 @@ fn parse_probes(text: &str) -> Result<Probes, String> {
     }
 }
 
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it is 'on' or 'off'".into()),
+    }
+}
+
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let config = ReplayConfig {
         trace: args.trace.clone(),
@@ -56,6 +73,8 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         seeds: (0..args.seeds).map(|index| args.seed.wrapping_add(index)).collect(),
         decisions: args.decisions.map(|count| count as usize),
         learning: !args.no_learning,
+        own_probes: args.own_probes,
+        force: args.force,
         out: args.out.clone(),
         train: TrainConfig::default(),
     };
@@ -87,6 +106,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
         "of oracle's gain",
         "95 %",
         "> direct + 10 %",
+        "95 %",
         "changes/h",
         "above meshwise ms",
         "95 %",
@@ -108,6 +128,9 @@ fn print(report: &Report) -> anyhow::Result<()> {
             share(policy.share_of_oracle_gain),
             range(policy.ci.share_of_oracle_gain),
             policy.worse_than_direct_10pct.map_or("-".into(), |w| format!("{:.2} %", 100.0 * w)),
+            policy.ci.worse_than_direct_10pct.map_or("-".into(), |(low, high)| {
+                format!("{:.2} to {:.2}", 100.0 * low, 100.0 * high)
+            }),
             format!("{:.3}", policy.route_changes_per_hour),
             format!("{:+.3}", above.value),
             format!("{:+.3} to {:+.3}", above.ci.0, above.ci.1),
@@ -120,7 +143,8 @@ fn print(report: &Report) -> anyhow::Result<()> {
             "\nforecasts: {} compared; within 20 % or 5 ms {:.4} (15 % {:.4}, 10 % {:.4}; last value \
              {:.4}, moving average {:.4}); median error {:.4}; rank correlation {:.4}\n\
              skill against the {}: {:+.4} ({:+.4} to {:+.4}); 90 % interval: coverage {:.4}{}, mean \
-             width {:.3} of the truth\nworst pair against the moving average: {} by {:+.4} ln(ms)",
+             width {:.3} of the truth\nworst pair against the moving average: {} by {:+.4} ln(ms); the mix of \
+             all: {:+.4} a forecast, its stated slack {:.4}",
             prediction.forecasts,
             prediction.accuracy,
             prediction.accuracy_15pct,
@@ -140,6 +164,25 @@ fn print(report: &Report) -> anyhow::Result<()> {
             prediction.width_90,
             prediction.worst_pair.0,
             prediction.worst_pair.1,
+            prediction.excess_over_moving_average_ln,
+            prediction.slack_ln,
+        ))?;
+        let level = |level: &Calibration| {
+            format!("{:.0} % {:.1}", 100.0 * level.nominal, 100.0 * level.observed)
+        };
+        let levels: Vec<String> = prediction.calibration.iter().map(level).collect();
+        output::print(&format!("intervals stated and held: {}", levels.join(", ")))?;
+    }
+    if let Some(best) = &report.best_fixed_rule {
+        let Ranking { centre, pessimism, staleness, margin } = best.rule;
+        let of_direct = best.relative_to_direct;
+        output::print(&format!(
+            "best fixed rule in hindsight: {centre:?}, pessimism {pessimism}, staleness {staleness}, margin \
+             {margin}: {:.2} ms{} in {} decisions, meshwise {:.2}",
+            best.mean_ms,
+            of_direct.map_or(String::new(), |share| format!(" ({share:.4} of direct)")),
+            best.decisions,
+            best.meshwise_ms,
         ))?;
     }
     if let Some(judged) = &report.estimators

@@ -254,7 +254,7 @@ impl Engine {
             advertisements: BTreeMap::new(),
             services,
             predictor: RoutePredictor::new(config.prediction),
-            router: IntelligentRouter::new(me, config.paths),
+            router: IntelligentRouter::new(me, config.paths, config.seed),
             snapshot: Arc::default(),
             deciding: Deciding::default(),
             totals: RouteTotals::default(),
@@ -486,11 +486,14 @@ impl Engine {
             histories: &self.histories,
             predictor: &mut self.predictor,
         };
-        let used = self.router.tunnel(tunnel).and_then(|used| used.current.clone());
+        let used = self.router.tunnel(tunnel);
+        let explored = used.is_some_and(Destination::is_exploring);
+        let used = used.and_then(|used| used.usual().cloned());
         let Some(decision) = self.router.decide(tunnel, &mut know, now) else {
             return self.deciding.close(tunnel);
         };
-        let turned_bad = self.deciding.has_turned_bad(tunnel);
+        // What was only tried says nothing against the route that was decided for.
+        let turned_bad = self.deciding.has_turned_bad(tunnel) && !explored;
         let expected = self.expected(&decision);
         let (interval, random) = (self.config.intervals.decide, self.random.random());
         self.deciding.decided(tunnel, expected, now, interval, random);

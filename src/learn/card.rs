@@ -10,8 +10,8 @@ use crate::engine::predict::{
     QualityModel, ReliabilityCard, ReliabilityHead, Score,
 };
 
-/// Classes of paths.
-const CLASSES: [&str; 3] = ["1 hop", "2 hops", "3+ hops"];
+/// Classes of paths, by number of links.
+pub const PATH_CLASSES: [&str; 3] = ["1 hop", "2 hops", "3+ hops"];
 /// Coverage further than this from the stated one is a known failure.
 const COVERAGE_TOLERANCE: f64 = 0.02;
 /// Fewest test rows of a class that a failure is stated of: below, chance decides.
@@ -27,7 +27,7 @@ pub(super) fn judge_latency(model: &ForestModel, rows: &[Example<'_>], card: &mu
     (card.model, card.moving_average) = (all.model, all.moving_average);
     (card.last_value, card.level) = (all.last_value, all.level);
     (card.coverage, card.width_ln) = (all.coverage, all.width_ln);
-    for (index, name) in CLASSES.into_iter().enumerate() {
+    for (index, name) in PATH_CLASSES.into_iter().enumerate() {
         let of_class = |row: &&Example<'_>| class_of(row.features) == index;
         let rows: Vec<Example<'_>> = rows.iter().filter(of_class).copied().collect();
         if !rows.is_empty() {
@@ -36,8 +36,8 @@ pub(super) fn judge_latency(model: &ForestModel, rows: &[Example<'_>], card: &mu
     }
 }
 
-/// Position in [`CLASSES`].
-fn class_of(features: &FeatureVector) -> usize {
+/// Position in [`PATH_CLASSES`].
+pub(super) fn class_of(features: &FeatureVector) -> usize {
     let hops = index_of("hop_count").map_or(0.0, |index| features[index]);
     if hops <= 1.0 { 0 } else { 1 + usize::from(hops > 2.0) }
 }

@@ -9,13 +9,15 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use super::card::PATH_CLASSES;
+use super::card::class_of;
+use super::choices::{Choice, choices};
 use super::promotion::{self, Difference, Fair, block_length, fair, paired_difference};
 use super::{LearnError, ModelRegistry, Realised, TrainRow, newest_rows, realised_accuracy, score};
 use crate::engine::measure::ProbeKind;
 use crate::engine::predict::profile::shifted;
-use crate::engine::predict::schema::index;
 use crate::engine::predict::{
-    ForestModel, LastValue, MovingAverage, QualityModel, Score, ln_error,
+    ForestModel, LastValue, Level, MovingAverage, QualityModel, Score, ln_error,
 };
 use crate::store::{CandidatePredictionRow, Reader};
 
@@ -23,8 +25,6 @@ use crate::store::{CandidatePredictionRow, Reader};
 pub const ROWS_MAX: usize = 20_000;
 /// Rows that are compared at least.
 pub const ROWS_MIN: usize = 20;
-/// Names of the path classes, by number of links.
-pub const PATH_CLASSES: [&str; 3] = ["1", "2", "3+"];
 
 /// How forecasts did on some rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -52,7 +52,7 @@ pub struct Contestant {
     /// On all rows.
     pub all: Figures,
     /// On the rows of each of [`PATH_CLASSES`].
-    pub by_path: [Figures; 3],
+    pub by_path: [Figures; PATH_CLASSES.len()],
     /// Its forecasts while it decided or was in shadow, on the same stretch of time.
     pub live: Option<Live>,
     /// Features that have shifted since its training, with their population stability index.
@@ -81,10 +81,13 @@ pub struct Comparison {
     pub contestants: Vec<Contestant>,
     /// Loss of the first minus that of the second.
     pub difference: Difference,
+    /// What choices by each would have cost in the decisions of the same stretch of time; empty without
+    /// decisions all of whose candidates were probed.
+    pub choices: Vec<Choice>,
 }
 
 /// Compares `a` and `b` on the newest rows of a store. A name is a version, `champion`,
-/// `challenger`, `moving-average` or `last-value`. By default the champion meets the challenger, or
+/// `challenger`, `moving-average`, `last-value` or `level`. By default the champion meets the challenger, or
 /// the moving average when there is none.
 ///
 /// # Errors
@@ -111,6 +114,8 @@ pub fn compare_in_store(
     let mut comparison = compare(&rows, &[&a, &b])?;
     let predictions = reader.candidate_predictions(comparison.from_us)?;
     let probes = reader.probes(ProbeKind::Route, comparison.from_us)?;
+    let named = with_baselines(&[&a, &b], &BASELINES);
+    comparison.choices = choices(&reader, comparison.from_us, &named)?;
     for contestant in &mut comparison.contestants {
         let realised = realised_accuracy(&forecasts_of(&predictions, &contestant.name), &probes)?;
         contestant.live = live(&realised);
@@ -118,41 +123,57 @@ pub fn compare_in_store(
     Ok(comparison)
 }
 
+/// What every model is compared with.
+static BASELINES: [Named; 3] = [Named::MovingAverage, Named::LastValue, Named::Level];
+
 /// A model or a baseline.
 #[derive(Clone, Debug)]
-enum Named {
+pub(super) enum Named {
     Model(Box<ForestModel>),
     MovingAverage,
     LastValue,
+    Level,
 }
 
 impl Named {
-    fn find(registry: &ModelRegistry, name: &str) -> Result<Self, LearnError> {
+    /// By version, alias or name of a baseline.
+    pub(super) fn find(registry: &ModelRegistry, name: &str) -> Result<Self, LearnError> {
         Ok(match name {
             "moving-average" => Self::MovingAverage,
             "last-value" => Self::LastValue,
+            "level" => Self::Level,
             name => Self::Model(Box::new(registry.load(&registry.resolve(name)?)?)),
         })
     }
 
-    fn model(&self) -> &dyn QualityModel {
+    /// Who forecasts.
+    pub(super) fn model(&self) -> &dyn QualityModel {
         match self {
             Self::Model(model) => model.as_ref(),
             Self::MovingAverage => &MovingAverage,
             Self::LastValue => &LastValue,
+            Self::Level => &Level,
         }
     }
 
-    fn name(&self) -> &str {
+    /// Version, or name of the baseline.
+    pub(super) fn name(&self) -> &str {
         self.model().version()
     }
 
-    fn fitted_to_us(&self) -> u64 {
+    /// The newest moment that it was fitted on (µs since the epoch); 0 of a baseline.
+    pub(super) fn fitted_to_us(&self) -> u64 {
         match self {
             Self::Model(model) => model.card.trained_to_us,
             _ => 0,
         }
     }
+}
+
+/// These, and the baselines that are not among them.
+fn with_baselines<'n>(named: &[&'n Named; 2], baselines: &'n [Named]) -> Vec<&'n Named> {
+    let others = baselines.iter().filter(|other| named.iter().all(|n| n.name() != other.name()));
+    named.iter().copied().chain(others).collect()
 }
 
 /// The first two of these, and the baselines that are not among them, on these rows.
@@ -167,30 +188,27 @@ fn compare(rows: &[TrainRow], named: &[&Named; 2]) -> Result<Comparison, LearnEr
     let differences: Vec<f64> = fair.iter().map(|row| row.loss_ln(a) - row.loss_ln(b)).collect();
     let block = block_length(differences.len());
     let difference = paired_difference(&differences, block, promotion::SEED);
-    let baselines = [Named::MovingAverage, Named::LastValue];
-    let others = baselines.iter().filter(|other| named.iter().all(|n| n.name() != other.name()));
-    let contestants = named.iter().copied().chain(others).map(|one| contestant(&fair, one));
+    let contestants =
+        with_baselines(named, &BASELINES).into_iter().map(|one| contestant(&fair, one));
     Ok(Comparison {
         from_us: first.row.sent_us,
         to_us: last.row.sent_us,
         contestants: contestants.collect(),
         difference: difference.expect("there are rows"),
+        choices: Vec::new(),
     })
 }
 
 fn contestant(fair: &[Fair<'_>], named: &Named) -> Contestant {
     let model = named.model();
-    let class = |row: &Fair<'_>| {
-        let hops = row.row.features[const { index("hop_count") }];
-        (hops.max(1.0) as usize - 1).min(PATH_CLASSES.len() - 1)
-    };
+    let class = |row: &Fair<'_>| class_of(&row.row.features);
     let of = |wanted: usize| figures(model, &mut fair.iter().filter(|row| class(row) == wanted));
     let features: Vec<_> = fair.iter().map(|row| &row.row.features).collect();
     Contestant {
         name: named.name().to_owned(),
         failures: fair.iter().filter(|row| !row.forecast(model).1).count(),
         all: figures(model, &mut fair.iter()),
-        by_path: [of(0), of(1), of(2)],
+        by_path: std::array::from_fn(of),
         live: None,
         shifted: match named {
             Named::Model(model) => shifted(&model.card.profile, &features),
@@ -258,6 +276,8 @@ mod tests {
             set("hop_count", (1 + index % 4) as f64);
             set("route_last_ms", truth_ms);
             set("route_mean5_ms", 1.5 * truth_ms);
+            set("route_median3_ms", 1.2 * truth_ms);
+            set("route_median_5_ms", 1.2 * truth_ms);
             let (sent_us, done_us) = (1_000 + index, 2_000 + index);
             let key = RouteKey::default();
             TrainRow { key, sent_us, done_us, rtt_ms: Some(truth_ms), bandwidth: None, features }
@@ -274,14 +294,14 @@ mod tests {
         let (good, bad) = (named("v1", 0.0), named("v2", 0.1));
         let found = compare(&rows(400), &[&good, &bad]).unwrap();
         let names: Vec<_> = found.contestants.iter().map(|c| c.name.as_str()).collect();
-        assert_eq!(names, ["v1", "v2", "moving-average", "last-value"]);
+        assert_eq!(names, ["v1", "v2", "moving-average", "last-value", "level"]);
         assert_eq!((found.from_us, found.to_us), (1_000, 1_399));
         for contestant in &found.contestants {
             assert_eq!(contestant.all.rows, 400);
             assert_eq!(contestant.by_path.each_ref().map(|class| class.rows), [100, 100, 200]);
             assert_eq!(contestant.failures, 0);
         }
-        let [first, second, average, _] = &found.contestants[..] else { unreachable!("four") };
+        let [first, second, average, ..] = &found.contestants[..] else { unreachable!("five") };
         assert!(first.all.loss_ln < 1e-12 && (second.all.loss_ln - 0.1).abs() < 1e-12);
         assert!((average.all.loss_ln - 1.5_f64.ln()).abs() < 1e-12);
         assert_eq!((first.all.score.accuracy, average.all.score.accuracy), (1.0, 0.0));
@@ -302,7 +322,7 @@ mod tests {
         let silent = named("v1", f64::NAN);
         let found = compare(&rows(100), &[&silent, &Named::LastValue]).unwrap();
         let names: Vec<_> = found.contestants.iter().map(|c| c.name.as_str()).collect();
-        assert_eq!(names, ["v1", "last-value", "moving-average"]);
+        assert_eq!(names, ["v1", "last-value", "moving-average", "level"]);
         assert_eq!(found.contestants[0].failures, 100);
         assert_eq!(found.contestants[0].all, found.contestants[2].all, "it stands in");
         assert!(found.difference.low_ln > 1.0, "and failing has its price");

@@ -5,7 +5,8 @@
 //! on their routes), `service_probe` (checks of services), `route_features`, which is the frame that
 //! training uses, `decision`, and `candidate` with the forecasts and scores of each route that was
 //! weighed (its features are left out: `route_features` has those of its next probe). The day is
-//! that of `sent_us` or `at_us`. Features are 32-bit floats, which is what XGBoost computes with;
+//! that of `sent_us` or `at_us`. A table without rows is one file without rows, of the day 1970-01-01, so
+//! that a reader finds its columns. Features are 32-bit floats, which is what XGBoost computes with;
 //! seven digits are more than a measurement has, and most of an export are features.
 
 use std::fs::{self, File};
@@ -43,7 +44,7 @@ pub struct ExportedTable {
     pub table: &'static str,
     /// Its rows.
     pub rows: usize,
-    /// Its files, one a day.
+    /// Its files, one a day; one of an empty table.
     pub files: usize,
 }
 
@@ -241,6 +242,7 @@ fn candidate_frame(decisions: &[DecisionRow]) -> PolarsResult<DataFrame> {
         Column::new("predicted_high_ms".into(), forecast(|c| c.predicted_interval_ms.map(|i| i.1))),
         Column::new("moving_average_ms".into(), forecast(|c| c.moving_average_ms)),
         Column::new("last_value_ms".into(), forecast(|c| c.last_value_ms)),
+        Column::new("propensity".into(), forecast(|c| c.propensity)),
     ];
     DataFrame::new(rows.len(), columns)
 }
@@ -263,11 +265,12 @@ fn remove_earlier(folder: &Path) -> Result<(), LearnError> {
 
 /// One file a day; returns their number.
 fn write_days(folder: &Path, frame: &DataFrame, time: &str) -> Result<usize, LearnError> {
-    if frame.height() == 0 {
-        return Ok(0);
+    let mut days = by_day(frame, time).map_err(frame_error("split a table by day"))?;
+    if days.is_empty() {
+        days.push((0, frame.clone()));
     }
     let mut files = 0;
-    for (day, mut part) in by_day(frame, time).map_err(frame_error("split a table by day"))? {
+    for (day, mut part) in days {
         let folder = folder.join(format!("{DAY}={}", date(day)));
         fs::create_dir_all(&folder).map_err(file_error("make the folder", &folder))?;
         write_part(&folder, &mut part)?;
@@ -397,6 +400,7 @@ mod tests {
             forecast,
             score: 0.5,
             baseline_score: 0.5,
+            propensity: 0.5,
         };
         Decision {
             challenger_version: None,
@@ -410,7 +414,6 @@ mod tests {
             changed: false,
             model_version: "moving-average".into(),
             ranking: Ranking::PLAIN,
-            propensity: 1.0,
         }
     }
 
@@ -493,13 +496,21 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_store_gives_no_files() {
+    fn an_empty_store_gives_every_table_with_its_columns() {
         let folder = tempfile::tempdir().unwrap();
         let (store, out) = (folder.path().join("store.db"), folder.path().join("out"));
         assert!(matches!(export(&store, &out, false), Err(LearnError::Store(_))));
         drop(Writer::start(&store, Retention::default()).unwrap());
         let exported = export(&store, &out, false).unwrap();
-        assert!(exported.tables.iter().all(|table| table.rows == 0 && table.files == 0));
+        assert!(exported.tables.iter().all(|table| table.rows == 0 && table.files == 1));
+        for (table, width) in TABLES.into_iter().zip([6, 8, 12, 4 + FEATURES.len(), 10, 14]) {
+            let part = read(&out.join(table).join("day=1970-01-01/part-0.parquet"));
+            assert_eq!(part.shape(), (0, width), "{table}");
+        }
+        // Filled since: the empty files are gone.
+        filled(&store);
+        export(&store, &out, true).unwrap();
+        assert!(!out.join("probe/day=1970-01-01").exists());
     }
 
     #[test]

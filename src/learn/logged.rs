@@ -3,7 +3,12 @@
 //! The outcome of a decision is the next answered probe of the chosen route, sent at the decision
 //! or at most [`FORECAST_AGE_US_MAX`] after it. Decisions of a tunnel closer to each other than
 //! that would share one outcome and count it several times, so that only such are read that lie
-//! further apart. Only candidates that were alive take part.
+//! further apart.
+//!
+//! Only candidates to which the log gave a chance take part: of the others nothing can be known, and a
+//! decision with one such candidate is none. What is judged is thus a policy that has the router's
+//! limits (it does not leave a route that was taken just now, or take one that is much worse) and another
+//! preference within them.
 
 use std::collections::HashMap;
 
@@ -11,6 +16,7 @@ use super::LearnError;
 use super::evaluate::FORECAST_AGE_US_MAX;
 use super::offpolicy::LoggedDecision;
 use crate::engine::measure::ProbeKind;
+use crate::engine::predict::Prediction;
 use crate::store::{CandidateRow, DecisionRow, Reader};
 
 /// What the policy to be judged makes of the candidates of one decision, in their order.
@@ -23,19 +29,18 @@ pub struct Preference {
 }
 
 impl Preference {
-    /// Of a policy that takes the lowest forecast (ms), the first of equal ones. `None` without
-    /// candidates, or when one of them has no forecast.
+    /// Of a policy that takes the lowest bound, the first of equal ones; its forecasts are the direct
+    /// model. `None` without candidates, or when one of them has no forecast.
     pub fn lowest(
         candidates: &[CandidateRow],
-        forecast_ms: impl FnMut(&CandidateRow) -> Option<f64>,
+        forecast: impl FnMut(&CandidateRow) -> Option<Prediction>,
     ) -> Option<Self> {
-        let predicted_ms: Vec<f64> =
-            candidates.iter().map(forecast_ms).collect::<Option<Vec<f64>>>()?;
-        let indices = 0..predicted_ms.len();
-        let best = indices.min_by(|a, b| predicted_ms[*a].total_cmp(&predicted_ms[*b]))?;
-        let mut target = vec![0.0; predicted_ms.len()];
+        let forecasts: Vec<Prediction> = candidates.iter().map(forecast).collect::<Option<_>>()?;
+        let bounds = forecasts.iter().map(|forecast| forecast.bound_ms).enumerate();
+        let (best, _) = bounds.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+        let mut target = vec![0.0; forecasts.len()];
         target[best] = 1.0;
-        Some(Self { target, predicted_ms })
+        Some(Self { target, predicted_ms: forecasts.iter().map(|f| f.latency_ms).collect() })
     }
 }
 
@@ -44,19 +49,19 @@ impl Preference {
 pub struct Logged {
     /// In order of time; costs are round trips in ms.
     pub decisions: Vec<LoggedDecision>,
-    /// Decisions whose chosen route was not alive, or answered no probe in time. When there are
-    /// many, costs look lower than they were.
+    /// When the first and the last of them was made (µs since the epoch).
+    pub span_us: Option<(u64, u64)>,
+    /// Decisions in which one candidate had all the probability, or of which it was not logged.
+    pub without_choice: usize,
+    /// Decisions whose chosen route answered no probe in time. When there are many, costs look lower
+    /// than they were.
     pub without_outcome: usize,
     /// Decisions on which the policy to be judged had no preference.
     pub without_preference: usize,
 }
 
 /// Reads the decisions made at `since_us` (µs since the epoch) or later, asks `policy` what it
-/// makes of the candidates that were alive, and adds what the chosen one turned out to cost.
-///
-/// The store knows the propensity of the chosen candidate. What it leaves is divided equally among
-/// the others: exact for a policy that takes its favourite or else any other one alike, when it
-/// took its favourite. Weights use the chosen one's only; intervals use the others' too.
+/// makes of the candidates that had a chance, and adds what the chosen one turned out to cost.
 ///
 /// # Errors
 /// [`LearnError::Store`].
@@ -73,15 +78,19 @@ pub fn logged_decisions(
     }
     let mut logged = Logged::default();
     for row in reader.decisions_apart(since_us, FORECAST_AGE_US_MAX)? {
-        let DecisionRow { at_us, propensity, mut candidates, .. } = row;
-        candidates.retain(|candidate| candidate.alive);
-        let outcome = candidates.iter().position(|candidate| candidate.chosen).and_then(|chosen| {
-            let answers = outcomes.get(&candidates[chosen].route)?;
+        let DecisionRow { at_us, mut candidates, .. } = row;
+        candidates.retain(|candidate| candidate.propensity.is_some_and(|chance| chance > 0.0));
+        let chosen = candidates.iter().position(|candidate| candidate.chosen);
+        let Some(chosen) = chosen.filter(|_| candidates.len() > 1) else {
+            logged.without_choice += 1;
+            continue;
+        };
+        let outcome = outcomes.get(&candidates[chosen].route).and_then(|answers| {
             let next = answers.partition_point(|(sent_us, _)| *sent_us < at_us);
             let (sent_us, rtt_us) = answers.get(next)?;
-            (sent_us - at_us <= FORECAST_AGE_US_MAX).then_some((chosen, *rtt_us as f64 / 1e3))
+            (sent_us - at_us <= FORECAST_AGE_US_MAX).then_some(*rtt_us as f64 / 1e3)
         });
-        let Some((chosen, cost)) = outcome else {
+        let Some(cost) = outcome else {
             logged.without_outcome += 1;
             continue;
         };
@@ -89,9 +98,9 @@ pub fn logged_decisions(
             logged.without_preference += 1;
             continue;
         };
-        let others = candidates.len() - 1;
-        let mut propensities = vec![(1.0 - propensity) / others.max(1) as f64; candidates.len()];
-        propensities[chosen] = propensity;
+        let propensities = candidates.iter().filter_map(|candidate| candidate.propensity).collect();
+        let first_us = logged.span_us.map_or(at_us, |(first_us, _)| first_us);
+        logged.span_us = Some((first_us, at_us));
         let predicted = predicted_ms;
         logged.decisions.push(LoggedDecision { propensities, chosen, cost, target, predicted });
     }
@@ -103,7 +112,7 @@ mod tests {
     use super::*;
     use crate::engine::measure::Sample;
     use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Prediction, Ranking};
+    use crate::engine::predict::{Forecast, Ranking};
     use crate::engine::route::{Candidate, Decision, Reason, Standing};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::learn::offpolicy::{OffPolicyError, judge};
@@ -116,11 +125,12 @@ mod tests {
         Route::new([NodeId([1; 8]), NodeId([relay; 8]), NodeId([2; 8])]).unwrap()
     }
 
-    /// A decision between the relays 7, 8 and 9 (dead), forecast at 20, 10 and 5 ms.
-    fn decision(at_us: u64, chosen: usize, propensity: f64) -> Decision {
-        let candidate = |relay, average_ms| Candidate {
+    /// A decision for relay 7, which was taken with this probability and else 8, and never 9; forecast at
+    /// 20, 10 and 5 ms.
+    fn decision(at_us: u64, propensity: f64) -> Decision {
+        let candidate = |relay, average_ms, propensity| Candidate {
             route: route(relay),
-            alive: relay != 9,
+            alive: true,
             standing: Standing::default(),
             doubted: Vec::new(),
             forecast: Forecast {
@@ -133,6 +143,7 @@ mod tests {
             },
             score: 0.5,
             baseline_score: 0.5,
+            propensity,
         };
         Decision {
             challenger_version: None,
@@ -140,13 +151,16 @@ mod tests {
             tunnel: Some(TunnelId(1)),
             destination: NodeId([2; 8]),
             wanted: crate::engine::route::Wanted::default(),
-            candidates: vec![candidate(7, 20.0), candidate(8, 10.0), candidate(9, 5.0)],
-            chosen: Some(chosen),
+            candidates: vec![
+                candidate(7, 20.0, propensity),
+                candidate(8, 10.0, 1.0 - propensity),
+                candidate(9, 5.0, 0.0),
+            ],
+            chosen: Some(0),
             reason: Reason::Best,
             changed: false,
             model_version: "v1".into(),
             ranking: Ranking::PLAIN,
-            propensity,
         }
     }
 
@@ -171,11 +185,12 @@ mod tests {
     }
 
     type Policy = fn(&[CandidateRow]) -> Option<Preference>;
-    const BY_AVERAGE: Policy = |rows| Preference::lowest(rows, |row| row.moving_average_ms);
+    const BY_AVERAGE: Policy =
+        |rows| Preference::lowest(rows, |row| row.moving_average_ms.map(Prediction::of_latency));
 
     #[test]
     fn a_decision_meets_the_next_answer_of_its_route() {
-        let decisions = [decision(100 * SECOND, 0, 0.9)];
+        let decisions = [decision(100 * SECOND, 0.9)];
         let at = |sent_us, relay, rtt_ms| {
             let before = probe(7, 100 * SECOND - 1, Some(99));
             read(&decisions, &[before, probe(relay, sent_us, rtt_ms)], BY_AVERAGE)
@@ -183,12 +198,13 @@ mod tests {
         for sent_us in [100 * SECOND, 110 * SECOND] {
             let logged = at(sent_us, 7, Some(30));
             let [found] = &logged.decisions[..] else { panic!("{logged:?}") };
-            // The dead one is no candidate, although it is forecast to be the fastest.
+            // What had no chance is no candidate, although it is forecast to be the fastest.
             assert_eq!(found.target, [0.0, 1.0]);
             assert_eq!(found.predicted, [20.0, 10.0]);
             assert_eq!((found.chosen, found.cost), (0, 30.0));
             assert_eq!(found.propensities[0], 0.9);
             assert!((found.propensities[1] - 0.1).abs() < 1e-12);
+            assert_eq!(logged.span_us, Some((START_US + 100 * SECOND, START_US + 100 * SECOND)));
         }
         for unfit in [
             at(110 * SECOND + 1, 7, Some(30)),
@@ -201,14 +217,14 @@ mod tests {
 
     #[test]
     fn what_had_no_choice_or_shares_its_outcome_is_left_out() {
-        let mut forced = decision(0, 0, 1.0);
+        let mut forced = decision(0, 0.9);
         forced.reason = Reason::Forced;
-        let mut asked = decision(SECOND, 0, 1.0);
+        let mut asked = decision(SECOND, 0.9);
         asked.tunnel = None;
-        let mut nowhere = decision(2 * SECOND, 0, 1.0);
+        let mut nowhere = decision(2 * SECOND, 0.9);
         (nowhere.chosen, nowhere.reason) = (None, Reason::NoRoute);
         let mut decisions = vec![forced, asked, nowhere];
-        decisions.extend((20..60).map(|second| decision(second * SECOND, 0, 1.0)));
+        decisions.extend((20..60).map(|second| decision(second * SECOND, 0.9)));
         let probes: Vec<Sample> = (0..80).map(|s| probe(7, s * SECOND, Some(s))).collect();
         let logged = read(&decisions, &probes, BY_AVERAGE);
         let costs: Vec<f64> = logged.decisions.iter().map(|decision| decision.cost).collect();
@@ -219,17 +235,17 @@ mod tests {
     }
 
     #[test]
-    fn the_log_of_a_router_that_never_explores_is_refused() {
-        let decisions: Vec<Decision> =
-            (0..300).map(|i| decision(10 * i * SECOND, 0, 1.0)).collect();
-        let probes: Vec<Sample> = (0..3_000).map(|s| probe(7, s * SECOND, Some(30))).collect();
-        let logged = read(&decisions, &probes, BY_AVERAGE);
-        assert_eq!(logged.decisions.len(), 300);
-        let error = judge(&logged.decisions).unwrap_err();
-        assert!(matches!(error, OffPolicyError::NoExploration { percent: 100.0, .. }), "{error}");
-        let own: Policy = |rows| Preference::lowest(rows, |row| row.moving_average_ms.map(|v| -v));
-        let mut logged = read(&decisions, &probes, own);
-        logged.decisions.iter_mut().for_each(|decision| decision.predicted = vec![30.0; 2]);
-        assert_eq!(judge(&logged.decisions).unwrap().ips.value, 30.0);
+    fn the_log_of_a_router_that_never_explores_holds_nothing_to_judge_on() {
+        let of = |propensity| {
+            let decisions: Vec<Decision> =
+                (0..300).map(|i| decision(10 * i * SECOND, propensity)).collect();
+            let probes: Vec<Sample> = (0..3_000).map(|s| probe(7, s * SECOND, Some(30))).collect();
+            read(&decisions, &probes, BY_AVERAGE)
+        };
+        let silent = of(1.0);
+        assert_eq!((silent.decisions.len(), silent.without_choice), (0, 300));
+        let error = judge(&silent.decisions).unwrap_err();
+        assert!(matches!(error, OffPolicyError::TooFew { decisions: 0, .. }), "{error}");
+        assert_eq!(of(0.9).decisions.len(), 300);
     }
 }

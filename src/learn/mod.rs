@@ -13,8 +13,8 @@
 //!    use, `challenger` the one in shadow, and a history leads back to earlier champions.
 //! 4. [`promotion`] decides which model is which: a challenger must be better on later rows.
 //! 5. [`realised_accuracy`] compares what was forecast live with what then happened, [`compare`]
-//!    any two models on the same rows, [`judge`] says what another policy would have cost on the
-//!    decisions that were logged, and [`artefacts()`] what in the measurements themselves makes
+//!    any two models on the same rows, [`judge_in_store`] says what another one's choices would have
+//!    cost on the decisions that were logged, and [`artefacts()`] what in the measurements themselves makes
 //!    such figures too good.
 //! 6. [`export()`] writes probes, link states, feature rows and decisions as Parquet for any
 //!    other tool; [`import_file`] takes back what XGBoost made of them.
@@ -27,6 +27,7 @@
 
 pub mod artefacts;
 mod card;
+pub mod choices;
 pub mod compare;
 mod conformal;
 pub mod dataset;
@@ -38,6 +39,7 @@ mod frames;
 mod head;
 pub mod history;
 pub mod import;
+pub mod judging;
 mod links;
 pub mod logged;
 mod nodes;
@@ -56,6 +58,7 @@ mod throughput;
 pub mod trace;
 pub mod train;
 mod train_config;
+pub mod training_rows;
 mod windows;
 mod xgboost;
 
@@ -76,6 +79,7 @@ pub use frame_rows::train;
 pub use head::COVERAGE;
 pub use history::{Action, Change, History};
 pub use import::{ImportOptions, Imported, import_file, import_xgboost};
+pub use judging::{Judged, judge_in_store};
 pub use logged::{Logged, Preference, logged_decisions};
 pub use offpolicy::{Estimate, Estimates, LoggedDecision, OffPolicyError, judge};
 pub use promotion::{Difference, Judgement};
@@ -83,6 +87,7 @@ pub use registry::{ListedModel, ModelRegistry};
 pub use rows::{ROWS_MIN, RouteKey, TrainRow};
 pub use train::train_rows;
 pub use train_config::TrainConfig;
+pub use training_rows::{TrainedRows, write_training_rows};
 
 /// History that is read before the first training row (µs): 2 hours. A candidate route is probed
 /// every few seconds, so that its windows are full long before.
@@ -206,6 +211,14 @@ pub enum LearnError {
         path: PathBuf,
         /// What is wrong.
         what: String,
+    },
+    /// A log that does not tell what a model's choices would have cost.
+    #[error("{version} cannot be judged on what was logged: {why}")]
+    NotJudged {
+        /// The model.
+        version: String,
+        /// Why, and what to do.
+        why: String,
     },
     /// An export would mix with what is there.
     #[error("'{0}' is not empty; name another folder, or replace an earlier export with --force")]

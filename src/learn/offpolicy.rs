@@ -46,8 +46,8 @@ const SUM_TOLERANCE: f64 = 1e-6;
 const NORMAL_95: f64 = 1.959_964;
 /// What helps against a log without exploration.
 const HOW_TO_EXPLORE: &str = "judge on a log whose policy gives every candidate a probability \
-                              above 0, as 'meshwise replay' draws them from a trace; the router \
-                              of a node always takes what it ranks first";
+                              above 0: that of a node with 'learning.explore' above 0, or as \
+                              'meshwise replay' draws them from a trace";
 
 /// One decision of the log, with what is needed to judge another policy on it. The three lists
 /// are of the same candidates in the same order.
@@ -119,7 +119,7 @@ pub enum OffPolicyError {
     /// The policies agree too seldom, or there are too few decisions.
     #[error(
         "{decisions} decisions are worth only {effective:.1} of the judged policy's own, {needed} \
-         are needed; log for longer, or with more exploration"
+         are needed; log for longer, or with more exploration ('learning.explore')"
     )]
     TooFew {
         /// The effective sample size.
@@ -174,6 +174,12 @@ pub fn judge(decisions: &[LoggedDecision]) -> Result<Estimates, OffPolicyError> 
         effective_sample_size: effective,
         decisions: count,
     })
+}
+
+/// Mean cost of what the log itself chose, of two decisions or more.
+pub fn mean_cost(decisions: &[LoggedDecision]) -> Estimate {
+    let (mean, variance) = moments(decisions.iter().map(|decision| decision.cost));
+    interval(mean, variance, decisions.len())
 }
 
 /// What the estimators need of one decision.

@@ -2,13 +2,15 @@
 //!
 //! One row a fresh measurement: `t_s` (f64, seconds since the trace began), `src` and `dst`
 //! (text), `rtt_ms` (f32, null: no reply), `throughput_mbps` (f32, null: not measured, may be
-//! absent), `changepoint` (bool, may be absent).
+//! absent), `changepoint` (bool, may be absent). A round trip below [`RTT_MS_MIN`] is read as that:
+//! no ratio of zeros is a number.
 
 use std::fs::File;
 use std::path::Path;
 
 use polars::prelude::*;
 
+use super::evaluate::RTT_MS_MIN;
 use super::{LearnError, file_error, frame_error};
 
 /// Most rows of a trace: more would not fit beside what is learned from them.
@@ -23,7 +25,7 @@ pub struct TraceRow {
     pub src: String,
     /// To whom.
     pub dst: String,
-    /// Round-trip time (ms); `None`: no reply, or only throughput was measured.
+    /// Round-trip time (ms), above 0; `None`: no reply, or only throughput was measured.
     pub rtt_ms: Option<f64>,
     /// TCP throughput (Mbit/s).
     pub throughput_mbps: Option<f64>,
@@ -45,12 +47,16 @@ pub fn read_trace(path: &Path) -> Result<Vec<TraceRow>, LearnError> {
         return Err(absurd(format!("it has {} rows", frame.height())));
     }
     let mut rows = rows_of(&frame).map_err(&wrong)?;
-    for (index, row) in rows.iter().enumerate() {
+    for (index, row) in rows.iter_mut().enumerate() {
+        if let Some(end) = [("src", &row.src), ("dst", &row.dst)].iter().find(|e| e.1.is_empty()) {
+            return Err(absurd(format!("row {index} has no {}", end.0)));
+        }
         let number = |value: Option<f64>| value.is_none_or(|v| v.is_finite() && v >= 0.0);
         let good = row.t_s.is_finite() && row.t_s >= 0.0 && row.src != row.dst;
         if !good || !number(row.rtt_ms) || !number(row.throughput_mbps) {
             return Err(absurd(format!("row {index} is {row:?}")));
         }
+        row.rtt_ms = row.rtt_ms.map(|rtt_ms| rtt_ms.max(RTT_MS_MIN));
     }
     rows.sort_by(|a, b| a.t_s.total_cmp(&b.t_s));
     Ok(rows)
@@ -162,6 +168,32 @@ mod tests {
         assert_eq!((rows[0].t_s, rows[0].rtt_ms, rows[0].src.as_str()), (3.0, None, "b"));
         assert_eq!((rows[1].rtt_ms, rows[1].throughput_mbps), (Some(20.0), None));
         assert!(!rows[1].changepoint);
+    }
+
+    #[test]
+    fn a_round_trip_of_nothing_is_the_least_that_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.parquet");
+        write(&path, columns([7.0, 3.0], [Some(0.0), Some(20.0)]));
+        let rtts: Vec<_> = read_trace(&path).unwrap().iter().map(|row| row.rtt_ms).collect();
+        assert_eq!(rtts, [Some(20.0), Some(RTT_MS_MIN)]);
+    }
+
+    #[test]
+    fn a_row_without_an_end_is_refused_by_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.parquet");
+        for (column, other) in [("src", "dst"), ("dst", "src")] {
+            for missing in [None, Some("")] {
+                let mut all = columns([1.0, 2.0], [Some(1.0), None]);
+                all.retain(|kept| kept.name() != column);
+                all.push(Column::new(column.into(), vec![Some("x"), missing]));
+                write(&path, all);
+                let error = read_trace(&path).unwrap_err().to_string();
+                assert!(error.contains(&format!("row 1 has no {column};")), "{error}");
+                assert!(!error.contains(other), "{error}");
+            }
+        }
     }
 
     #[test]

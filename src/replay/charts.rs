@@ -4,14 +4,19 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use super::run::{MESHWISE, NAMES, Run};
+use super::meshwise::LEVELS;
+use super::policy::{NAMES, ORACLE};
+use super::run::Run;
 
 /// Size of a picture (pixels).
 const SIZE: (u32, u32) = (900, 520);
 /// Points of a curve: more do not show.
 const POINTS: usize = 200;
 /// Policies whose curves are drawn; the others crowd the picture.
-const DRAWN: [&str; 6] = ["direct", "last", "ewma", "via", "meshwise", "oracle"];
+const DRAWN: [&str; 7] = ["direct", "last", "ewma", "via", "meshwise", "meshwise-live", "oracle"];
+
+/// Names of the pictures.
+pub const FILES: [&str; 4] = ["latency_cdf.svg", "regret.svg", "calibration.svg", "coverage.svg"];
 
 /// A named curve.
 type Curve = (&'static str, Vec<(f64, f64)>);
@@ -21,16 +26,18 @@ type Curve = (&'static str, Vec<(f64, f64)>);
 /// # Errors
 /// In words, when a file cannot be written.
 pub fn draw(folder: &Path, runs: &[Run]) -> Result<Vec<&'static str>, String> {
+    let [cdf_file, regret_file, calibration_file, coverage_file] = FILES;
     let pictures = [
-        ("latency_cdf.svg", "Cost of the chosen routes", "ms", "share of decisions", cdf(runs)),
-        ("regret.svg", "Regret against the oracle", "hours", "mean ms so far", regret(runs)),
+        (cdf_file, "Cost of the chosen routes", "ms", "share of decisions", cdf(runs)),
+        (regret_file, "Regret against the oracle", "hours", "mean ms so far", regret(runs)),
         (
-            "calibration.svg",
-            "Truths inside the 90 % interval",
-            "hours",
-            "share inside",
+            calibration_file,
+            "Truths inside the interval",
+            "stated share",
+            "observed share",
             calibration(runs),
         ),
+        (coverage_file, "Truths inside the 90 % interval", "hours", "share inside", coverage(runs)),
     ];
     let mut drawn = Vec::new();
     for (name, title, x, y, curves) in pictures {
@@ -70,7 +77,7 @@ fn regret(runs: &[Run]) -> Vec<Curve> {
         let mut sum = 0.0;
         let mut points = Vec::new();
         for (index, outcome) in outcomes.iter().enumerate() {
-            sum += outcome.costs_ms[policy] - outcome.costs_ms[MESHWISE + 1];
+            sum += outcome.costs_ms[policy] - outcome.costs_ms[ORACLE];
             if (index + 1) % every == 0 {
                 points.push((outcome.t_s / 3_600.0, sum / (index + 1) as f64));
             }
@@ -81,7 +88,22 @@ fn regret(runs: &[Run]) -> Vec<Curve> {
     policies().filter(|(_, name)| !["oracle", "direct"].contains(name)).map(curve).collect()
 }
 
+/// Stated against observed coverage at each level, of all seeds.
 fn calibration(runs: &[Run]) -> Vec<Curve> {
+    let all = || runs.iter().flat_map(|run| &run.forecasts);
+    let count = all().count();
+    if count == 0 {
+        return vec![("observed", Vec::new())];
+    }
+    let observed = |(at, level): (usize, f64)| {
+        (level, all().filter(|forecast| forecast.held[at]).count() as f64 / count as f64)
+    };
+    let observed = LEVELS.into_iter().enumerate().map(observed).collect();
+    vec![("observed", observed), ("ideal", vec![(0.0, 0.0), (1.0, 1.0)])]
+}
+
+/// Coverage of the 90 % interval over the time of the first run.
+fn coverage(runs: &[Run]) -> Vec<Curve> {
     let Some(run) = runs.first() else { return Vec::new() };
     let every = run.forecasts.len().div_ceil(POINTS / 4).max(1);
     let hours = run.scored_s / 3_600.0;

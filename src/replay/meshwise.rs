@@ -29,6 +29,10 @@ pub const ROWS_MAX: usize = 30_000;
 const OWN_INTERVAL_AFTER: usize = 30;
 /// The trace's zero, so that nothing happens before the epoch.
 pub const EPOCH_S: f64 = 86_400.0;
+/// Share of truths that the intervals are to hold.
+const STATED: f64 = 0.9;
+/// Shares at which intervals are checked, the stated one among them.
+pub const LEVELS: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, STATED, 0.95];
 
 /// One candidate as it was weighed.
 #[derive(Clone, Debug)]
@@ -43,7 +47,7 @@ pub struct Candidate {
     pub interval_ms: (f64, f64),
     /// The naive forecasts (ms): last value, moving average.
     pub naive_ms: [f64; 2],
-    features: FeatureVector,
+    pub(super) features: FeatureVector,
     /// What each expert of the mix said, ln(ms).
     experts: [Option<f64>; 4],
     /// The model's own offsets of the interval, ln.
@@ -73,7 +77,18 @@ pub struct Weighed {
     /// Index of the chosen one.
     pub chosen: usize,
     /// Index of the route that another one had to beat.
-    stay: Option<usize>,
+    pub stay: Option<usize>,
+}
+
+/// What the online mix did and promised, summed over forecasts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mixed {
+    /// Forecasts whose outcome became known.
+    pub forecasts: f64,
+    /// By how much the loss of the mix may exceed that of the moving average ([`Mix::slack`]), ln(ms).
+    pub slack_ln: f64,
+    /// By how much it did, ln(ms); below 0, it was better.
+    pub excess_ln: f64,
 }
 
 /// The learned policy.
@@ -81,6 +96,8 @@ pub struct Meshwise {
     quantity: Quantity,
     ids: Vec<NodeId>,
     links: LinkHistories,
+    /// What is advertised of each directed link now, row by row.
+    qualities: Vec<Option<LinkQuality>>,
     seen: Seen,
     estimates: Estimates,
     known: Knowledge,
@@ -91,7 +108,10 @@ pub struct Meshwise {
     rows: VecDeque<TrainRow>,
     champion: Option<Arc<ForestModel>>,
     mix: Mix,
+    mixed: Mixed,
     interval: AdaptiveInterval,
+    /// One for each of [`LEVELS`].
+    levels: [AdaptiveInterval; LEVELS.len()],
     intervals: BTreeMap<Pair, (AdaptiveInterval, usize)>,
     surprises: BTreeMap<Pair, Surprise>,
     tuner: RankingTuner,
@@ -100,7 +120,8 @@ pub struct Meshwise {
     current: BTreeMap<Pair, Relay>,
 }
 
-fn timestamp(t_s: f64) -> Timestamp {
+/// A moment of the trace (s) on the engine's clock.
+pub(super) fn timestamp(t_s: f64) -> Timestamp {
     Timestamp(((t_s + EPOCH_S) * 1e6) as u64)
 }
 
@@ -115,6 +136,7 @@ impl Meshwise {
             quantity,
             ids: world.ids.clone(),
             links: LinkHistories::default(),
+            qualities: vec![None; nodes * nodes],
             estimates: Estimates::new(&Seen::new(nodes, BTreeSet::new()), quantity, 0.0),
             seen: Seen::new(nodes, constants),
             known: Knowledge::new(nodes, quantity, fresher, world.links.keys().copied()),
@@ -123,7 +145,9 @@ impl Meshwise {
             rows: VecDeque::new(),
             champion: None,
             mix: Mix::default(),
-            interval: AdaptiveInterval::new(0.9),
+            mixed: Mixed::default(),
+            interval: AdaptiveInterval::new(STATED),
+            levels: LEVELS.map(AdaptiveInterval::new),
             intervals: BTreeMap::new(),
             surprises: BTreeMap::new(),
             tuner: RankingTuner::default(),
@@ -140,7 +164,48 @@ impl Meshwise {
     /// Puts a model into use.
     pub fn promote(&mut self, model: Arc<ForestModel>) {
         self.champion = Some(model);
+        self.mixed.slack_ln += self.mix.slack();
         self.mix = Mix::default();
+    }
+
+    /// What the mix did and promised so far.
+    pub fn mixed(&self) -> Mixed {
+        Mixed { slack_ln: self.mixed.slack_ln + self.mix.slack(), ..self.mixed }
+    }
+
+    /// What is advertised of a link, by its own direction or else the other one.
+    pub(super) fn link_quality(&self, src: usize, dst: usize) -> Option<&LinkQuality> {
+        let of = |a: usize, b: usize| self.qualities[a * self.ids.len() + b].as_ref();
+        of(src, dst).or_else(|| of(dst, src))
+    }
+
+    /// Every relay that a pair could use.
+    pub(super) fn relays(&self, pair: Pair) -> impl Iterator<Item = usize> + '_ {
+        self.known.relays(pair)
+    }
+
+    /// The features of a route at a decision.
+    pub(super) fn features_of(&self, weighed: &Weighed, relay: Relay) -> Option<FeatureVector> {
+        let known = weighed.candidates.iter().find(|candidate| candidate.relay == relay);
+        let known = known.map(|candidate| candidate.features);
+        known.or_else(|| self.features(weighed.pair, relay, weighed.t_s))
+    }
+
+    /// The route of the lowest sum of last values, by what meshwise measured.
+    pub(super) fn quickest(&self, pair: Pair) -> Relay {
+        self.known.best(pair, self.known.relays(pair), |n| n.last).0
+    }
+
+    /// Whether the interval at each of [`LEVELS`] around a candidate's forecast holds a truth (ms).
+    pub(super) fn held_at_levels(&self, of: &Candidate, truth_ms: f64) -> [bool; LEVELS.len()] {
+        let (truth, (low, high)) = (truth_ms.max(1e-3).ln(), of.offsets);
+        std::array::from_fn(|at| {
+            if LEVELS[at] == STATED {
+                return of.interval_ms.0 <= truth_ms && truth_ms <= of.interval_ms.1;
+            }
+            let (bottom, top) = self.levels[at].apply(of.forecast_ms.ln(), low, high);
+            bottom <= truth && truth <= top
+        })
     }
 
     /// The rule in use.
@@ -288,9 +353,14 @@ impl Meshwise {
     fn delivered(&mut self, expected: &Expected) {
         let (truth, forecast) = (expected.truth_ms.max(1e-3).ln(), expected.forecast_ms.ln());
         let (low, high) = expected.offsets;
+        if let Some(average) = expected.experts[1] {
+            self.mixed.forecasts += 1.0;
+            self.mixed.excess_ln += (truth - forecast).abs() - (truth - average).abs();
+        }
         self.mix.observe(truth, expected.experts);
         self.surprises.entry(expected.pair).or_default().observe(truth - forecast, low, high);
         self.interval.observe(truth, forecast, low, high);
+        self.levels.iter_mut().for_each(|level| level.observe(truth, forecast, low, high));
         let shared = &self.interval;
         let own = self.intervals.entry(expected.pair).or_insert_with(|| (*shared, 0));
         own.0.observe(truth, forecast, low, high);
@@ -350,6 +420,7 @@ impl Meshwise {
             let bandwidth =
                 (self.quantity == Quantity::Throughput).then(|| ms_of_bandwidth(rtt_ms));
             let quality = LinkQuality { rtt_ms, jitter_ms, loss, bandwidth, utilisation: 0.0 };
+            self.qualities[src * self.ids.len() + dst] = Some(quality);
             changes.push((self.ids[dst], Some(quality)));
         }
         self.links.advertised(self.ids[src], timestamp(at), changes);

@@ -10,15 +10,20 @@
 //!    budget allows, and everybody hears of it by advertisement before the next round.
 //! 3. [`meshwise`] holds the parts of the engine that decide: link histories, features, model,
 //!    mix, interval and ranking. Models are trained on schedule on what was measured so far.
-//! 4. [`policy`] and [`bandit`] hold what it is compared with.
+//! 4. [`policy`] and [`bandit`] hold what it is compared with, and [`live`] the rule that a node runs.
 //! 5. [`report`] turns decisions into figures with intervals, [`charts`] into pictures.
 //!
 //! Nothing is learned from an outcome before the moment in which it is measured. With a budget, the
 //! simple policies share the measurements of a fair rotation, and meshwise spends the same budget on
-//! what is worth measuring ([`crate::engine::measure::worth`]).
+//! what is worth measuring ([`crate::engine::measure::worth`]). What of its lead is measuring and what is
+//! the model is told apart by `last+worth`, the last value on meshwise's measurements, and by
+//! [`ReplayConfig::own_probes`].
 //!
-//! The live router shares the features, the model, the mix and the interval; it compares the
-//! forecast's pessimistic bound, by the rule that was chosen when the model was trained.
+//! The rule of the row `meshwise` is the replay's: a node does not tune its ranking on outcomes. The live
+//! router shares the features, the model, the mix and the interval; it compares scores of the
+//! forecast's pessimistic bound, by the rule that was chosen when the model was trained. That is what the
+//! rows `meshwise-live` (for what is replayed) and `meshwise-live-balanced` (as a node does when nothing is
+//! said) show.
 //!
 //! What a replay leaves out: the gossip, probe timers and datagrams of the engine (the trace says
 //! what can be measured when; `sim` shows those), and the effect of traffic on the paths.
@@ -29,7 +34,9 @@ pub mod estimates;
 pub mod judged;
 pub mod knowledge;
 mod life;
+pub mod live;
 pub mod meshwise;
+mod outcome;
 pub mod output;
 pub mod policy;
 pub mod probing;
@@ -45,7 +52,8 @@ use serde::Serialize;
 use crate::engine::predict::Ranking;
 use crate::learn::trace::{TraceRow, read_trace};
 use crate::learn::{LearnError, TrainConfig};
-use report::{PolicyReport, PredictionReport};
+pub use policy::NAMES;
+use report::{HindsightReport, PolicyReport, PredictionReport};
 pub use run::{Run, run};
 pub use world::{Quantity, TraceWorld};
 
@@ -71,8 +79,13 @@ pub struct ReplayConfig {
     pub decisions: Option<usize>,
     /// Whether models are trained; without, meshwise decides on level and spread alone.
     pub learning: bool,
-    /// Where to leave decisions, pictures, measurements and the last model.
+    /// Whether meshwise chooses by itself what it measures; without, it shares the fair rotation of the
+    /// others.
+    pub own_probes: bool,
+    /// Where to leave decisions, pictures, measurements, training rows and the last model.
     pub out: Option<PathBuf>,
+    /// Replace what an earlier replay left there.
+    pub force: bool,
     /// How models are trained.
     pub train: TrainConfig,
 }
@@ -104,6 +117,14 @@ pub enum ReplayError {
         trace: PathBuf,
         /// Why.
         what: String,
+    },
+    /// Nothing could be scored.
+    #[error("'{trace}': no decision could be scored: {why}")]
+    Unscored {
+        /// The file.
+        trace: PathBuf,
+        /// Why.
+        why: String,
     },
     /// A picture could not be written.
     #[error("{0}; check permissions and free space")]
@@ -141,6 +162,8 @@ pub struct Report {
     pub policies: Vec<PolicyReport>,
     /// The forecasts; null without any.
     pub prediction: Option<PredictionReport>,
+    /// The best fixed ranking rule in hindsight; null where no decision has the outcomes of all candidates.
+    pub best_fixed_rule: Option<HindsightReport>,
     /// Estimates from logged decisions, checked against the truth; null without enough decisions.
     pub estimators: Option<judged::JudgedReport>,
     /// Models trained in all seeds.
@@ -168,7 +191,9 @@ pub fn replay(config: &ReplayConfig, progress: impl Fn(u64) + Sync) -> Result<Re
     let world = TraceWorld::new(&rows, config.quantity)
         .map_err(|what| ReplayError::Trace { trace: config.trace.clone(), what })?;
     drop(rows);
-    let stored = fill_store(config, &world)?;
+    if let Some(out) = &config.out {
+        output::make_room(out, config.force)?;
+    }
     let mut runs = Vec::new();
     for seeds in config.seeds.chunks(2) {
         let done: Vec<Result<Run, ReplayError>> = std::thread::scope(|scope| {
@@ -190,9 +215,13 @@ pub fn replay(config: &ReplayConfig, progress: impl Fn(u64) + Sync) -> Result<Re
             runs.push(run?);
         }
     }
+    if runs.iter().all(|run| run.outcomes.is_empty()) {
+        return Err(unscored(config, &world, &runs));
+    }
+    let stored = fill_store(config, &world)?;
     let mut files = Vec::new();
     if let Some(out) = &config.out {
-        files = output::write(out, &world, config.quantity, &runs)?;
+        files = output::write(out, &world, config, &runs)?;
     }
     let name = config.trace.file_name().unwrap_or_default();
     let report = Report {
@@ -208,6 +237,7 @@ pub fn replay(config: &ReplayConfig, progress: impl Fn(u64) + Sync) -> Result<Re
         decisions_dropped: runs.iter().map(|run| run.dropped).sum(),
         policies: report::policies(&runs),
         prediction: report::prediction(&runs, &world.names),
+        best_fixed_rule: report::best_fixed_rule(&runs),
         estimators: judged::check(&runs),
         models_trained: runs.iter().map(|run| run.models_trained).sum(),
         models_promoted: runs.iter().map(|run| run.models_promoted).sum(),
@@ -219,16 +249,26 @@ pub fn replay(config: &ReplayConfig, progress: impl Fn(u64) + Sync) -> Result<Re
     Ok(report)
 }
 
+/// Why no decision has an outcome.
+fn unscored(config: &ReplayConfig, world: &TraceWorld, runs: &[Run]) -> ReplayError {
+    let dropped: usize = runs.iter().map(|run| run.dropped).sum();
+    let why = match (dropped, world.rounds.len() - 1) {
+        (0, rounds @ 0..=2) => format!(
+            "it has measurements of {rounds} moments, and the first third only fills the histories;              replay a longer trace"
+        ),
+        (0, _) => "no link is measured again after the first third; replay a longer trace".into(),
+        (dropped, _) => format!(
+            "in each of {dropped} decisions some policy took a route of which a link is never measured              again; replay a trace that measures its links again and again"
+        ),
+    };
+    ReplayError::Unscored { trace: config.trace.clone(), why }
+}
+
 /// Writes the measurements into the store of the output folder; without one, none are written.
 fn fill_store(config: &ReplayConfig, world: &TraceWorld) -> Result<u64, ReplayError> {
     let Some(out) = &config.out else { return Ok(0) };
     if config.quantity == Quantity::Throughput {
         return Ok(0);
     }
-    std::fs::create_dir_all(out).map_err(|source| LearnError::File {
-        doing: "make the folder",
-        path: out.clone(),
-        source,
-    })?;
     output::fill_store(&out.join(output::STORE), world)
 }

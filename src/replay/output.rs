@@ -1,15 +1,20 @@
 //! What a replay leaves in its folder: every decision as Parquet, pictures, the measurements in a
-//! store, and the last model.
+//! store, the rows of a last training, and the last model.
 
-use std::path::Path;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use super::meshwise::EPOCH_S;
-use super::run::{MESHWISE, NAMES, Run};
-use super::{Quantity, ReplayError, TraceWorld, charts};
+use super::policy::{MESHWISE, NAMES};
+use super::run::Run;
+use super::{Quantity, ReplayConfig, ReplayError, TraceWorld, charts};
 use crate::engine::measure::{ProbeKind, Sample};
 use crate::engine::types::{Route, Timestamp};
 use crate::learn::trace::{ReplayDecisionRow, write_decisions};
-use crate::learn::{COMMIT, LearnError, ModelRegistry};
+use crate::learn::{
+    COMMIT, LearnError, ModelRegistry, TrainedRows, refuse_unless_empty, write_training_rows,
+};
 use crate::store::{QUEUE_MAX, Retention, Writer};
 
 /// File of all decisions.
@@ -18,32 +23,77 @@ pub const DECISIONS: &str = "decisions.parquet";
 /// directory to 'data stats', 'data export' and 'model train'.
 pub const STORE: &str = "meshwise.db";
 
-/// Writes everything into `folder`, which is made, and returns the names of the files.
+/// File of the rows that a model was trained on at the end of each seed.
+pub const TRAINING_ROWS: &str = "training_rows.parquet";
+/// Folder of the models.
+const MODELS: &str = "models";
+/// How the names of a replay's models begin.
+const VERSIONS: &str = "replay-";
+
+/// Makes the folder, or refuses it when something is in it. With `force`, removes what an earlier replay
+/// left there and nothing else.
+///
+/// # Errors
+/// [`LearnError::NotEmpty`], [`LearnError::File`].
+pub fn make_room(folder: &Path, force: bool) -> Result<(), LearnError> {
+    refuse_unless_empty(folder, force)?;
+    let wrong = |doing, path: &Path| {
+        let path = path.to_owned();
+        move |source| LearnError::File { doing, path, source }
+    };
+    fs::create_dir_all(folder).map_err(wrong("make the folder", folder))?;
+    let log = |end: &str| format!("{STORE}{end}");
+    let mut old: Vec<PathBuf> = [DECISIONS, TRAINING_ROWS, STORE, &log("-wal"), &log("-shm")]
+        .map(|n| folder.join(n))
+        .into();
+    old.extend(charts::FILES.map(|name| folder.join(name)));
+    if let Ok(models) = fs::read_dir(folder.join(MODELS)) {
+        let is_ours = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(VERSIONS))
+        };
+        old.extend(models.filter_map(|entry| Some(entry.ok()?.path())).filter(is_ours));
+    }
+    for path in old {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(wrong("remove", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes everything into `folder`, which is there, and returns the names of the files.
 ///
 /// # Errors
 /// [`ReplayError::Learn`] when a file cannot be written, [`ReplayError::Output`] for a picture.
 pub fn write(
     folder: &Path,
     world: &TraceWorld,
-    quantity: Quantity,
+    config: &ReplayConfig,
     runs: &[Run],
 ) -> Result<Vec<String>, ReplayError> {
-    std::fs::create_dir_all(folder).map_err(|source| LearnError::File {
-        doing: "make the folder",
-        path: folder.to_owned(),
-        source,
-    })?;
     let mut files = vec![DECISIONS.to_owned()];
     write_decisions(&folder.join(DECISIONS), &decisions(world, runs))?;
     let pictures = charts::draw(folder, runs).map_err(ReplayError::Output)?;
     files.extend(pictures.into_iter().map(str::to_owned));
     let model = runs.first().and_then(|run| run.champion.as_ref());
-    if let Some(model) = model.filter(|_| quantity == Quantity::Latency) {
-        let registry = ModelRegistry::new(folder.join("models"));
+    if let Some(model) = model.filter(|_| config.quantity == Quantity::Latency) {
+        let registry = ModelRegistry::new(folder.join(MODELS));
         let mut model = model.as_ref().clone();
         model.card.commit = Some(COMMIT.into());
         registry.save(&model)?;
-        files.push(format!("models/{}.json", model.version));
+        files.push(format!("{MODELS}/{}.json", model.version));
+    }
+    let trained = runs.iter().filter_map(|run| {
+        let trained = run.trained.as_ref()?;
+        Some(TrainedRows { seed: run.seed, rows: &trained.rows, model: &trained.model })
+    });
+    let trained: Vec<TrainedRows<'_>> = trained.collect();
+    if !trained.is_empty() {
+        write_training_rows(&folder.join(TRAINING_ROWS), &trained, &config.train)?;
+        files.push(TRAINING_ROWS.into());
     }
     Ok(files)
 }

@@ -14,6 +14,49 @@ const FOUR_METRIC_MARGIN: f64 = 0.1;
 /// Relays that random4 looks at.
 const RANDOM_RELAYS: usize = 4;
 
+/// Names of all that is compared, in the order of the table: [`all`], what meshwise makes of its own
+/// measurements, and the oracles.
+pub const NAMES: [&str; 14] = [
+    "direct",
+    "static",
+    "last",
+    "ewma",
+    "four-metric",
+    "random4",
+    "ucb1",
+    "via",
+    "meshwise",
+    "last+worth",
+    "meshwise-live",
+    "meshwise-live-balanced",
+    "oracle",
+    "split-oracle",
+];
+/// Position of meshwise among [`NAMES`], which is also the number of simple policies.
+pub const MESHWISE: usize = position("meshwise");
+/// Position of the hindsight oracle.
+pub const ORACLE: usize = position("oracle");
+/// Position of the oracle that knows one half of the samples and is scored on the other.
+pub const SPLIT_ORACLE: usize = position("split-oracle");
+
+/// Position of a name; one that is not there fails to compile where the result is a constant.
+const fn position(name: &str) -> usize {
+    let name = name.as_bytes();
+    let mut at = 0;
+    while at < NAMES.len() {
+        let other = NAMES[at].as_bytes();
+        let mut byte = 0;
+        while byte < name.len() && byte < other.len() && name[byte] == other[byte] {
+            byte += 1;
+        }
+        if byte == name.len() && byte == other.len() {
+            return at;
+        }
+        at += 1;
+    }
+    panic!("no such policy")
+}
+
 /// Source and destination.
 pub type Pair = (usize, usize);
 /// A relay; `None`: the direct link.
@@ -31,7 +74,7 @@ pub trait Policy {
     fn learn(&mut self, _pair: Pair, _relay: Relay, _ms: f64) {}
 }
 
-/// All of them, in the order of the table.
+/// The simple ones, in the order of [`NAMES`].
 pub fn all() -> Vec<Box<dyn Policy>> {
     vec![
         Box::new(Direct),
@@ -176,6 +219,14 @@ mod tests {
         let mut random = Pcg64Mcg::seed_from_u64(1);
         let policy = policies.iter_mut().find(|policy| policy.name() == name).unwrap();
         policy.choose((0, 1), known, &mut random)
+    }
+
+    #[test]
+    fn the_names_are_those_of_the_policies() {
+        let names: Vec<&str> = all().iter().map(|policy| policy.name()).collect();
+        assert_eq!(names, NAMES[..MESHWISE]);
+        assert_eq!((NAMES[ORACLE], NAMES[SPLIT_ORACLE]), ("oracle", "split-oracle"));
+        assert_eq!((SPLIT_ORACLE, NAMES[MESHWISE]), (NAMES.len() - 1, "meshwise"));
     }
 
     #[test]

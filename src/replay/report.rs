@@ -8,8 +8,11 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use serde::Serialize;
 
-use super::run::{Forecasted, MESHWISE, NAMES, Outcome, Run};
+use super::meshwise::{LEVELS, Mixed};
+use super::policy::{MESHWISE, NAMES, ORACLE};
+use super::run::{Forecasted, Outcome, Run};
 use crate::engine::measure::window_statistics::quantile;
+use crate::engine::predict::Ranking;
 use crate::learn::evaluate::{ACCURATE_MS, ACCURATE_SHARE};
 
 /// Blocks of time; fewer when there are fewer moments.
@@ -56,7 +59,7 @@ pub struct PolicyReport {
     pub worse_than_direct_10pct: Option<f64>,
     /// Changes of route for each pair and hour of scored time.
     pub route_changes_per_hour: f64,
-    /// Intervals of `relative_to_direct`, `share_of_oracle_gain` and the mean (ms).
+    /// Intervals of these figures and the mean (ms).
     pub ci: Intervals,
     /// Mean cost above meshwise's (ms): above 0, meshwise is better.
     pub above_meshwise_ms: Bounded,
@@ -69,6 +72,8 @@ pub struct Intervals {
     pub relative_to_direct: Option<(f64, f64)>,
     /// Of `share_of_oracle_gain`.
     pub share_of_oracle_gain: Option<(f64, f64)>,
+    /// Of `worse_than_direct_10pct`.
+    pub worse_than_direct_10pct: Option<(f64, f64)>,
     /// Of the mean (ms).
     pub mean_ms: (f64, f64),
 }
@@ -102,9 +107,41 @@ pub struct PredictionReport {
     pub coverage_90_after_change: Option<f64>,
     /// Mean width of the interval over the truth.
     pub width_90: f64,
+    /// Stated and observed coverage at ten levels, the intervals adapted online at each.
+    pub calibration: Vec<Calibration>,
+    /// By how much the mean absolute ln error of the mix may exceed the moving average's, as the mix
+    /// itself states it ([`Mix::slack`](crate::engine::predict::Mix::slack)): for outcomes that are known at once.
+    pub slack_ln: f64,
+    /// By how much it did, outcomes as late as they are; below 0, the mix was better.
+    pub excess_over_moving_average_ln: f64,
     /// The pair whose forecasts were worst against the moving average, and by how much in mean
     /// absolute ln error; below 0, no pair was worse.
     pub worst_pair: (String, f64),
+}
+
+/// Coverage at one level.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Calibration {
+    /// What the interval is to hold.
+    pub nominal: f64,
+    /// What it held.
+    pub observed: f64,
+}
+
+/// The fixed ranking rule that would have been best, known only afterwards: a bound on what choosing a
+/// rule online can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct HindsightReport {
+    /// The rule.
+    pub rule: Ranking,
+    /// What it would have paid (ms, mean).
+    pub mean_ms: f64,
+    /// What meshwise paid on the same decisions (ms, mean).
+    pub meshwise_ms: f64,
+    /// The rule's cost over the direct route's; null where no direct link is.
+    pub relative_to_direct: Option<f64>,
+    /// Decisions of which the outcome of every candidate is known.
+    pub decisions: u64,
 }
 
 /// All scored decisions by block of time.
@@ -112,33 +149,41 @@ struct Blocks<'a> {
     blocks: Vec<Vec<&'a Outcome>>,
 }
 
-/// What sums a block adds to: cost of policy, direct, oracle, meshwise, and count.
-type Sums = [f64; 5];
+/// What sums a block adds to: cost of policy, direct, oracle, meshwise, decisions worse than direct,
+/// and count.
+type Sums = [f64; 6];
+
+/// Items in order of time, cut into blocks; what happened in one moment stays together.
+fn in_blocks<T>(mut items: Vec<T>, t_s: impl Fn(&T) -> f64) -> Vec<Vec<T>> {
+    items.sort_by(|a, b| t_s(a).total_cmp(&t_s(b)));
+    let mut moments: Vec<f64> = items.iter().map(&t_s).collect();
+    moments.dedup();
+    let per_block = moments.len().div_ceil(BLOCKS_MAX).max(1);
+    let starts: Vec<f64> = moments.chunks(per_block).map(|chunk| chunk[0]).collect();
+    let mut blocks: Vec<Vec<T>> = starts.iter().map(|_| Vec::new()).collect();
+    for item in items {
+        let at = starts.partition_point(|start| *start <= t_s(&item)).saturating_sub(1);
+        blocks[at].push(item);
+    }
+    blocks
+}
 
 impl<'a> Blocks<'a> {
     fn new(runs: &'a [Run]) -> Self {
-        let mut outcomes: Vec<&Outcome> = runs.iter().flat_map(|run| &run.outcomes).collect();
-        outcomes.sort_by(|a, b| a.t_s.total_cmp(&b.t_s));
-        let mut moments: Vec<f64> = outcomes.iter().map(|outcome| outcome.t_s).collect();
-        moments.dedup();
-        let per_block = moments.len().div_ceil(BLOCKS_MAX).max(1);
-        let starts: Vec<f64> = moments.chunks(per_block).map(|chunk| chunk[0]).collect();
-        let mut blocks = vec![Vec::new(); starts.len()];
-        for outcome in outcomes {
-            let at = starts.partition_point(|start| *start <= outcome.t_s).saturating_sub(1);
-            blocks[at].push(outcome);
-        }
-        Self { blocks }
+        let outcomes = runs.iter().flat_map(|run| &run.outcomes).collect();
+        Self { blocks: in_blocks(outcomes, |outcome: &&Outcome| outcome.t_s) }
     }
 
     fn sums(&self, policy: usize) -> Vec<Sums> {
         let sum = |block: &Vec<&Outcome>| {
-            block.iter().fold([0.0; 5], |mut sums, outcome| {
-                sums[0] += outcome.costs_ms[policy];
+            block.iter().fold([0.0; 6], |mut sums, outcome| {
+                let cost_ms = outcome.costs_ms[policy];
+                sums[0] += cost_ms;
                 sums[1] += outcome.direct_ms;
-                sums[2] += outcome.costs_ms[MESHWISE + 1];
+                sums[2] += outcome.costs_ms[ORACLE];
                 sums[3] += outcome.costs_ms[MESHWISE];
-                sums[4] += 1.0;
+                sums[4] += f64::from(cost_ms > outcome.direct_ms * (1.0 + WORSE_SHARE));
+                sums[5] += 1.0;
                 sums
             })
         };
@@ -147,7 +192,7 @@ impl<'a> Blocks<'a> {
 }
 
 fn total(blocks: &[Sums], drawn: impl Iterator<Item = usize>) -> Sums {
-    drawn.fold([0.0; 5], |mut sums, at| {
+    drawn.fold([0.0; 6], |mut sums, at| {
         sums.iter_mut().zip(blocks[at]).for_each(|(sum, more)| *sum += more);
         sums
     })
@@ -179,29 +224,54 @@ pub fn policies(runs: &[Run]) -> Vec<PolicyReport> {
         let costs: Vec<f64> = outcomes.iter().map(|outcome| outcome.costs_ms[policy]).collect();
         let at = |q| quantile(&costs, q).unwrap_or(0.0);
         let sums = blocks.sums(policy);
-        let mean = bounded(&sums, |s| s[0] / s[4]);
+        let mean = bounded(&sums, |s| s[0] / s[5]);
         let relative = has_direct.then(|| bounded(&sums, |s| s[0] / s[1]));
         let gain = |s: &Sums| (s[1] - s[0]) / (s[1] - s[2]).max(1e-9);
         let some_gain = sums.iter().any(|s| s[1] - s[2] > 1e-6);
         let share = (has_direct && some_gain).then(|| bounded(&sums, gain));
-        let worse = |o: &&&Outcome| o.costs_ms[policy] > o.direct_ms * (1.0 + WORSE_SHARE);
-        let worse = outcomes.iter().filter(worse).count() as f64 / outcomes.len() as f64;
+        let worse = has_direct.then(|| bounded(&sums, |s| s[4] / s[5]));
         PolicyReport {
             name,
             latency_ms: Latency { mean: mean.value, p50: at(0.5), p95: at(0.95), p99: at(0.99) },
             relative_to_direct: relative.map(|bounded| bounded.value),
             share_of_oracle_gain: share.map(|bounded| bounded.value),
-            worse_than_direct_10pct: has_direct.then_some(worse),
+            worse_than_direct_10pct: worse.map(|bounded| bounded.value),
             route_changes_per_hour: changes_per_hour(runs, policy),
             ci: Intervals {
                 relative_to_direct: relative.map(|bounded| bounded.ci),
                 share_of_oracle_gain: share.map(|bounded| bounded.ci),
+                worse_than_direct_10pct: worse.map(|bounded| bounded.ci),
                 mean_ms: mean.ci,
             },
-            above_meshwise_ms: bounded(&sums, |s| (s[0] - s[3]) / s[4]),
+            above_meshwise_ms: bounded(&sums, |s| (s[0] - s[3]) / s[5]),
         }
     };
     NAMES.into_iter().enumerate().map(row).collect()
+}
+
+/// The best fixed rule over all seeds; `None` without a decision all of whose outcomes are known.
+pub fn best_fixed_rule(runs: &[Run]) -> Option<HindsightReport> {
+    let mut costs: Vec<(Ranking, f64)> = Vec::new();
+    for run in runs {
+        for (index, (rule, cost)) in run.rules.ledger().costs().enumerate() {
+            match costs.get_mut(index) {
+                Some((_, sum)) => *sum += cost,
+                None => costs.push((*rule, cost)),
+            }
+        }
+    }
+    let decisions: u64 = runs.iter().map(|run| u64::from(run.rules.ledger().choices())).sum();
+    let (rule, cost) = costs.into_iter().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    let beside = |at: usize| runs.iter().map(|run| run.rules_beside_ms[at]).sum::<f64>();
+    let mean = |sum: f64| sum / decisions as f64;
+    let direct = Some(beside(1)).filter(|ms| ms.is_finite());
+    (decisions > 0).then(|| HindsightReport {
+        rule,
+        mean_ms: mean(cost),
+        meshwise_ms: mean(beside(0)),
+        relative_to_direct: direct.map(|direct| cost / direct),
+        decisions,
+    })
 }
 
 /// Changes between consecutive decisions of a pair, for each pair and hour.
@@ -261,6 +331,16 @@ pub fn prediction(runs: &[Run], names: &[String]) -> Option<PredictionReport> {
         (name, ln_error(all, model) - ln_error(all, naive(1)))
     };
     let worst_pair = by_pair.iter().map(excess).max_by(|a, b| a.1.total_cmp(&b.1));
+    let at_level = |(at, nominal): (usize, f64)| {
+        let held = forecasts.iter().filter(|forecast| forecast.held[at]).count();
+        Calibration { nominal, observed: held as f64 / count }
+    };
+    let mixed = runs.iter().fold(Mixed::default(), |sum, Run { mixed, .. }| Mixed {
+        forecasts: sum.forecasts + mixed.forecasts,
+        slack_ln: sum.slack_ln + mixed.slack_ln,
+        excess_ln: sum.excess_ln + mixed.excess_ln,
+    });
+    let a_forecast = |ln: f64| ln / mixed.forecasts.max(1.0);
     Some(PredictionReport {
         forecasts: forecasts.len(),
         accuracy: accuracy(ACCURATE_SHARE, &model),
@@ -275,6 +355,9 @@ pub fn prediction(runs: &[Run], names: &[String]) -> Option<PredictionReport> {
         coverage_90: covered(&forecasts),
         coverage_90_after_change: (!after.is_empty()).then(|| covered(&after)),
         width_90: forecasts.iter().map(width).sum::<f64>() / count,
+        calibration: LEVELS.into_iter().enumerate().map(at_level).collect(),
+        slack_ln: a_forecast(mixed.slack_ln),
+        excess_over_moving_average_ln: a_forecast(mixed.excess_ln),
         worst_pair: worst_pair.unwrap_or_default(),
     })
 }
@@ -287,21 +370,13 @@ fn ln_error(forecasts: &[&Forecasted], of: impl Fn(&Forecasted) -> f64) -> f64 {
 
 /// Skill against one naive predictor.
 fn skill(forecasts: &[&Forecasted], naive: usize) -> Bounded {
-    let mut sorted = forecasts.to_vec();
-    sorted.sort_by(|a, b| a.t_s.total_cmp(&b.t_s));
-    let mut moments: Vec<f64> = sorted.iter().map(|forecast| forecast.t_s).collect();
-    moments.dedup();
-    let per_block = moments.len().div_ceil(BLOCKS_MAX).max(1);
-    let starts: Vec<f64> = moments.chunks(per_block).map(|chunk| chunk[0]).collect();
-    let block = |forecast: &Forecasted| starts.partition_point(|start| *start <= forecast.t_s);
-    let sums: Vec<Sums> = sorted
-        .chunk_by(|a, b| block(a) == block(b))
-        .map(|all| {
-            let count = all.len() as f64;
-            let model = ln_error(all, |f| f.forecast_ms) * count;
-            [model, ln_error(all, |f| f.naive_ms[naive]) * count, 0.0, 0.0, count]
-        })
-        .collect();
+    let of = |all: &Vec<&Forecasted>| {
+        let count = all.len() as f64;
+        let model = ln_error(all, |f| f.forecast_ms) * count;
+        [model, ln_error(all, |f| f.naive_ms[naive]) * count, 0.0, 0.0, 0.0, count]
+    };
+    let blocks = in_blocks(forecasts.to_vec(), |forecast: &&Forecasted| forecast.t_s);
+    let sums: Vec<Sums> = blocks.iter().map(of).collect();
     bounded(&sums, |s| 1.0 - s[0] / s[1].max(1e-12))
 }
 
@@ -331,10 +406,11 @@ fn spearman(forecasts: &[&Forecasted]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::predict::{CENTRES_COUNT, Prospect};
 
     fn outcome(t_s: f64, cost: f64) -> Outcome {
         let mut costs_ms = [cost; NAMES.len()];
-        costs_ms[MESHWISE + 1] = 50.0;
+        costs_ms[ORACLE] = 50.0;
         let mut relays = [None; NAMES.len()];
         relays[0] = (t_s as usize).is_multiple_of(2).then_some(5);
         Outcome {
@@ -358,10 +434,38 @@ mod tests {
         assert!((row.relative_to_direct.unwrap() - 0.8).abs() < 1e-12);
         assert!((row.share_of_oracle_gain.unwrap() - 0.4).abs() < 1e-12);
         assert!((row.worse_than_direct_10pct.unwrap() - 0.2).abs() < 1e-12);
+        let (low, high) = row.ci.worse_than_direct_10pct.unwrap();
+        assert!(low < 0.2 && high > 0.2, "{low} {high}");
         assert_eq!(row.route_changes_per_hour, 9.0);
         let (low, high) = row.ci.relative_to_direct.unwrap();
         assert!(low < 0.8 && high > 0.8 && low >= 0.7 && high <= 1.2);
         assert_eq!(row.above_meshwise_ms.value, 0.0);
+    }
+
+    #[test]
+    fn the_best_fixed_rule_is_that_of_all_seeds() {
+        let prospect = |ms| Prospect {
+            centre_ms: [ms; CENTRES_COUNT],
+            spread_ms: [0.0; CENTRES_COUNT],
+            stale_ms: 0.0,
+        };
+        let run = |relay_ms: f64, times: usize| {
+            let mut run = Run::default();
+            for _ in 0..times {
+                // The relay looks a tenth better than the direct link of 100 ms.
+                run.rules.observe(&[prospect(100.0), prospect(90.0)], Some(0), &[100.0, relay_ms]);
+                run.rules_beside_ms[0] += 100.0;
+                run.rules_beside_ms[1] += 100.0;
+            }
+            run
+        };
+        let found = best_fixed_rule(&[run(150.0, 2), run(60.0, 1)]).unwrap();
+        assert!(found.rule.margin >= 0.1, "it stays: {:?}", found.rule);
+        assert_eq!((found.mean_ms, found.meshwise_ms, found.decisions), (100.0, 100.0, 3));
+        let found = best_fixed_rule(&[run(150.0, 2), run(60.0, 9)]).unwrap();
+        assert!(found.rule.margin < 0.1, "it goes: {:?}", found.rule);
+        assert!((found.relative_to_direct.unwrap() - (300.0 + 540.0) / 1_100.0).abs() < 1e-12);
+        assert_eq!(best_fixed_rule(&[Run::default()]), None);
     }
 
     #[test]
@@ -371,6 +475,7 @@ mod tests {
             truth_ms,
             forecast_ms,
             interval_ms: (90.0, 110.0),
+            held: std::array::from_fn(|level| level >= 4 && truth_ms < 150.0),
             naive_ms: [2.0 * truth_ms, 1.5 * truth_ms],
             after_change: false,
             t_s: 0.0,
@@ -382,14 +487,19 @@ mod tests {
             forecast((0, 1), 100.0, 119.0),
             forecast((1, 0), 200.0, 100.0),
         ];
-        let run = Run { forecasts, ..Run::default() };
+        let mixed = Mixed { forecasts: 4.0, slack_ln: 0.4, excess_ln: -0.2 };
+        let run = Run { forecasts, mixed, ..Run::default() };
         let names = ["a".to_owned(), "b".to_owned()];
         let report = prediction(&[run], &names).unwrap();
         assert!((report.accuracy - 0.5).abs() < 1e-12);
         assert!((report.coverage_90 - 0.75).abs() < 1e-12);
         assert_eq!(report.best_naive, "moving average");
+        assert!((report.slack_ln - 0.1).abs() < 1e-12);
+        assert!((report.excess_over_moving_average_ln + 0.05).abs() < 1e-12);
         assert!(report.skill_vs_best_naive.value > 0.0);
         assert_eq!(report.worst_pair.0, "b > a");
+        let observed: Vec<f64> = report.calibration.iter().map(|level| level.observed).collect();
+        assert_eq!((observed[3], observed[4], observed.len()), (0.0, 0.75, 10));
         assert!(prediction(&[], &names).is_none());
     }
 }

@@ -9,13 +9,16 @@ use rand_pcg::Pcg64Mcg;
 
 use super::knowledge::Knowledge;
 use super::life::Life;
-use super::meshwise::{Meshwise, Weighed};
-use super::policy::{self, Pair, Policy, Relay};
+use super::live::Live;
+use super::meshwise::{LEVELS, Meshwise, Mixed, Weighed};
+pub use super::outcome::Outcome;
+use super::outcome::{Decision, Halves, Lessons, key};
+use super::policy::{self, MESHWISE, Pair, Policy};
 use super::probing::{Cursor, Probe, Prober};
-use super::world::{Sample, TraceWorld};
+use super::world::{Quantity, TraceWorld};
 use super::{ReplayConfig, ReplayError};
-use crate::engine::predict::{ForestModel, Ranking};
-use crate::learn::TrainConfig;
+use crate::engine::predict::{ForestModel, Prospect, Ranking, RankingTuner};
+use crate::learn::{LearnError, TrainConfig, TrainRow, train_rows};
 
 /// Link rows that a round adds to the training data, drawn at random.
 const LINK_ROWS_A_ROUND: usize = 3_000;
@@ -23,45 +26,6 @@ const LINK_ROWS_A_ROUND: usize = 3_000;
 const LOSS_GAIN: f64 = 0.05;
 /// A changepoint counts for predictions so long after it (s).
 pub const AFTER_CHANGE_S: f64 = 3_600.0;
-
-/// Names of what is compared, in the order of [`Outcome::costs_ms`].
-pub const NAMES: [&str; 11] = [
-    "direct",
-    "static",
-    "last",
-    "ewma",
-    "four-metric",
-    "random4",
-    "ucb1",
-    "via",
-    "meshwise",
-    "oracle",
-    "split-oracle",
-];
-/// Position of meshwise among [`NAMES`].
-pub const MESHWISE: usize = 8;
-
-/// A decision and what every policy's choice cost.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// Moment (s).
-    pub t_s: f64,
-    /// Source and destination.
-    pub pair: Pair,
-    /// The relay that each policy chose.
-    pub relays: [Relay; NAMES.len()],
-    /// What it cost (ms).
-    pub costs_ms: [f64; NAMES.len()],
-    /// What the direct link cost (ms); infinite where there is none.
-    pub direct_ms: f64,
-    /// What meshwise forecast for its choice (ms).
-    pub forecast_ms: f64,
-    /// For the judging of other policies: the forecast and the outcome of every candidate, and
-    /// which of them meshwise chose.
-    pub candidates_ms: Vec<(f64, f64)>,
-    /// Index of meshwise's choice among the candidates.
-    pub chosen: usize,
-}
 
 /// A forecast and what came of it.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +38,8 @@ pub struct Forecasted {
     pub forecast_ms: f64,
     /// The 90 % interval (ms).
     pub interval_ms: (f64, f64),
+    /// Whether the interval at each of [`LEVELS`] held it.
+    pub held: [bool; LEVELS.len()],
     /// The naive forecasts (ms): last value, moving average.
     pub naive_ms: [f64; 2],
     /// The truth is a labelled change of the direct link, or lies within an hour after one.
@@ -101,19 +67,26 @@ pub struct Run {
     pub ranking: Ranking,
     /// Weights of the mix at the end.
     pub weights: [f64; 4],
+    /// What the mix did and promised.
+    pub mixed: Mixed,
+    /// What every fixed ranking rule would have paid in the scored decisions.
+    pub rules: RankingTuner,
+    /// What meshwise and the direct link paid in the same ones (ms, summed); infinite without a link.
+    pub rules_beside_ms: [f64; 2],
+    /// Rows and model of one more training at the end; only where they are written down.
+    pub trained: Option<Trained>,
     /// Decisions that could not be scored: a chosen link was never measured again.
     pub dropped: usize,
     /// Scored virtual time (s).
     pub scored_s: f64,
 }
 
-/// What the choices of policies cost (index of the policy, pair, relay, ms), by the moment in
-/// which it is known.
-type Lessons = BTreeMap<u64, Vec<(usize, Pair, Relay, f64)>>;
-
-/// Microseconds since the trace began.
-fn key(t_s: f64) -> u64 {
-    (t_s.max(0.0) * 1e6) as u64
+/// What a model was trained on at the end of a run, and the model, for others to be fitted on the same.
+pub struct Trained {
+    /// The newest rows.
+    pub rows: Vec<TrainRow>,
+    /// The model.
+    pub model: ForestModel,
 }
 
 /// Plays the trace once.
@@ -121,270 +94,251 @@ fn key(t_s: f64) -> u64 {
 /// # Errors
 /// [`ReplayError::Learn`] when training fails for another reason than too few rows.
 pub fn run(world: &TraceWorld, config: &ReplayConfig, seed: u64) -> Result<Run, ReplayError> {
-    let mut random = Pcg64Mcg::seed_from_u64(seed);
-    // With a budget, one end measures a link for both.
-    let fresher = config.probes.is_some();
-    let mut known =
-        Knowledge::new(world.nodes(), config.quantity, fresher, world.links.keys().copied());
-    let mut meshwise = Meshwise::new(world, config.quantity, fresher);
-    let mut policies = policy::all();
-    let mut cursor = Cursor::new(world);
-    let rounds = world.rounds.len() - 1;
-    let warmup = config.warmup_rounds(rounds);
-    let halves = Halves::new(world, world.rounds[warmup]);
-    let per_round = config.decisions_per_round(rounds - warmup, world.pairs.len());
-    let mut losses: BTreeMap<Pair, f64> = BTreeMap::new();
-    // What the simple policies know, and what meshwise does, each within the same budget.
-    let mut prober = Prober::new(world.nodes(), config.probes);
-    let mut own_prober = Prober::new(world.nodes(), config.probes);
-    let mut lessons: Lessons = BTreeMap::new();
-    let mut changed_s: BTreeMap<Pair, f64> = BTreeMap::new();
-    let mut life = Life::new(config.quantity);
-    let mut result = Run { seed, ..Run::default() };
-    result.scored_s = world.rounds[rounds] - world.rounds[warmup];
+    let mut play = Play::new(world, config, seed);
+    for round in 0..play.rounds {
+        play.train(round)?;
+        play.decide(round);
+        play.measure(round);
+    }
+    play.finish()
+}
 
-    for round in 0..rounds {
-        let t_s = world.rounds[round];
-        cursor.outcomes_at(t_s);
-        if config.learning
-            && round > 0
-            && round >= warmup
-            && (round - warmup).is_multiple_of(config.retrain_rounds(rounds))
-        {
-            let version = Some(format!("replay-{seed}-{round}"));
-            let train = TrainConfig { seed, version, ..config.train.clone() };
-            let champion = meshwise.champion().map(AsRef::as_ref);
-            if let Some(model) = life.train(&meshwise.rows(), champion, &train)? {
-                meshwise.promote(Arc::new(model));
+/// A run while it goes on.
+struct Play<'w> {
+    world: &'w TraceWorld,
+    config: &'w ReplayConfig,
+    random: Pcg64Mcg,
+    rounds: usize,
+    warmup: usize,
+    per_round: usize,
+    cursor: Cursor<'w>,
+    halves: Halves,
+    /// What the simple policies know, and what meshwise measures, each within the same budget.
+    known: Knowledge,
+    policies: Vec<Box<dyn Policy>>,
+    lessons: Lessons,
+    prober: Prober,
+    own_prober: Prober,
+    meshwise: Meshwise,
+    live: Live,
+    life: Life,
+    losses: BTreeMap<Pair, f64>,
+    /// When each link was labelled to have changed last (s).
+    changed_s: BTreeMap<Pair, f64>,
+    result: Run,
+}
+
+impl<'w> Play<'w> {
+    fn new(world: &'w TraceWorld, config: &'w ReplayConfig, seed: u64) -> Self {
+        let (nodes, quantity) = (world.nodes(), config.quantity);
+        // With a budget, one end measures a link for both.
+        let fresher = config.probes.is_some();
+        let rounds = world.rounds.len() - 1;
+        let warmup = config.warmup_rounds(rounds);
+        let scored_s = world.rounds[rounds] - world.rounds[warmup];
+        Self {
+            world,
+            config,
+            random: Pcg64Mcg::seed_from_u64(seed),
+            rounds,
+            warmup,
+            per_round: config.decisions_per_round(rounds - warmup, world.pairs.len()),
+            cursor: Cursor::new(world),
+            halves: Halves::new(world, world.rounds[warmup]),
+            known: Knowledge::new(nodes, quantity, fresher, world.links.keys().copied()),
+            policies: policy::all(),
+            lessons: Lessons::new(),
+            prober: Prober::new(nodes, config.probes),
+            own_prober: Prober::new(nodes, config.probes),
+            meshwise: Meshwise::new(world, quantity, fresher),
+            live: Live::new(nodes, quantity, config.probes.is_none()),
+            life: Life::new(quantity),
+            losses: BTreeMap::new(),
+            changed_s: BTreeMap::new(),
+            result: Run { seed, scored_s, ..Run::default() },
+        }
+    }
+
+    /// On schedule, judges the challenger and trains the next one.
+    fn train(&mut self, round: usize) -> Result<(), ReplayError> {
+        let due = round > 0
+            && round >= self.warmup
+            && (round - self.warmup).is_multiple_of(self.config.retrain_rounds(self.rounds));
+        if !self.config.learning || !due {
+            return Ok(());
+        }
+        let version = Some(format!("replay-{}-{round}", self.result.seed));
+        let train = TrainConfig { seed: self.result.seed, version, ..self.config.train.clone() };
+        let champion = self.meshwise.champion().map(AsRef::as_ref);
+        if let Some(model) = self.life.train(&self.meshwise.rows(), champion, &train)? {
+            let model = Arc::new(model);
+            self.live.promote(&model);
+            self.meshwise.promote(model);
+        }
+        Ok(())
+    }
+
+    /// The decisions of a round, for pairs drawn at random.
+    fn decide(&mut self, round: usize) {
+        let t_s = self.world.rounds[round];
+        self.cursor.outcomes_at(t_s);
+        if round == 0 {
+            return;
+        }
+        self.meshwise.begin_round(t_s);
+        // A pair whose links are never measured again has no outcome.
+        let cursor = &self.cursor;
+        let alive = |(src, dst): &Pair| cursor.leads_on(*src) && cursor.leads_to(*dst);
+        let mut pairs: Vec<Pair> = self.world.pairs.iter().copied().filter(alive).collect();
+        let (chosen, _) = pairs.partial_shuffle(&mut self.random, self.per_round);
+        for &mut pair in chosen {
+            if let Some(weighed) = self.meshwise.decide(pair, round, t_s) {
+                self.decide_one(&weighed);
+                self.meshwise.keep(weighed);
             }
         }
-        if round > 0 {
-            meshwise.begin_round(t_s);
-            // A pair whose links are never measured again has no outcome.
-            let alive = |(src, dst): &Pair| cursor.leads_on(*src) && cursor.leads_to(*dst);
-            let mut pairs: Vec<Pair> = world.pairs.iter().copied().filter(alive).collect();
-            let (chosen, _) = pairs.partial_shuffle(&mut random, per_round);
-            for &mut pair in chosen {
-                let Some(weighed) = meshwise.decide(pair, round, t_s) else { continue };
-                let scored = round >= warmup;
-                let decision =
-                    Decision { world, config, cursor: &cursor, known: &known, t_s, pair };
-                let outcome = decision.play(
-                    &mut policies,
-                    &weighed,
-                    &halves,
-                    &mut random,
-                    &mut lessons,
-                    scored,
-                );
-                let direct_at = weighed.candidates.iter().position(|c| c.relay.is_none());
-                let changed = changed_s.get(&pair).copied();
-                for index in [direct_at, Some(weighed.chosen)].into_iter().flatten() {
-                    let relay = weighed.candidates[index].relay;
-                    let Some(truth_ms) = decision.cost(relay) else { continue };
-                    // With a budget, only the route in use is measured by its traffic.
-                    if config.probes.is_none() || index == weighed.chosen {
-                        let known_at_s = decision.known_at_s(relay);
-                        meshwise.expect(&weighed, index, truth_ms, known_at_s);
-                    }
-                    if !scored {
-                        continue;
-                    }
-                    let fresh = cursor.outcome(pair.0, pair.1).map(|(_, sample)| sample);
-                    let after_change = fresh.is_some_and(|sample| {
-                        let recent =
-                            changed.is_some_and(|then| sample.t_s - then <= AFTER_CHANGE_S);
-                        sample.changepoint || recent
-                    });
-                    let candidate = &weighed.candidates[index];
-                    result.forecasts.push(Forecasted {
-                        pair,
-                        truth_ms,
-                        forecast_ms: candidate.forecast_ms,
-                        interval_ms: candidate.interval_ms,
-                        naive_ms: candidate.naive_ms,
-                        after_change,
-                        t_s,
-                    });
-                    if Some(weighed.chosen) == direct_at {
-                        break;
-                    }
-                }
-                match outcome {
-                    Some(outcome) if scored => result.outcomes.push(outcome),
-                    None if scored => result.dropped += 1,
-                    _ => {}
-                }
-                meshwise.keep(weighed);
+    }
+
+    fn decide_one(&mut self, weighed: &Weighed) {
+        let (pair, t_s) = (weighed.pair, weighed.t_s);
+        let Self { world, config, .. } = *self;
+        let decision =
+            Decision { world, config, cursor: &self.cursor, known: &self.known, t_s, pair };
+        let mut relays = decision.play(&mut self.policies, &mut self.random, &mut self.lessons);
+        let truth = |relay| Some((decision.cost(relay)?, decision.known_at_s(relay)));
+        let live = self.live.decide(&self.meshwise, weighed, truth);
+        let own = weighed.candidates[weighed.chosen].relay;
+        relays.extend([own, self.meshwise.quickest(pair)]);
+        relays.extend(live);
+        let scored = weighed.round >= self.warmup;
+        let direct_at = weighed.candidates.iter().position(|c| c.relay.is_none());
+        let seen = [direct_at, Some(weighed.chosen)].into_iter().flatten();
+        // Once, where they are the same.
+        for index in seen.take(if direct_at == Some(weighed.chosen) { 1 } else { 2 }) {
+            let relay = weighed.candidates[index].relay;
+            let Some(truth_ms) = decision.cost(relay) else { continue };
+            // With a budget, only the route in use is measured by its traffic.
+            if config.probes.is_none() || index == weighed.chosen {
+                let known_at_s = decision.known_at_s(relay);
+                self.meshwise.expect(weighed, index, truth_ms, known_at_s);
+            }
+            if scored {
+                let after_change = self.is_after_change(pair);
+                let candidate = &weighed.candidates[index];
+                self.result.forecasts.push(Forecasted {
+                    pair,
+                    truth_ms,
+                    forecast_ms: candidate.forecast_ms,
+                    interval_ms: candidate.interval_ms,
+                    held: self.meshwise.held_at_levels(candidate, truth_ms),
+                    naive_ms: candidate.naive_ms,
+                    after_change,
+                    t_s,
+                });
             }
         }
-        let until_s = world.rounds[round + 1];
-        let all = cursor.measurements(until_s);
+        if !scored {
+            return;
+        }
+        match decision.outcome(&relays, weighed, &self.halves) {
+            Some(outcome) => {
+                self.result.tune(weighed, &outcome);
+                self.result.outcomes.push(outcome);
+            }
+            None => self.result.dropped += 1,
+        }
+    }
+
+    /// Whether the next measurement of a direct link is a labelled change, or lies within an hour after
+    /// one.
+    fn is_after_change(&self, pair: Pair) -> bool {
+        let Some((_, fresh)) = self.cursor.outcome(pair.0, pair.1) else { return false };
+        let recent = |then: &f64| fresh.t_s - then <= AFTER_CHANGE_S;
+        fresh.changepoint || self.changed_s.get(&pair).is_some_and(recent)
+    }
+
+    /// What is measured until the next round begins, and what everybody learns from it.
+    fn measure(&mut self, round: usize) {
+        let (t_s, until_s) = (self.world.rounds[round], self.world.rounds[round + 1]);
+        let all = self.cursor.measurements(until_s);
         for probe in all.iter().filter(|probe| probe.changepoint) {
-            changed_s.insert(probe.pair, probe.t_s);
+            self.changed_s.insert(probe.pair, probe.t_s);
         }
-        for probe in prober.choose(&all, round, None, &mut random) {
-            known.measured(probe.pair.0, probe.pair.1, probe.ms);
+        let fair = self.prober.choose(&all, round, None, &mut self.random);
+        for probe in &fair {
+            self.known.measured(probe.pair.0, probe.pair.1, probe.ms);
         }
-        let worth = config.probes.and_then(|_| meshwise.worth(t_s, until_s - t_s));
-        let probes = own_prober.choose(&all, round, worth.as_deref(), &mut random);
-        let later = lessons.split_off(&key(until_s));
-        for (policy, pair, relay, ms) in
-            std::mem::replace(&mut lessons, later).into_values().flatten()
-        {
-            policies[policy].learn(pair, relay, ms);
-        }
+        let probes = match self.config.own_probes {
+            true => {
+                let budget = self.config.probes;
+                let worth = budget.and_then(|_| self.meshwise.worth(t_s, until_s - t_s));
+                self.own_prober.choose(&all, round, worth.as_deref(), &mut self.random)
+            }
+            false => fair,
+        };
+        self.learn(until_s);
         let mut rows: Vec<&Probe> = probes.iter().collect();
-        let (picked, _) = rows.partial_shuffle(&mut random, LINK_ROWS_A_ROUND);
+        let (picked, _) = rows.partial_shuffle(&mut self.random, LINK_ROWS_A_ROUND);
         for probe in picked {
-            meshwise.link_row(probe.pair, probe.t_s, probe.ms);
+            self.meshwise.link_row(probe.pair, probe.t_s, probe.ms);
         }
         for said in probes.chunk_by(|one, other| one.pair.0 == other.pair.0) {
             let measured: Vec<_> = said
                 .iter()
                 .map(|probe| {
-                    let loss = losses.entry(probe.pair).or_insert(0.0);
+                    let loss = self.losses.entry(probe.pair).or_insert(0.0);
                     *loss += LOSS_GAIN * (f64::from(probe.ms.is_none()) - *loss);
                     (probe.pair.1, probe.t_s, probe.ms, *loss)
                 })
                 .collect();
-            meshwise.advertised(said[0].pair.0, &measured);
+            self.meshwise.advertised(said[0].pair.0, &measured);
         }
-        meshwise.resolve(round, until_s);
-    }
-    (result.models_trained, result.models_promoted) = (life.trained, life.promoted);
-    result.ranking = meshwise.ranking();
-    result.weights = meshwise.weights();
-    result.champion = meshwise.champion().cloned();
-    Ok(result)
-}
-
-/// For the split oracle: the mean of every second sample of each link, from a moment on.
-struct Halves {
-    nodes: usize,
-    means_ms: Vec<[f64; 2]>,
-}
-
-impl Halves {
-    fn new(world: &TraceWorld, from_s: f64) -> Self {
-        let nodes = world.nodes();
-        let mut means_ms = vec![[f64::INFINITY; 2]; nodes * nodes];
-        for ((src, dst), link) in &world.links {
-            let mut sums = [(0.0, 0.0); 2];
-            for (index, sample) in link.samples.iter().enumerate() {
-                if sample.t_s >= from_s || link.samples.len() == 1 {
-                    let (sum, count) = &mut sums[index % 2];
-                    *sum += sample.ms;
-                    *count += 1.0;
-                }
-            }
-            let mean = |(sum, count): (f64, f64)| if count > 0.0 { sum / count } else { f64::NAN };
-            let [even, odd] = sums.map(mean);
-            // With one half empty there is nothing to split; the other half stands for both.
-            let means =
-                [if even.is_nan() { odd } else { even }, if odd.is_nan() { even } else { odd }];
-            if !means[0].is_nan() {
-                means_ms[src * nodes + dst] = means;
-            }
-        }
-        Self { nodes, means_ms }
+        self.meshwise.resolve(round, until_s);
+        self.live.resolve(until_s);
     }
 
-    /// Mean of the half that does not hold the outcome.
-    fn mean_ms(&self, src: usize, dst: usize, outcome: Option<(usize, Sample)>) -> f64 {
-        let Some((index, _)) = outcome else { return f64::INFINITY };
-        self.means_ms[src * self.nodes + dst][1 - index % 2]
+    /// The simple policies hear what their choices cost, as far as it is known by now.
+    fn learn(&mut self, until_s: f64) {
+        let later = self.lessons.split_off(&key(until_s));
+        let due = std::mem::replace(&mut self.lessons, later);
+        for (policy, pair, relay, ms) in due.into_values().flatten() {
+            self.policies[policy].learn(pair, relay, ms);
+        }
+    }
+
+    fn finish(mut self) -> Result<Run, ReplayError> {
+        let result = &mut self.result;
+        (result.models_trained, result.models_promoted) = (self.life.trained, self.life.promoted);
+        result.ranking = self.meshwise.ranking();
+        result.weights = self.meshwise.weights();
+        result.mixed = self.meshwise.mixed();
+        result.champion = self.meshwise.champion().cloned();
+        let wanted = self.config.out.is_some() && self.config.quantity == Quantity::Latency;
+        if wanted && self.config.learning {
+            let rows = self.meshwise.rows();
+            let version = Some(format!("replay-{}-rows", result.seed));
+            let train = TrainConfig { seed: result.seed, version, ..self.config.train.clone() };
+            let now_us = rows.last().map_or(0, |row| row.done_us);
+            match train_rows(&rows, &train, now_us) {
+                Ok(model) => result.trained = Some(Trained { rows, model }),
+                Err(LearnError::TooFewRows { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.result)
     }
 }
 
-/// One decision with its outcomes.
-struct Decision<'a> {
-    world: &'a TraceWorld,
-    config: &'a ReplayConfig,
-    cursor: &'a Cursor<'a>,
-    known: &'a Knowledge,
-    t_s: f64,
-    pair: Pair,
-}
-
-impl Decision<'_> {
-    /// What a route cost; `None` when one of its links was never measured again.
-    fn cost(&self, relay: Relay) -> Option<f64> {
-        let ms = TraceWorld::route_cost(self.config.quantity, self.pair, relay, |a, b| {
-            self.cursor.outcome(a, b).map_or(f64::INFINITY, |(_, sample)| sample.ms)
-        });
-        ms.is_finite().then_some(ms)
-    }
-
-    /// When the outcome of a route is known: with the last of its hops.
-    fn known_at_s(&self, relay: Relay) -> f64 {
-        let at_s = |a, b| self.cursor.outcome(a, b).map_or(self.t_s, |(_, sample)| sample.t_s);
-        let (src, dst) = self.pair;
-        relay.map_or_else(|| at_s(src, dst), |relay| at_s(src, relay).max(at_s(relay, dst)))
-    }
-
-    /// The route of least cost by some measure of its links.
-    fn least(&self, of: impl Fn(usize, usize) -> f64) -> Relay {
-        let quantity = self.config.quantity;
-        let ms = |relay| TraceWorld::route_cost(quantity, self.pair, relay, &of);
-        let relays = (0..self.world.nodes()).filter(|n| *n != self.pair.0 && *n != self.pair.1);
-        let routes = relays.map(|relay| (Some(relay), ms(Some(relay))));
-        routes.fold((None, ms(None)), |best, next| if next.1 < best.1 { next } else { best }).0
-    }
-
-    /// Lets every policy choose and pay.
-    fn play(
-        &self,
-        policies: &mut [Box<dyn Policy>],
-        weighed: &Weighed,
-        halves: &Halves,
-        random: &mut Pcg64Mcg,
-        lessons: &mut Lessons,
-        scored: bool,
-    ) -> Option<Outcome> {
-        let mut relays = [None; NAMES.len()];
-        let mut costs_ms = [f64::NAN; NAMES.len()];
-        let mut whole = true;
-        for (index, policy) in policies.iter_mut().enumerate() {
-            relays[index] = policy.choose(self.pair, self.known, random);
-            match self.cost(relays[index]) {
-                Some(ms) => {
-                    let lesson = (index, self.pair, relays[index], ms);
-                    lessons.entry(key(self.known_at_s(relays[index]))).or_default().push(lesson);
-                    costs_ms[index] = ms;
-                }
-                None => whole = false,
-            }
+impl Run {
+    /// What every fixed rule would have paid in a decision all of whose candidates have an outcome.
+    fn tune(&mut self, weighed: &Weighed, outcome: &Outcome) {
+        if outcome.candidates_ms.len() < 2 {
+            return;
         }
-        if !scored {
-            return None;
-        }
-        let outcome = |a, b| self.cursor.outcome(a, b);
-        relays[MESHWISE] = weighed.candidates[weighed.chosen].relay;
-        relays[MESHWISE + 1] =
-            self.least(|a, b| outcome(a, b).map_or(f64::INFINITY, |(_, sample)| sample.ms));
-        relays[MESHWISE + 2] = self.least(|a, b| halves.mean_ms(a, b, outcome(a, b)));
-        for index in MESHWISE..NAMES.len() {
-            match self.cost(relays[index]) {
-                Some(ms) => costs_ms[index] = ms,
-                None => whole = false,
-            }
-        }
-        if !whole {
-            return None;
-        }
-        let candidates = weighed.candidates.iter();
-        let candidates_ms: Option<Vec<(f64, f64)>> =
-            candidates.map(|c| Some((c.forecast_ms, self.cost(c.relay)?))).collect();
-        Some(Outcome {
-            t_s: self.t_s,
-            pair: self.pair,
-            relays,
-            costs_ms,
-            direct_ms: self.cost(None).unwrap_or(f64::INFINITY),
-            forecast_ms: weighed.candidates[weighed.chosen].forecast_ms,
-            candidates_ms: candidates_ms.unwrap_or_default(),
-            chosen: weighed.chosen,
-        })
+        let prospects: Vec<Prospect> = weighed.candidates.iter().map(|c| c.prospect).collect();
+        let costs: Vec<f64> = outcome.candidates_ms.iter().map(|(_, cost)| *cost).collect();
+        self.rules.observe(&prospects, weighed.stay, &costs);
+        self.rules_beside_ms[0] += outcome.costs_ms[MESHWISE];
+        self.rules_beside_ms[1] += outcome.direct_ms;
     }
 }

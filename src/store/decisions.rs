@@ -7,7 +7,8 @@ use super::{DecisionRow, Reader, StoreError};
 
 /// The columns of `decision`, as [`header`] reads them.
 pub(super) const COLUMNS: &str = "id, at_us, tunnel, destination, reason, changed, model_version,
-                                  propensity, chosen_route, calculation_us, challenger_version";
+                                  decision.propensity, chosen_route, calculation_us,
+                                  challenger_version";
 
 impl Reader {
     /// Decisions for a tunnel, made at `since_us` (µs since the epoch) or later, that had a choice

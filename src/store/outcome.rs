@@ -107,6 +107,7 @@ mod tests {
             },
             score: 0.5,
             baseline_score: 0.5,
+            propensity: 0.5,
         };
         Decision {
             at: Timestamp(at_us),
@@ -120,7 +121,6 @@ mod tests {
             model_version: "v1".into(),
             ranking: Ranking::PLAIN,
             challenger_version: None,
-            propensity: 1.0,
         }
     }
 

@@ -112,6 +112,8 @@ pub struct CandidateRow {
     pub moving_average_ms: Option<f64>,
     /// The last value's forecast (ms).
     pub last_value_ms: Option<f64>,
+    /// Probability with which the decision took it, 0 to 1; `None` when it was not logged.
+    pub propensity: Option<f64>,
     /// The features, in schema order.
     pub features: Vec<f64>,
 }
@@ -176,7 +178,7 @@ pub struct Reader {
 /// What [`candidate`] reads, in its order.
 const CANDIDATE_COLUMNS: &str = "route, alive, chosen, score, baseline_score, predicted_ms,
                                  predicted_low_ms, predicted_high_ms, moving_average_ms,
-                                 last_value_ms, challenger_ms";
+                                 last_value_ms, challenger_ms, candidate.propensity";
 
 impl Reader {
     /// Opens a store for reading. Pages are not checked: the writer does that.
@@ -385,7 +387,7 @@ impl Reader {
              ORDER BY rank"
         );
         self.rows(&sql, [decision], |row| {
-            let features: String = row.get(11)?;
+            let features: String = row.get(12)?;
             let features = serde_json::from_str(&features).unwrap_or_default();
             Ok(CandidateRow { features, ..candidate(row, 0)? })
         })
@@ -420,6 +422,7 @@ fn candidate(row: &Row<'_>, first: usize) -> rusqlite::Result<CandidateRow> {
         last_value_ms: row.get(first + 9)?,
         features: Vec::new(),
         challenger_ms: row.get(first + 10)?,
+        propensity: row.get(first + 11)?,
     })
 }
 
@@ -463,6 +466,7 @@ mod tests {
             },
             score: 0.75,
             baseline_score: 0.5,
+            propensity: 0.5,
         };
         Decision {
             at: Timestamp(at_us),
@@ -476,7 +480,6 @@ mod tests {
             model_version: "v1".into(),
             ranking: Ranking::PLAIN,
             challenger_version: Some("v2".into()),
-            propensity: 1.0,
         }
     }
 
@@ -503,6 +506,7 @@ mod tests {
         assert_eq!((first.challenger_ms, second.challenger_ms), (Some(21.0), None));
         assert_eq!(newest.challenger_version.as_deref(), Some("v2"));
         assert_eq!((first.chosen, second.chosen), (false, true));
+        assert_eq!((newest.propensity, first.propensity), (0.5, Some(0.5)));
         assert_eq!(newest.chosen_route.as_ref(), Some(&second.route));
         assert_eq!(second.features[3], 0.1 + 0.2, "to the last bit");
         assert_eq!(second.features[0], MISSING);

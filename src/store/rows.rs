@@ -144,7 +144,7 @@ fn insert_decision(
         decision.reason.as_str(),
         decision.changed,
         decision.model_version,
-        decision.propensity,
+        decision.propensity(),
         chosen.map(|candidate| candidate.route.to_string()),
         integer(calculation_us),
         decision.challenger_version,
@@ -152,8 +152,8 @@ fn insert_decision(
     let id = connection.last_insert_rowid();
     let sql = "INSERT INTO candidate (decision_id, rank, route, alive, chosen, score,
                baseline_score, predicted_ms, predicted_low_ms, predicted_high_ms,
-               moving_average_ms, last_value_ms, features, challenger_ms)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+               moving_average_ms, last_value_ms, features, challenger_ms, propensity)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
     let mut statement = connection.prepare_cached(sql)?;
     for (rank, candidate) in decision.candidates.iter().enumerate() {
         let forecast = &candidate.forecast;
@@ -173,6 +173,7 @@ fn insert_decision(
             forecast.last_value.map(|prediction| prediction.latency_ms),
             features_text(&forecast.features),
             forecast.challenger.map(|prediction| prediction.latency_ms),
+            candidate.propensity,
         ])?;
     }
     Ok(())

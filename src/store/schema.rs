@@ -18,7 +18,8 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// First bytes of every SQLite database (file format, section 1.3).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-const MIGRATIONS: [&str; 5] = [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4, SERVICE_PROBE];
+const MIGRATIONS: [&str; 6] =
+    [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4, PROPENSITY_5, SERVICE_PROBE_6];
 
 const TABLES_1: &str = "
 CREATE TABLE probe (
@@ -171,8 +172,14 @@ CREATE TABLE peer (
 CREATE INDEX peer_by_time ON peer (seen_us);
 ";
 
+/// With which probability each candidate was taken; unknown of earlier decisions, which logged only
+/// that of the choice.
+const PROPENSITY_5: &str = "
+ALTER TABLE candidate ADD COLUMN propensity REAL CHECK (propensity BETWEEN 0 AND 1);
+";
+
 /// Checks of services.
-const SERVICE_PROBE: &str = "
+const SERVICE_PROBE_6: &str = "
 CREATE TABLE service_probe (
     id          INTEGER PRIMARY KEY,
     vantage     TEXT NOT NULL CHECK (vantage IN ('local', 'end-to-end')),
@@ -342,6 +349,7 @@ mod tests {
         assert_eq!((decision.model_version.as_str(), decision.challenger_version), ("v1", None));
         let candidate = &decision.candidates[0];
         assert_eq!((candidate.predicted_ms, candidate.challenger_ms), (Some(2.0), None));
+        assert_eq!((decision.propensity, candidate.propensity), (1.0, None));
         assert!(reader.route_slices(0).unwrap().is_empty());
         assert!(reader.peers().unwrap().is_empty());
         assert!(reader.service_probes(0).unwrap().is_empty());

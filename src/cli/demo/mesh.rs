@@ -312,6 +312,7 @@ impl Mesh {
                 retrain_rows: 0,
                 // The demo shows what is learned from its own links.
                 shipped_model: false,
+                ..LearningConfig::default()
             },
             emulation: EmulationConfig {
                 enabled: true,

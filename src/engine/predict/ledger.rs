@@ -114,11 +114,16 @@ impl Ledger {
         self.choices
     }
 
+    /// Each rule and what its choices cost in all, in the order of their positions.
+    pub fn costs(&self) -> impl Iterator<Item = (&Ranking, f64)> {
+        let cost = |account: &Account| self.default_cost + account.sum + account.block;
+        self.rules.iter().map(move |(rule, account)| (rule, cost(account)))
+    }
+
     /// Mean cost of a choice by this rule; `None` when it is no rule of this ledger, or nothing
     /// was seen.
     pub fn mean_cost(&self, rule: &Ranking) -> Option<f64> {
-        let (_, account) = self.rules.iter().find(|(known, _)| known == rule)?;
-        let cost = self.default_cost + account.sum + account.block;
+        let (_, cost) = self.costs().find(|(known, _)| *known == rule)?;
         (self.choices > 0).then(|| cost / f64::from(self.choices))
     }
 }

@@ -187,6 +187,11 @@ impl RankingTuner {
         self.0.end_round();
     }
 
+    /// What each rule paid so far.
+    pub fn ledger(&self) -> &Ledger {
+        &self.0
+    }
+
     /// The rule that surely saved most against the fallback, once enough choices were seen; else
     /// the fallback.
     pub fn best(&self) -> Ranking {

@@ -96,6 +96,9 @@ pub struct Candidate {
     pub score: f64,
     /// Score on the moving average, 0 to 1; 0 when dead.
     pub baseline_score: f64,
+    /// Probability with which the decision takes it, 0 to 1 ([`super::explore`]); those of all
+    /// candidates sum to 1 where one is chosen.
+    pub propensity: f64,
 }
 
 impl Candidate {
@@ -145,8 +148,14 @@ pub struct Decision {
     pub ranking: Ranking,
     /// Version of the model that was asked in shadow.
     pub challenger_version: Option<String>,
-    /// Probability with which the policy makes this choice: 1, it does not explore by chance.
-    pub propensity: f64,
+}
+
+impl Decision {
+    /// Probability with which the policy made this choice, 0 to 1; 1 of none.
+    pub fn propensity(&self) -> f64 {
+        let chosen = self.chosen.and_then(|index| self.candidates.get(index));
+        chosen.map_or(1.0, |candidate| candidate.propensity)
+    }
 }
 
 /// What a decision is made from.
@@ -201,7 +210,8 @@ pub(super) fn weigh(
         };
         let (best, average) = (score(forecast.best()), score(forecast.moving_average));
         let (score, baseline_score) = (best, average);
-        Candidate { route, alive, standing, doubted, forecast, score, baseline_score }
+        let propensity = 0.0;
+        Candidate { route, alive, standing, doubted, forecast, score, baseline_score, propensity }
     };
     let mut candidates: Vec<Candidate> = routes.into_iter().map(candidate).collect();
     candidates.sort_by(|a, b| {

@@ -19,14 +19,14 @@ pub struct Counterfactual {
 }
 
 /// The counterfactual of a decision that was made by this policy. `None` without a choice: no
-/// route in use, no other candidate alive, or a path fixed by the operator.
+/// route in use, no other candidate alive, a path fixed by the operator, or one drawn by chance.
 ///
 /// A tunnel's route is left when another scores better by the policy's margin than it would with a
 /// bound that is lower by the margin of the ranking; where nothing is in use yet, the best score
 /// wins. The time that a choice is held and the cap on moves are left aside. Between routes of
 /// different [`Standing`](super::candidate::Standing) no forecast decides.
 pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counterfactual> {
-    if decision.reason == Reason::Forced {
+    if matches!(decision.reason, Reason::Forced | Reason::Explored) {
         return None;
     }
     let chosen = decision.chosen?;
@@ -120,6 +120,7 @@ mod tests {
             forecast,
             score,
             baseline_score: 0.0,
+            propensity: 0.0,
         }
     }
 
@@ -136,7 +137,6 @@ mod tests {
             model_version: "v1".into(),
             ranking: Ranking::PLAIN,
             challenger_version: None,
-            propensity: 1.0,
         }
     }
 
@@ -220,7 +220,9 @@ mod tests {
         let policy = PathPolicy::default();
         let two = || vec![candidate(1, 5.0), candidate(2, 9.0)];
         assert!(counterfactual(&policy, &decision(two(), 0, Reason::Best)).is_some());
-        assert_eq!(counterfactual(&policy, &decision(two(), 0, Reason::Forced)), None);
+        for chosen_otherwise in [Reason::Forced, Reason::Explored] {
+            assert_eq!(counterfactual(&policy, &decision(two(), 0, chosen_otherwise)), None);
+        }
         let mut dead = two();
         dead[1].alive = false;
         assert_eq!(counterfactual(&policy, &decision(dead, 0, Reason::Best)), None);

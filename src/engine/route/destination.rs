@@ -62,6 +62,8 @@ pub struct Destination {
     /// Routes that have refused it since it was asked for anew, oldest first, and why; at most
     /// [`RESERVE_TRIES`].
     pub(super) refused: Vec<(Route, Option<Bottleneck>)>,
+    /// Where it returns to, and since when it was there, while it explores.
+    home: Option<(Route, Timestamp)>,
     /// The highest route number that was given away.
     numbered: u32,
 }
@@ -86,6 +88,7 @@ impl Destination {
             candidates: Vec::new(),
             reservation: None,
             refused: Vec::new(),
+            home: None,
             numbered: 0,
         }
     }
@@ -135,7 +138,32 @@ impl Destination {
         self.route_id = prepared.map_or_else(|| self.next_number(), |backup| backup.route_id);
         self.changes = self.changes.wrapping_add(1);
         self.refused.clear();
+        self.home = None;
         self.current = Some((route, now));
+    }
+
+    /// Tries a route until the next decision.
+    pub(super) fn explore(&mut self, route: Route, now: Timestamp) {
+        let home = self.current.clone();
+        self.move_to(route, now);
+        self.home = home;
+    }
+
+    /// Ends the trial. Returns whether there was one.
+    pub(super) fn return_home(&mut self) -> bool {
+        let Some((route, since)) = self.home.take() else { return false };
+        self.move_to(route, since);
+        true
+    }
+
+    /// Whether the route in use is only tried.
+    pub fn is_exploring(&self) -> bool {
+        self.home.is_some()
+    }
+
+    /// The route that was decided for, and since when: the one in use, or the one that it returns to.
+    pub fn usual(&self) -> Option<&(Route, Timestamp)> {
+        self.home.as_ref().or(self.current.as_ref())
     }
 
     /// Keeps the backup in line with the route in use; a new one gets the next number.

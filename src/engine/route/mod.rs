@@ -1,10 +1,12 @@
 //! Score and route: which paths exist ([`graph`], [`path`], [`finding`]), what each is worth ([`score`],
-//! [`candidate`]), when to change ([`switching`]), the router that ties them together ([`router`],
-//! [`destination`]), and what would have to be otherwise for another choice ([`counterfactual()`]).
+//! [`candidate`]), when to change ([`switching`]), when to try another one ([`explore`]), the router that
+//! ties them together ([`router`], [`destination`]), and what would have to be otherwise for another choice
+//! ([`counterfactual()`]).
 
 pub mod candidate;
 mod counterfactual;
 pub mod destination;
+pub mod explore;
 pub mod finding;
 pub mod graph;
 pub mod path;

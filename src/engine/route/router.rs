@@ -10,12 +10,15 @@
 //!
 //! A tunnel with a reservation whose route refuses moves to the next candidate at once, until one
 //! grants or [`RESERVE_TRIES`] have refused.
+//!
+//! Where the operator wants it, a share of the decisions tries another route ([`super::explore`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::candidate::{Decision, Knowledge, Overlap, Wanted, disjoint, weigh};
 use super::destination::{Destination, Reservation, ReservationState};
+use super::explore::Explorer;
 use super::finding::Finding;
 use super::graph::OverlayGraph;
 use super::score::ScoreWeights;
@@ -49,6 +52,8 @@ pub struct PathPolicy {
     pub weights: ScoreWeights,
     /// Damping.
     pub switching: SwitchingPolicy,
+    /// Share of decisions that may try another route, 0 to [`super::explore::EXPLORE_MAX`].
+    pub explore: f64,
 }
 
 impl Default for PathPolicy {
@@ -58,6 +63,7 @@ impl Default for PathPolicy {
             max_hops: 4,
             weights: ScoreWeights::default(),
             switching: SwitchingPolicy::default(),
+            explore: 0.0,
         }
     }
 }
@@ -80,15 +86,17 @@ pub struct IntelligentRouter {
     policy: PathPolicy,
     tunnels: BTreeMap<TunnelId, Destination>,
     finding: Finding,
+    explorer: Explorer,
     /// When tunnels moved to what is merely better, within [`MOVES_INTERVAL`].
     moves: VecDeque<Timestamp>,
 }
 
 impl IntelligentRouter {
-    /// A router without tunnels.
-    pub fn new(me: NodeId, policy: PathPolicy) -> Self {
+    /// A router without tunnels; `seed` is that of what it explores.
+    pub fn new(me: NodeId, policy: PathPolicy, seed: u64) -> Self {
         let finding = Finding::new(me, policy.candidates, policy.max_hops);
-        Self { policy, tunnels: BTreeMap::new(), finding, moves: VecDeque::new() }
+        let explorer = Explorer::new(policy.explore, seed);
+        Self { policy, tunnels: BTreeMap::new(), finding, explorer, moves: VecDeque::new() }
     }
 
     /// Binds a tunnel to a destination. Returns false when [`TUNNELS_MAX`] are open.
@@ -155,9 +163,10 @@ impl IntelligentRouter {
         know: &mut Knowledge<'_>,
         now: Timestamp,
     ) -> Option<Decision> {
+        let returned = self.tunnels.get_mut(&tunnel)?.return_home();
         let wanted = self.wanted(tunnel)?;
         let routes = self.routes(tunnel, &wanted, know.graph)?;
-        let candidates = weigh(&self.policy, &wanted, routes, know, now);
+        let mut candidates = weigh(&self.policy, &wanted, routes, know, now);
         let destination = self.tunnels.get(&tunnel)?;
         let at = |route: &Route| candidates.iter().position(|c| c.route == *route);
         let alive = |index: &usize| candidates[*index].alive;
@@ -203,11 +212,21 @@ impl IntelligentRouter {
         if reason == Reason::Better && !self.may_move(now) {
             (change, reason) = (false, Reason::Capped);
         }
-        let chosen = match reason {
+        let mut chosen = match reason {
             Reason::NoRoute => None,
             _ if change => best,
             _ => current_at,
         };
+        if let Some(usual) = chosen {
+            let stays = matches!(reason, Reason::Best | Reason::WithinMargin);
+            let may = stays && wanted.reserve.is_none() && self.has_room_to_move(now);
+            let drawn = self.explorer.draw(&mut candidates, usual, may);
+            if drawn != usual {
+                (chosen, reason) = (Some(drawn), Reason::Explored);
+                self.moves.push_back(now);
+                self.tunnels.get_mut(&tunnel)?.explore(candidates[drawn].route.clone(), now);
+            }
+        }
         let destination = self.tunnels.get_mut(&tunnel)?;
         if change && let Some(index) = chosen {
             let refused = std::mem::take(&mut destination.refused);
@@ -238,11 +257,10 @@ impl IntelligentRouter {
             candidates,
             chosen,
             reason,
-            changed: change,
+            changed: change || reason == Reason::Explored || returned && chosen.is_some(),
             model_version: know.predictor.version(),
             ranking,
             challenger_version: know.predictor.challenger_version(),
-            propensity: 1.0,
         })
     }
 
@@ -269,8 +287,11 @@ impl IntelligentRouter {
         if !self.tunnels.values().any(|tunnel| tunnel.node == node) {
             self.finding.forget(node);
         }
-        let candidates = weigh(&self.policy, &wanted, routes, know, now);
+        let mut candidates = weigh(&self.policy, &wanted, routes, know, now);
         let chosen = candidates.iter().position(|candidate| candidate.alive);
+        if let Some(index) = chosen {
+            candidates[index].propensity = 1.0;
+        }
         Decision {
             at: now,
             tunnel: None,
@@ -283,7 +304,6 @@ impl IntelligentRouter {
             model_version: know.predictor.version(),
             ranking: know.predictor.ranking(),
             challenger_version: know.predictor.challenger_version(),
-            propensity: 1.0,
         }
     }
 
@@ -349,13 +369,18 @@ impl IntelligentRouter {
 
     /// Whether one more tunnel may move to what is merely better; counts it.
     fn may_move(&mut self, now: Timestamp) -> bool {
-        while self.moves.front().is_some_and(|at| now.since(*at) >= MOVES_INTERVAL) {
-            self.moves.pop_front();
-        }
-        let allowed = self.moves.len() < (self.tunnels.len() / MOVES_SHARE).max(MOVES_MIN);
+        let allowed = self.has_room_to_move(now);
         if allowed {
             self.moves.push_back(now);
         }
         allowed
+    }
+
+    /// Whether fewer have moved of late than may.
+    fn has_room_to_move(&mut self, now: Timestamp) -> bool {
+        while self.moves.front().is_some_and(|at| now.since(*at) >= MOVES_INTERVAL) {
+            self.moves.pop_front();
+        }
+        self.moves.len() < (self.tunnels.len() / MOVES_SHARE).max(MOVES_MIN)
     }
 }

@@ -39,6 +39,9 @@ pub enum Reason {
     Capped,
     /// The current route has refused the bandwidth that is to be set aside: the next one is asked.
     Refused,
+    /// The current route is kept, and another one that is nearly as good was drawn to be tried until the
+    /// next decision.
+    Explored,
     /// The operator fixed the path.
     Forced,
     /// No candidate is alive; or, for one of several paths that has no route yet, none but those of
@@ -58,6 +61,7 @@ impl Reason {
             Self::Held => "held",
             Self::Capped => "capped",
             Self::Refused => "refused",
+            Self::Explored => "explored",
             Self::Forced => "forced",
             Self::NoRoute => "no-route",
         }

@@ -14,6 +14,7 @@ use crate::engine::predict::{
 };
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
+mod exploring;
 mod standing;
 
 const TUNNEL: TunnelId = TunnelId(1);
@@ -52,7 +53,7 @@ impl World {
             links: LinkHistories::default(),
             histories: RouteHistories::default(),
             predictor: RoutePredictor::new(true),
-            router: IntelligentRouter::new(node(0), policy),
+            router: IntelligentRouter::new(node(0), policy, 7),
             sequence: 0,
         };
         world.links(links);
