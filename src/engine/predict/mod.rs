@@ -8,6 +8,7 @@
 mod adaptive;
 mod baseline;
 mod card;
+mod delivery;
 pub mod drift;
 mod features;
 mod forest;
@@ -26,6 +27,7 @@ pub mod watch;
 pub use adaptive::{AdaptiveInterval, Surprise};
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use card::{ClassCard, RankingCard, ReliabilityCard, ThroughputCard};
+pub use delivery::{DeliveryWatch, LiveDelivery};
 pub use features::route_features;
 pub use forest::{
     FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Reference,

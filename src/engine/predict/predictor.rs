@@ -3,13 +3,15 @@
 //! The champion's forecast is mixed with the baselines' by how well each did of late ([`Mix`]), and
 //! its interval is stretched until it holds what it promises ([`AdaptiveInterval`]). The challenger
 //! is asked beside it and never decides: its forecasts are kept, so that it can be judged on them.
-//! When the [`Watch`] finds the champion worse than the moving average, it is dropped at once.
+//! When the [`Watch`] finds the champion worse than the moving average, it is dropped at once. Its
+//! forecasts of delivery count while they keep up with what was measured ([`DeliveryWatch`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::adaptive::AdaptiveInterval;
 use super::baseline::{LastValue, Level, MovingAverage};
+use super::delivery::{DeliveryWatch, measured};
 use super::mix::Mix;
 use super::model::{Prediction, QualityModel};
 use super::ranking::Ranking;
@@ -50,12 +52,15 @@ impl Forecast {
     }
 }
 
-/// What was said of a probe that is on its way: by the experts of the mix, ln(ms), and how far
-/// the model's interval reaches below and above its forecast, ln.
+/// What was said of a probe that is on its way.
 #[derive(Clone, Copy, Debug)]
 struct Said {
+    /// By the experts of the mix, ln(ms).
     experts: [Option<f64>; 4],
+    /// How far the model's interval reaches below and above its forecast, ln.
     offsets: Option<(f64, f64)>,
+    /// Probability that it comes back, by the model and by what was measured.
+    delivery: Option<(f64, f64)>,
 }
 
 impl Said {
@@ -71,7 +76,8 @@ impl Said {
             let (low, high) = prediction.interval_ms?;
             Some(((low / prediction.latency_ms).ln(), (high / prediction.latency_ms).ln()))
         });
-        Self { experts, offsets }
+        let delivery = model.and_then(|prediction| prediction.delivery.zip(measured(features)));
+        Self { experts, offsets, delivery }
     }
 }
 
@@ -85,6 +91,7 @@ pub struct RoutePredictor {
     watch: Watch,
     mix: Mix,
     interval: AdaptiveInterval,
+    delivery: DeliveryWatch,
     said: BTreeMap<Timestamp, Said>,
 }
 
@@ -99,6 +106,7 @@ impl RoutePredictor {
             watch: Watch::default(),
             mix: Mix::new(),
             interval: AdaptiveInterval::new(COVERAGE),
+            delivery: DeliveryWatch::default(),
             said: BTreeMap::new(),
         }
     }
@@ -110,6 +118,7 @@ impl RoutePredictor {
         // What was learned of one model's errors is not another's.
         self.mix = Mix::new();
         self.interval = AdaptiveInterval::new(COVERAGE);
+        self.delivery = DeliveryWatch::default();
         self.said.clear();
     }
 
@@ -143,6 +152,11 @@ impl RoutePredictor {
         &self.watch
     }
 
+    /// How forecasts of delivery do beside what was measured.
+    pub fn delivery(&self) -> &DeliveryWatch {
+        &self.delivery
+    }
+
     /// The model that decides now; `None` without one, or when it is switched off.
     pub fn model(&self) -> Option<Arc<dyn QualityModel>> {
         self.model.clone().filter(|_| self.enabled)
@@ -164,7 +178,10 @@ impl RoutePredictor {
                 if prediction.is_none() {
                     self.failures += 1;
                 }
-                prediction
+                prediction.map(|prediction| Prediction {
+                    delivery: prediction.delivery.filter(|_| self.delivery.allows()),
+                    ..prediction
+                })
             }
             _ => None,
         };
@@ -237,9 +254,13 @@ impl RoutePredictor {
 }
 
 impl RoutePredictor {
-    /// Mix and interval learn from a round trip; a lost probe says nothing about latency.
+    /// Mix and interval learn from a round trip; a lost probe says nothing about latency, but about
+    /// delivery.
     fn learn(&mut self, sent_at: Timestamp, rtt_us: Option<u64>) {
         let Some(said) = self.said.remove(&sent_at) else { return };
+        if let Some((forecast, measured)) = said.delivery {
+            self.delivery.observe(forecast, measured, rtt_us.is_some());
+        }
         let Some(truth) = rtt_us.map(|us| (us.max(1) as f64 / 1e3).ln()) else { return };
         if let (Some((low, high)), Some(ln)) = (said.offsets, self.mix.combine(said.experts)) {
             self.interval.observe(truth, ln, low, high);
@@ -366,6 +387,42 @@ mod tests {
         off.probe_sent(Timestamp(1), || panic!("nobody asks"));
         assert_eq!(off.forecast(features()).challenger, None);
         assert_eq!(off.challenger_version(), None);
+    }
+
+    /// Forecasts 30 ms, and that a tenth is lost.
+    struct Lossy;
+
+    impl QualityModel for Lossy {
+        fn version(&self) -> &str {
+            "lossy"
+        }
+
+        fn predict(&self, _: &FeatureVector) -> Option<Prediction> {
+            Some(Prediction { delivery: Some(0.9), ..Prediction::of_latency(30.0) })
+        }
+    }
+
+    #[test]
+    fn a_forecast_of_loss_is_dropped_where_nothing_is_lost() {
+        for (lost_one_in, kept) in [(10, Some(0.9)), (u64::MAX, None)] {
+            let mut predictor = RoutePredictor::new(true);
+            predictor.set_model(Some(Arc::new(Lossy)));
+            let features = || {
+                let mut features = features();
+                features[index_of("link_loss").unwrap()] = 0.0;
+                features
+            };
+            assert_eq!(predictor.forecast(features()).best().unwrap().delivery, Some(0.9));
+            for at in 1..=400 {
+                predictor.probe_sent(Timestamp(at), features);
+                let rtt_us = (at % lost_one_in > 0).then_some(30_000);
+                predictor.probe_completed(Timestamp(at), rtt_us, Timestamp(at));
+            }
+            assert_eq!(predictor.forecast(features()).best().unwrap().delivery, kept);
+            assert_eq!(predictor.delivery().live().probes, 400);
+            predictor.set_model(Some(Arc::new(Lossy)));
+            assert_eq!(predictor.forecast(features()).best().unwrap().delivery, Some(0.9));
+        }
     }
 
     #[test]

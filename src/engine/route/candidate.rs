@@ -192,9 +192,15 @@ pub(super) fn weigh(
         let probes = history.map_or(0, |h| h.completed().min(HISTORY_WINDOW as u64) as usize);
         let score = |prediction: Option<Prediction>| match (&links, prediction) {
             (Some(links), Some(prediction)) if alive => {
-                let (forecast_ms, forecast_bandwidth) = (prediction.bound_ms, prediction.bandwidth);
-                let quality =
-                    RouteQuality { links, loss, probes, delivers, forecast_ms, forecast_bandwidth };
+                let quality = RouteQuality {
+                    links,
+                    loss,
+                    probes,
+                    delivers,
+                    forecast_ms: prediction.bound_ms,
+                    forecast_bandwidth: prediction.bandwidth,
+                    forecast_delivery: prediction.delivery,
+                };
                 route_score(&weights, &quality)
             }
             _ => 0.0,
