@@ -1,7 +1,7 @@
 //! `meshwise status`
 
 use super::{Context, output};
-use crate::api::types::{Learning, Link, Status};
+use crate::api::types::{Learning, Link, MixFigures, Status};
 use crate::engine::predict::watch::LiveLoss;
 use crate::learn::Action;
 
@@ -93,6 +93,15 @@ fn learning_rows(status: &Status, row: &mut impl FnMut(&str, String)) {
     };
     if let Some(loss) = champion_live {
         row("live", live(loss));
+    }
+    if let Some(mix) = &status.learning.mix {
+        let weights = mix.weights.iter().map(|(name, weight)| format!("{name} {weight:.2}"));
+        let weights = weights.collect::<Vec<_>>().join(", ");
+        let MixFigures { excess_ln, slack_ln, .. } = mix;
+        row(
+            "mix",
+            format!("{weights}; {excess_ln:+.3} ln(ms) beside the average, slack {slack_ln:.3}"),
+        );
     }
     if let Some(challenger) = challenger {
         row("in shadow", challenger.clone());

@@ -21,6 +21,7 @@ pub mod profile;
 mod ranking;
 pub mod schema;
 mod shap;
+mod streams;
 mod trees;
 pub mod watch;
 
@@ -43,4 +44,5 @@ pub use ranking::{
 };
 pub use schema::FeatureVector;
 pub use shap::Explanation;
+pub use streams::{Mixed, OWN_AFTER, STREAMS_MAX, Streams};
 pub use trees::{DEPTH_MAX, NODES_MAX, Node, Trees};

@@ -180,7 +180,8 @@ pub(super) fn weigh(
     let weights = policy.weights_for(wanted.objective);
     let candidate = |route: Route| {
         let history = know.histories.of(&route);
-        let forecast = know.predictor.forecast(route_features(&route, know.links, history, now));
+        let features = route_features(&route, know.links, history, now);
+        let forecast = know.predictor.forecast(route.destination(), features);
         let links: Option<Vec<LinkQuality>> =
             route.links().map(|(a, b)| know.graph.quality(a, b)).collect();
         let alive = know.is_alive(&route);

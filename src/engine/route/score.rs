@@ -381,7 +381,8 @@ mod tests {
     fn a_forecast_of_loss_counts_when_it_is_worse_than_what_was_measured() {
         let links = [LinkQuality { loss: 0.1, ..link(10.0) }, link(10.0)];
         let of = |objective, forecast_delivery| {
-            let quality = RouteQuality { forecast_delivery, delivers: 0.5, ..quality(&links, 100.0) };
+            let quality =
+                RouteQuality { forecast_delivery, delivers: 0.5, ..quality(&links, 100.0) };
             route_score(&ScoreWeights::of(objective), &quality) / HOP_PENALTY / 0.5
         };
         let rest = 0.4 * 0.5 + 0.3 + 0.1;
