@@ -31,6 +31,9 @@ pub struct Learning {
     pub training: bool,
     /// The last promotion or roll-back.
     pub last_change: Option<Change>,
+    /// Features that look otherwise than where the champion was trained, with their population
+    /// stability index, the largest first; as the newest training found.
+    pub features_shifted: Vec<(String, f64)>,
     /// How often the errors of a champion drifted since the start.
     pub drift_alerts: u64,
     /// When last (µs since the epoch).
@@ -72,6 +75,12 @@ impl MixFigures {
     }
 }
 
+/// What has shifted since the training of the champion that decides now.
+fn shifted(view: &View<'_>) -> Option<Vec<(String, f64)>> {
+    let (version, _) = view.model?;
+    Some(view.shift.filter(|shift| shift.version == *version)?.features.clone())
+}
+
 /// What mixes the champion's forecasts; `None` while nothing is mixed.
 fn mixes(predictor: &RoutePredictor) -> Option<(MixFigures, Option<WorstMix>)> {
     predictor.model()?;
@@ -102,6 +111,7 @@ impl Learning {
             worst_mix: worst_mix.flatten(),
             training: view.training,
             last_change: view.last_change.cloned(),
+            features_shifted: shifted(view).unwrap_or_default(),
             drift_alerts,
             last_drift_us: drifted_at.map(|at| at.as_micros()),
         }

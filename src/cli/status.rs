@@ -1,5 +1,6 @@
 //! `meshwise status`
 
+use super::champion::SHIFTED_MAX;
 use super::{Context, output};
 use crate::api::types::{Learning, Link, MixFigures, Status};
 use crate::engine::predict::watch::LiveLoss;
@@ -122,6 +123,16 @@ fn learning_rows(status: &Status, row: &mut impl FnMut(&str, String)) {
     }
     if status.learning.training {
         row("training", "runs now".into());
+    }
+    let shifted = &status.learning.features_shifted;
+    if !shifted.is_empty() {
+        let named = shifted.iter().take(SHIFTED_MAX);
+        let named: Vec<_> = named.map(|(feature, index)| format!("{feature} {index:.2}")).collect();
+        let named = named.join(", ");
+        row(
+            "features shifted",
+            format!("{} since the model's training, most of all {named}", shifted.len()),
+        );
     }
     if let Some(at_us) = status.learning.last_drift_us {
         let alerts = status.learning.drift_alerts;

@@ -511,8 +511,7 @@ fn forecasts_of_bandwidth_and_of_loss_decide_for_who_wants_room_or_few_losses() 
         assert_eq!(world.current(), route(&[0, 4, 9]), "{objective:?}");
         assert_eq!(decision.candidates[0].forecast.learned().unwrap().delivery, Some(0.999));
         let clean = decision.candidates.iter().find(|c| c.route.relays() == [node(3)]).unwrap();
-        let falls = clean.score < clean.baseline_score;
-        assert_eq!(falls, objective == Objective::Reliability, "{clean:?}");
+        assert!(clean.score < clean.baseline_score, "{objective:?} {clean:?}");
     }
 }
 
