@@ -1,19 +1,28 @@
-//! How long one decision's forecasts take: 8 candidate routes, each by 100 trees of depth 4 and a
-//! scale model of 40. The bound is 20 µs. Explanations, which are made on request only, beside it.
+//! How long one decision's forecasts take: 8 candidate routes. The bound is 20 µs.
+//!
+//! - By a latency head alone: 100 trees of depth 4 and a scale model of 40.
+//! - As on a node: what [`RoutePredictor::forecast`] does with the shipped model, all heads that have
+//!   earned their place, the baselines, the mix and the interval.
+//!
+//! Explanations, which are made on request only, beside them.
 //!
 //! `cargo bench --no-default-features --bench predict`
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use meshwise::engine::predict::schema::{FEATURES, MISSING, index, schema_hash};
 use meshwise::engine::predict::{
     FORMAT, FORMAT_VERSION, FeatureVector, ForestModel, Head, Interval, ModelCard, QualityModel,
-    Ranking, Reference, Trees,
+    Ranking, Reference, RoutePredictor, Trees,
 };
+use meshwise::engine::types::{NodeId, Timestamp};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
+const SHIPPED: &[u8] = include_bytes!("../models/first.json");
+const THERE: NodeId = NodeId([1; 8]);
 const CANDIDATES: usize = 8;
 /// Decisions that are forecast in turn: more than the processor's branch prediction remembers.
 const DECISIONS: usize = 512;
@@ -81,6 +90,21 @@ fn predict(criterion: &mut Criterion) {
         bencher.iter(|| {
             for row in decisions.next().into_iter().flatten() {
                 black_box(model.predict(black_box(row)));
+            }
+        });
+    });
+    let shipped = ForestModel::from_json(SHIPPED).expect("a test reads it, too");
+    let mut predictor = RoutePredictor::new(true);
+    predictor.set_model(Some(Arc::new(shipped)));
+    for (at, row) in (0..).map(Timestamp).zip(&rows[..100]) {
+        predictor.probe_sent(at, THERE, || *row);
+        predictor.probe_completed(at, Some(30_000), at);
+    }
+    let mut decisions = rows.chunks(CANDIDATES).cycle();
+    criterion.bench_function("forecast 8 candidates as a node", |bencher| {
+        bencher.iter(|| {
+            for row in decisions.next().into_iter().flatten() {
+                black_box(predictor.forecast(THERE, black_box(*row)));
             }
         });
     });

@@ -79,6 +79,9 @@ pub struct RouteCandidate {
     /// The model's forecast of the bandwidth that a tunnel gets (bytes/s); none without a head for
     /// it that has earned its place.
     pub predicted_bandwidth: Option<f64>,
+    /// The model's forecast of the share that the route delivers, 0 to 1; none without a head for it
+    /// that has earned its place and keeps up with what is measured here.
+    pub predicted_delivery: Option<f64>,
     /// The forecast of the model in shadow (ms).
     pub challenger_ms: Option<f64>,
     /// The moving average (ms).
@@ -273,6 +276,7 @@ impl RouteCandidate {
             predicted_ms: ms(forecast.learned()),
             interval_ms: forecast.learned().and_then(|p| p.interval_ms),
             predicted_bandwidth: forecast.learned().and_then(|p| p.bandwidth),
+            predicted_delivery: forecast.learned().and_then(|p| p.delivery),
             challenger_ms: ms(forecast.challenger),
             moving_average_ms: ms(forecast.moving_average),
             last_value_ms: ms(forecast.last_value),

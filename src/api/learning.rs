@@ -1,8 +1,11 @@
 //! What `GET /v1/status` says about models.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::engine::predict::watch::LiveLoss;
+use crate::engine::predict::{EXPERTS, LiveDelivery, Mix, RoutePredictor};
 use crate::learn::Change;
 use crate::node::View;
 
@@ -17,20 +20,85 @@ pub struct Learning {
     pub champion_live: Option<LiveLoss>,
     /// The challenger beside the moving average, on route measurements since it is in shadow.
     pub challenger_live: Option<LiveLoss>,
+    /// The champion's forecasts of delivery beside what was measured, on completed route probes; none
+    /// before any. They count while they keep up.
+    pub delivery_live: Option<LiveDelivery>,
+    /// The mix of the champion with the baselines, over all destinations; none without a champion.
+    pub mix: Option<MixFigures>,
+    /// The destination where the mix did worst beside the moving average, and the mix there.
+    pub worst_mix: Option<WorstMix>,
     /// Whether a scheduled training runs now.
     pub training: bool,
     /// The last promotion or roll-back.
     pub last_change: Option<Change>,
+    /// Features that look otherwise than where the champion was trained, with their population
+    /// stability index, the largest first; as the newest training found.
+    pub features_shifted: Vec<(String, f64)>,
     /// How often the errors of a champion drifted since the start.
     pub drift_alerts: u64,
     /// When last (µs since the epoch).
     pub last_drift_us: Option<u64>,
 }
 
+/// A mix of forecasts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MixFigures {
+    /// Weight of each forecaster by name; they sum to 1.
+    pub weights: BTreeMap<String, f64>,
+    /// By how much its summed loss can exceed the moving average's so far (ln units).
+    pub slack_ln: f64,
+    /// By how much it does; below 0 when the mix did better.
+    pub excess_ln: f64,
+    /// Round trips that it learned from.
+    pub probes: u64,
+}
+
+/// The mix for one destination.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorstMix {
+    /// Node id.
+    pub destination: String,
+    /// Its mix.
+    #[serde(flatten)]
+    pub mix: MixFigures,
+}
+
+impl MixFigures {
+    fn of(mix: &Mix) -> Self {
+        let weights = EXPERTS.iter().zip(mix.weights());
+        Self {
+            weights: weights.map(|(name, weight)| ((*name).to_owned(), weight)).collect(),
+            slack_ln: mix.slack(),
+            excess_ln: mix.excess(),
+            probes: mix.rounds(),
+        }
+    }
+}
+
+/// What has shifted since the training of the champion that decides now.
+fn shifted(view: &View<'_>) -> Option<Vec<(String, f64)>> {
+    let (version, _) = view.model?;
+    Some(view.shift.filter(|shift| shift.version == *version)?.features.clone())
+}
+
+/// What mixes the champion's forecasts; `None` while nothing is mixed.
+fn mixes(predictor: &RoutePredictor) -> Option<(MixFigures, Option<WorstMix>)> {
+    predictor.model()?;
+    let streams = predictor.streams();
+    let worst = streams.worst().map(|(destination, mix)| WorstMix {
+        destination: destination.to_string(),
+        mix: MixFigures::of(mix),
+    });
+    Some((MixFigures::of(streams.all()), worst))
+}
+
 impl Learning {
     /// From the node's state.
     pub fn of(view: &View<'_>) -> Self {
-        let watch = view.engine.predictor().watch();
+        let predictor = view.engine.predictor();
+        let watch = predictor.watch();
+        let (mix, worst_mix) = mixes(predictor).unzip();
+        let delivery = predictor.delivery().live();
         let (drift_alerts, drifted_at) = watch.drifts();
         let live = |loss: LiveLoss| (loss.probes > 0).then_some(loss);
         Self {
@@ -38,8 +106,12 @@ impl Learning {
             challenger: view.challenger.cloned(),
             champion_live: live(watch.champion()),
             challenger_live: live(watch.challenger()),
+            delivery_live: (delivery.probes > 0).then_some(delivery),
+            mix,
+            worst_mix: worst_mix.flatten(),
             training: view.training,
             last_change: view.last_change.cloned(),
+            features_shifted: shifted(view).unwrap_or_default(),
             drift_alerts,
             last_drift_us: drifted_at.map(|at| at.as_micros()),
         }

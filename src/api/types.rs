@@ -10,7 +10,7 @@ use crate::engine::overlay::{Load, Objective, ServiceRecord};
 use crate::engine::route::ReservationState;
 use crate::engine::types::{PublicKey, Route};
 
-pub use super::learning::Learning;
+pub use super::learning::{Learning, MixFigures, WorstMix};
 pub use super::network::{
     Certified, Certify, Grant, Granted, Invite, Invited, Member, Members, Network, Revoke, Revoked,
 };

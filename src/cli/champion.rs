@@ -13,7 +13,7 @@ use crate::learn::{Change, Comparison, ModelRegistry, compare_in_store};
 use crate::node::{DATABASE, MODELS};
 
 /// Shifted features that are named in the text; `--json` has all.
-const SHIFTED_MAX: usize = 5;
+pub(super) const SHIFTED_MAX: usize = 5;
 
 /// Now (µs since the epoch).
 pub(super) fn now_us() -> u64 {

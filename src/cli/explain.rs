@@ -316,6 +316,7 @@ mod tests {
             alive: true,
             chosen: false,
             predicted_bandwidth: None,
+            predicted_delivery: None,
             held,
             refused,
             doubted: vec![],

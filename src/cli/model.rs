@@ -328,11 +328,12 @@ fn print_card(model: &ForestModel) -> anyhow::Result<()> {
     ))?;
     if let Some(reliability) = &card.reliability {
         output::print(&format!(
-            "reliability: Brier score {:.4} (base rate {:.4}), log loss {:.4} (base rate {:.4})",
+            "reliability: Brier score {:.4} (base rate {:.4}), log loss {:.4} (base rate {:.4}), {}",
             reliability.brier,
             reliability.brier_base,
             reliability.log_loss,
             reliability.log_loss_base,
+            if reliability.earns_its_place() { "decides" } else { "not used" },
         ))?;
     }
     if let Some(throughput) = &card.throughput {

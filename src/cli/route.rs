@@ -61,6 +61,7 @@ pub(super) fn print_candidates(answer: &Explanation) -> anyhow::Result<()> {
         "moving avg",
         "last",
         "bandwidth",
+        "delivers",
         "route",
     ]);
     for candidate in &answer.candidates {
@@ -82,10 +83,16 @@ pub(super) fn print_candidates(answer: &Explanation) -> anyhow::Result<()> {
             output::number(candidate.moving_average_ms, 1),
             output::number(candidate.last_value_ms, 1),
             bandwidth.map_or_else(|| "-".into(), |rate| format!("{:.1} Mbit/s", rate * 8.0 / 1e6)),
+            candidate.predicted_delivery.map_or_else(|| "-".into(), percent),
             output::route(&candidate.route),
         ]);
     }
     output::rows(&table, "no route is known")
+}
+
+/// A share with one digit behind the point.
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! `meshwise status`
 
+use super::champion::SHIFTED_MAX;
 use super::{Context, output};
-use crate::api::types::{Learning, Link, Status, Told};
+use crate::api::types::{Learning, Link, MixFigures, Status, Told};
 use crate::engine::predict::watch::LiveLoss;
 use crate::learn::Action;
 
@@ -108,6 +109,15 @@ fn learning_rows(status: &Status, row: &mut impl FnMut(&str, String)) {
     if let Some(loss) = champion_live {
         row("live", live(loss));
     }
+    if let Some(mix) = &status.learning.mix {
+        let weights = mix.weights.iter().map(|(name, weight)| format!("{name} {weight:.2}"));
+        let weights = weights.collect::<Vec<_>>().join(", ");
+        let MixFigures { excess_ln, slack_ln, .. } = mix;
+        row(
+            "mix",
+            format!("{weights}; {excess_ln:+.3} ln(ms) beside the average, slack {slack_ln:.3}"),
+        );
+    }
     if let Some(challenger) = challenger {
         row("in shadow", challenger.clone());
     }
@@ -127,6 +137,16 @@ fn learning_rows(status: &Status, row: &mut impl FnMut(&str, String)) {
     }
     if status.learning.training {
         row("training", "runs now".into());
+    }
+    let shifted = &status.learning.features_shifted;
+    if !shifted.is_empty() {
+        let named = shifted.iter().take(SHIFTED_MAX);
+        let named: Vec<_> = named.map(|(feature, index)| format!("{feature} {index:.2}")).collect();
+        let named = named.join(", ");
+        row(
+            "features shifted",
+            format!("{} since the model's training, most of all {named}", shifted.len()),
+        );
     }
     if let Some(at_us) = status.learning.last_drift_us {
         let alerts = status.learning.drift_alerts;

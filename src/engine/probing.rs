@@ -84,7 +84,7 @@ impl Engine {
         if kind == ProbeKind::Route {
             let (links, history) = (&self.advertised, self.histories.of(&route));
             let features = || route_features(&route, links, history, sent_at);
-            self.predictor.probe_sent(sent_at, features);
+            self.predictor.probe_sent(sent_at, route.destination(), features);
         }
         let timeout = Duration::from_secs_f64(timeout_ms / 1e3);
         let id = self.prober.sent(kind, route.clone(), sent_at, timeout);

@@ -106,14 +106,17 @@ pub(super) fn known_failures(card: &ModelCard) -> Vec<String> {
             failures.extend(class_failures(class));
         }
     }
-    if let Some(reliability) = card.reliability
-        && reliability.brier >= reliability.brier_base
-    {
-        failures.push(format!(
-            "delivery is forecast no better than by the share delivered before: Brier {:.4} \
-             against {:.4}",
-            reliability.brier, reliability.brier_base
-        ));
+    if let Some(reliability) = card.reliability {
+        if reliability.brier >= reliability.brier_base {
+            failures.push(format!(
+                "delivery is forecast no better than by the share delivered before: Brier {:.4} \
+                 against {:.4}",
+                reliability.brier, reliability.brier_base
+            ));
+        }
+        if !reliability.earns_its_place() {
+            failures.push("delivery: not used for decisions".into());
+        }
     }
     if let Some(throughput) = card.throughput {
         if throughput.rmse_ln > throughput.rmse_ln_reference {
@@ -228,12 +231,13 @@ mod tests {
             "throughput: worse than its reference, 0.5000 ln(bytes/s) against 0.4000",
             "throughput: worse than the last value of the route, 0.5000 ln(bytes/s) against 0.3000",
             "throughput: not used for decisions",
+            "delivery: not used for decisions",
             "throughput: coverage 95 %",
         ] {
             assert!(told.iter().any(|failure| failure == expected), "{expected}: {told:?}");
         }
         assert!(told.iter().any(|failure| failure.contains("Brier 0.2000 against 0.1000")));
-        assert_eq!(told.len(), 9, "no word of a class of 29 rows: {told:?}");
+        assert_eq!(told.len(), 10, "no word of a class of 29 rows: {told:?}");
     }
 
     #[test]

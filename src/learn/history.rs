@@ -42,14 +42,31 @@ pub struct Change {
     pub reason: String,
 }
 
+/// How far the features of newer rows are from those that a champion was trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shift {
+    /// When that was looked at (µs since the epoch).
+    pub at_us: u64,
+    /// The champion.
+    pub version: String,
+    /// Rows later than its training.
+    pub rows: usize,
+    /// Features whose population stability index is above the alert, with it, the largest first.
+    pub features: Vec<(String, f64)>,
+}
+
 /// The past of a registry's champion.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct History {
     /// Champions before the one in use, the newest last, at most [`PREVIOUS_MAX`].
     pub previous: VecDeque<String>,
     /// What happened, the newest last, at most [`CHANGES_MAX`].
     pub changes: VecDeque<Change>,
+    /// What the newest training found of the features; `None` before one looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<Shift>,
 }
 
 impl History {

@@ -319,7 +319,7 @@ mod tests {
             (&format!("{tree}/left_children/0"), json!(2), "wrong place"),
             (&format!("{tree}/left_children/0"), json!(99), "wrong place"),
             (&format!("{tree}/left_children/0"), json!(-1), "wrong place"),
-            (&format!("{tree}/split_indices/0"), json!(75), "does not exist"),
+            (&format!("{tree}/split_indices/0"), json!(FEATURES.len()), "does not exist"),
             (&format!("{tree}/split_conditions/0"), json!(1e40), "out of range"),
             (&format!("{tree}/sum_hessian"), json!([]), "differ in length"),
             (&format!("{tree}/sum_hessian/0"), json!(-1.0), "negative"),

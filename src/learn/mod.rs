@@ -53,6 +53,7 @@ mod regressor;
 mod reliability;
 mod routes;
 mod rows;
+mod shift;
 mod slices;
 mod throughput;
 pub mod trace;
@@ -77,7 +78,7 @@ pub use evaluate::{Realised, realised_accuracy, score};
 pub use export::{Exported, ExportedTable, export, refuse_unless_empty};
 pub use frame_rows::train;
 pub use head::COVERAGE;
-pub use history::{Action, Change, History};
+pub use history::{Action, Change, History, Shift};
 pub use import::{ImportOptions, Imported, import_file, import_xgboost};
 pub use judging::{Judged, judge_in_store};
 pub use logged::{Logged, Preference, logged_decisions};
@@ -248,7 +249,8 @@ pub struct TrainOutcome {
     pub judged: Option<Judgement>,
 }
 
-/// Judges the challenger on everything that the store holds, then trains a new model, saves it and
+/// Judges the challenger on everything that the store holds, notes how far the features have shifted
+/// since the champion's training, then trains a new model, saves it and
 /// [gives it its place](promotion). `now_us` (µs since the epoch) goes into the history only: the
 /// same measurements, seed and program give the same file, whenever it is trained. Of the program
 /// only [`COMMIT`] is in the file, which is written into the card here; a version that another
@@ -268,6 +270,7 @@ pub fn train_from_store(
     let rows = rows_since(&reader, from_us, &carried)?;
     let registry = ModelRegistry::new(models_dir);
     let judged = promotion::judge_challenger(&registry, &rows, now_us)?;
+    shift::note(&registry, &rows, now_us)?;
     let newest_us = rows.iter().map(|row| row.done_us).max().unwrap_or(0);
     let mut model = train_rows(&rows, config, newest_us)?;
     model.card.commit = Some(COMMIT.into());
@@ -416,6 +419,8 @@ mod tests {
         fill(300, 1_200);
         let second = train_from_store(&store, &models, &config(), 2).unwrap();
         assert!(!second.promoted && second.judged.is_none(), "{}", second.reason);
+        let shift = ModelRegistry::new(&models).history().unwrap().shift.unwrap();
+        assert_eq!((shift.version, shift.rows, shift.at_us), (first.model.version.clone(), 900, 2));
         fill(1_200, 1_500);
         let third = train_from_store(&store, &models, &config(), 3).unwrap();
         let judged = third.judged.unwrap();

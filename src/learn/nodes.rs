@@ -5,11 +5,11 @@ use polars::prelude::PolarsResult;
 
 use super::frames::{Claim, Ids, Moments, Probe, newest_before};
 use super::links::Links;
-use super::windows::{LAST, MEDIAN_20};
+use super::windows::LAST;
 use crate::engine::measure::LinkHistories;
 use crate::engine::measure::window_statistics::{ln_ratio, quantile};
 use crate::engine::predict::FeatureVector;
-use crate::engine::predict::schema::index;
+use crate::engine::predict::schema::{MEDIAN_20, index};
 use crate::engine::types::Timestamp;
 
 /// Fills in the largest deviation of the senders of each row. One advertisement is what an

@@ -43,10 +43,12 @@ pub(crate) fn random_history(seed: u64, count: usize) -> History {
                 if random.random_bool(0.2) {
                     continue;
                 }
+                // Some links lose nothing, and some RTTs are repeated.
+                let rtts_ms = [7.0, heavy_tailed(&mut random)];
                 let quality = LinkQuality {
-                    rtt_ms: heavy_tailed(&mut random),
+                    rtt_ms: rtts_ms[usize::from(random.random_bool(0.7))],
                     jitter_ms: random.random_range(0.0..30.0),
-                    loss: random.random_range(0.0..1.0),
+                    loss: if random.random_bool(0.5) { 0.0 } else { random.random_range(0.0..1.0) },
                     bandwidth: random.random_bool(0.5).then(|| random.random_range(1e3..1e7)),
                     utilisation: random.random_range(0.0..1.0),
                 };

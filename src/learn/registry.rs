@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use super::history::{self, Action, Change, History};
+use super::history::{self, Action, Change, History, Shift};
 use super::{LearnError, file_error};
 use crate::engine::predict::ForestModel;
 
@@ -239,6 +239,16 @@ impl ModelRegistry {
         }
         let _lock = self.lock()?;
         self.set_alias(CHALLENGER, version)
+    }
+
+    /// Notes how far the features have shifted since the champion's training.
+    ///
+    /// # Errors
+    /// [`LearnError::History`], [`LearnError::File`].
+    pub fn note_shift(&self, shift: Shift) -> Result<(), LearnError> {
+        let _lock = self.lock()?;
+        let history = History { shift: Some(shift), ..self.history()? };
+        replace(&self.folder.join(history::FILE), history.to_json().as_bytes())
     }
 
     /// History first: when the process ends in between, going back finds the champion itself on

@@ -6,7 +6,7 @@ use polars::prelude::*;
 
 use crate::engine::measure::window_statistics::ln_ratio;
 use crate::engine::measure::{STATISTICS, WINDOW};
-use crate::engine::predict::schema::{LINK_STATISTICS, index};
+use crate::engine::predict::schema::{LINK_STATISTICS, MEDIAN_20, index};
 
 /// How a statistic follows from the newest values, with their number.
 enum Rule {
@@ -47,7 +47,6 @@ const RULES: [Rule; STATISTICS.len()] = [
 /// Positions among the statistics.
 pub(super) const LAST: usize = 0;
 pub(super) const MIN: usize = STATISTICS.len() - 1;
-pub(super) const MEDIAN_20: usize = index("link_median_20_sum_ms") - LINK_STATISTICS;
 const MEAN_5: usize = index("link_mean5_sum_ms") - LINK_STATISTICS;
 const MEAN_60: usize = index("link_mean60_sum_ms") - LINK_STATISTICS;
 const P90_20: usize = index("link_p90_20_sum_ms") - LINK_STATISTICS;

@@ -21,7 +21,7 @@ use crate::engine::overlay::{Objective, Pin, ServiceKind};
 use crate::engine::predict::ModelCard;
 use crate::engine::route::Decision;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
-use crate::learn::{Change, ModelRegistry};
+use crate::learn::{Change, ModelRegistry, Shift};
 use crate::net::{Net, SLICE};
 use crate::store::Writer;
 
@@ -71,6 +71,9 @@ pub struct View<'a> {
     pub challenger: Option<&'a String>,
     /// The last promotion or roll-back in the registry.
     pub last_change: Option<&'a Change>,
+    /// How far the features have shifted since the training of the champion that was in use at the
+    /// newest training.
+    pub shift: Option<&'a Shift>,
     /// Whether a scheduled training runs.
     pub training: bool,
     /// What the last scheduled training said, and when it ended.
@@ -370,6 +373,7 @@ impl Driver {
                     model_error: self.models.error.as_ref(),
                     challenger: self.models.challenger.as_ref(),
                     last_change: self.models.last_change.as_ref(),
+                    shift: self.models.shift.as_ref(),
                     training: self.schedule.is_running(),
                     last_training: self.last_training.as_ref(),
                     dropped: &self.dropped,

@@ -7,7 +7,7 @@ use crate::engine::event::Input;
 use crate::engine::predict::watch::LiveLoss;
 use crate::engine::predict::{ForestModel, ModelCard, QualityModel};
 use crate::engine::types::Timestamp;
-use crate::learn::{Change, ModelRegistry};
+use crate::learn::{Change, ModelRegistry, Shift};
 
 /// The models that the engine has.
 #[derive(Debug)]
@@ -21,11 +21,20 @@ pub(super) struct HotSwap {
     pub(super) error: Option<String>,
     /// The last promotion or roll-back.
     pub(super) last_change: Option<Change>,
+    /// How far the features have shifted since a champion's training.
+    pub(super) shift: Option<Shift>,
 }
 
 impl HotSwap {
     pub(super) fn new(registry: Arc<ModelRegistry>) -> Self {
-        Self { registry, champion: None, challenger: None, error: None, last_change: None }
+        Self {
+            registry,
+            champion: None,
+            challenger: None,
+            error: None,
+            last_change: None,
+            shift: None,
+        }
     }
 
     /// What the engine has to be told after the registry changed; or why the champion cannot be
@@ -33,7 +42,10 @@ impl HotSwap {
     pub(super) fn load(&mut self) -> (Vec<Input>, Result<(), String>) {
         let mut inputs = Vec::new();
         match self.registry.history() {
-            Ok(history) => self.last_change = history.changes.back().cloned(),
+            Ok(history) => {
+                self.last_change = history.changes.back().cloned();
+                self.shift = history.shift;
+            }
             Err(error) => tracing::warn!("{error}"),
         }
         let champion = self.registry.champion().map_err(|error| error.to_string());

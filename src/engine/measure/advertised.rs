@@ -34,7 +34,11 @@ pub struct LinkHistory {
     statistics: OnceLock<Option<Box<Statistics>>>,
     quality: Option<LinkQuality>,
     changed_at: Timestamp,
+    /// When the advertised RTT was last another than the one before.
+    measured_at: Timestamp,
     withdrawn_at: Option<Timestamp>,
+    /// Newest changes in a row that told of losses or withdrew it.
+    failure_streak: usize,
 }
 
 impl LinkHistory {
@@ -45,7 +49,9 @@ impl LinkHistory {
             statistics: OnceLock::new(),
             quality: None,
             changed_at: Timestamp::default(),
+            measured_at: Timestamp::default(),
             withdrawn_at: None,
+            failure_streak: 0,
         }
     }
 
@@ -63,6 +69,17 @@ impl LinkHistory {
     /// When the newest advertisement or withdrawal was accepted.
     pub fn changed_at(&self) -> Timestamp {
         self.changed_at
+    }
+
+    /// When the advertised RTT was last another than the one before: an RTT that is repeated to the last
+    /// bit was not measured again.
+    pub fn measured_at(&self) -> Timestamp {
+        self.measured_at
+    }
+
+    /// Advertisements in a row, up to now, that told of losses or withdrew the link, at most [`WINDOW`].
+    pub fn failure_streak(&self) -> usize {
+        self.failure_streak.min(WINDOW)
     }
 
     /// Withdrawals among the newest [`WINDOW`] changes.
@@ -110,9 +127,14 @@ impl LinkHistories {
             let link = self.links.entry(key).or_insert_with(LinkHistory::new);
             link.changed_at = at;
             link.quality = quality;
+            let fails = quality.is_none_or(|quality| quality.loss > 0.0);
+            link.failure_streak = if fails { link.failure_streak.saturating_add(1) } else { 0 };
             link.withdrawn = link.withdrawn << 1 | u64::from(quality.is_none());
             match quality {
                 Some(quality) => {
+                    if link.rtts_ms.last() != Some(quality.rtt_ms) {
+                        link.measured_at = at;
+                    }
                     link.rtts_ms.push(quality.rtt_ms);
                     link.statistics = OnceLock::new();
                     deviations.extend(link.deviation_ln());
@@ -206,6 +228,25 @@ mod tests {
         let link = links.link(node(1), node(2)).unwrap();
         assert_eq!((link.withdrawals(), link.changed_at()), (1, Timestamp(3)));
         assert_eq!(link.statistics().unwrap().count, 2);
+    }
+
+    #[test]
+    fn what_is_repeated_was_not_measured_again_and_losses_in_a_row_are_counted() {
+        let mut links = LinkHistories::default();
+        let mut say = |at, quality| {
+            links.advertised(node(1), Timestamp(at), [(node(2), quality)]);
+            let link = links.link(node(1), node(2)).unwrap();
+            (link.changed_at().0, link.measured_at().0, link.failure_streak())
+        };
+        let lossy = quality(10.0).map(|quality| LinkQuality { loss: 0.1, ..quality });
+        assert_eq!(say(1, quality(10.0)), (1, 1, 0));
+        assert_eq!(say(2, lossy), (2, 1, 1));
+        assert_eq!(say(3, None), (3, 1, 2));
+        assert_eq!(say(4, lossy), (4, 1, 3));
+        assert_eq!(say(5, quality(11.0)), (5, 5, 0));
+        for at in 6..6 + 2 * WINDOW as u64 {
+            assert!(say(at, lossy).2 <= WINDOW);
+        }
     }
 
     #[test]

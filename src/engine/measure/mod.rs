@@ -25,7 +25,9 @@ pub use advertised::{LinkHistories, LinkHistory};
 pub use coordinates::Coordinates;
 pub use honesty::Honesty;
 pub use link::{LinkQuality, LinkReport, LinkState, QualityMonitor};
-pub use route::{HISTORY_WINDOW, ROUTE_DEAD_AFTER, RouteHistories, RouteHistory, RouteReport};
+pub use route::{
+    HISTORY_WINDOW, ROUTE_DEAD_AFTER, RouteHistories, RouteHistory, RouteReport, end_to_end_loss,
+};
 pub use sample::{EventKind, ProbeKind, Sample};
 pub use service::{Health, HealthCheck, HealthPolicy, ServiceMonitor, Vantage};
 pub use statistics::{STATISTICS, Statistics, WINDOW};

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::link::LOSS_WINDOW;
 use super::quarantine::Quarantine;
 use super::statistics::{Statistics, WINDOW};
 use super::window::{Window, mean_absolute_difference};
@@ -17,6 +18,14 @@ pub const ROUTE_DEAD_AFTER: u32 = 3;
 /// Routes with a history; the one probed longest ago makes room. 8 candidates and a backup for
 /// each of about 100 destinations.
 pub const HISTORIES_MAX: usize = 1_024;
+
+/// Loss of a route from end to end, 0 to 1: what its links claim together, corrected by the share
+/// lost of `probes` probes over the whole route. The claim counts as much as the probes that a link
+/// counts its loss over.
+pub fn end_to_end_loss(claimed: f64, lost: f64, probes: usize) -> f64 {
+    let (claims, probes) = (LOSS_WINDOW as f64, probes as f64);
+    (claimed * claims + lost * probes) / (claims + probes)
+}
 
 /// What the traffic of one tunnel met on one route, by the receipts of the far end and this node's
 /// own counters.

@@ -28,7 +28,7 @@ pub const OFFSET_MIN: f64 = 0.001;
 /// that is wider says nothing more.
 pub const REACH_MAX: f64 = 3.0;
 
-/// Stretches the interval of one stream of forecasts, such as those of one route.
+/// Stretches the interval of one stream of forecasts, such as those of the routes to one node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdaptiveInterval {
     /// Share missed at each end.
@@ -77,7 +77,7 @@ const SURPRISE_GAIN: f64 = 0.5;
 /// Largest error that counts, in half widths of the interval.
 const SURPRISE_MAX: f64 = 40.0;
 
-/// Widens the intervals of one route after errors that they did not foresee: when a level changed,
+/// Widens the intervals of one stream after errors that they did not foresee: when a level changed,
 /// forecasts lag for a few values. The stretch of [`AdaptiveInterval`] takes the average back.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Surprise {

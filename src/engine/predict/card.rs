@@ -45,6 +45,20 @@ pub struct ReliabilityCard {
     pub log_loss_base: f64,
 }
 
+/// Fewest lost probes among the test rows before a reliability head may take part in decisions. A
+/// guess: with fewer, one of them decides which is better.
+pub const LOSSES_TEST_MIN: usize = 10;
+
+impl ReliabilityCard {
+    /// Whether the head may take part in decisions: it was measured on lost probes, and does better
+    /// than the base rate.
+    pub fn earns_its_place(&self) -> bool {
+        self.lost >= LOSSES_TEST_MIN
+            && self.brier < self.brier_base
+            && self.log_loss < self.log_loss_base
+    }
+}
+
 /// How the ranking rule was chosen: every rule of a grid was played over the choices between routes
 /// that the calibration rows hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

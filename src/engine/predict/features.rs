@@ -1,6 +1,8 @@
 //! Features online: what the engine knows of a route right now, as numbers.
 
-use super::schema::{FEATURES, FeatureVector, LINK_STATISTICS, MISSING, ROUTE_STATISTICS, index};
+use super::schema::{
+    FEATURES, FeatureVector, LINK_STATISTICS, MAXIMA, MEDIAN_20, MISSING, ROUTE_STATISTICS, index,
+};
 use crate::engine::measure::window_statistics::ln_ratio;
 use crate::engine::measure::{LinkHistories, LinkHistory, RouteHistory, STATISTICS, WINDOW};
 use crate::engine::types::{Route, Timestamp};
@@ -29,6 +31,7 @@ pub fn route_features(
     if let Some(hops) = &hops {
         link_features(&mut features, hops, now);
     }
+    reverse_features(&mut features, route, links);
     node_features(&mut features, route, links);
     if let Some(history) = history {
         history_features(&mut features, history, now);
@@ -50,11 +53,18 @@ fn link_features(features: &mut FeatureVector, hops: &[&LinkHistory], now: Times
     let (mut last_max, mut queueing_sum, mut queueing_max) = (0.0_f64, 0.0, 0.0_f64);
     let (mut jitter_sum, mut delivered, mut utilisation_max) = (0.0, 1.0, 0.0_f64);
     let (mut age_max, mut count_min, mut withdrawals_max) = (0.0_f64, WINDOW, 0);
+    let mut maxima = [0.0_f64; MAXIMA.len()];
+    let (mut jitter_max, mut loss_max, mut streak_max) = (0.0_f64, 0.0_f64, 0);
+    let (mut utilisation_sum, mut age_sum) = (0.0, 0.0);
+    let (mut measured_age_sum, mut measured_age_max) = (0.0, 0.0_f64);
     let (mut bandwidth_min, mut failure_age_min) = (f64::INFINITY, f64::INFINITY);
     for hop in hops {
         let (Some(statistics), Some(quality)) = (hop.statistics(), hop.quality()) else { return };
         for (sum, value) in sums.iter_mut().zip(statistics.values) {
             *sum += value;
+        }
+        for (most, (statistic, _)) in maxima.iter_mut().zip(MAXIMA) {
+            *most = most.max(statistics.values[statistic]);
         }
         let last = statistics.values[0];
         let queueing = last - statistics.values[STATISTICS.len() - 1];
@@ -62,10 +72,17 @@ fn link_features(features: &mut FeatureVector, hops: &[&LinkHistory], now: Times
         queueing_sum += queueing;
         queueing_max = queueing_max.max(queueing);
         jitter_sum += quality.jitter_ms;
+        jitter_max = jitter_max.max(quality.jitter_ms);
+        loss_max = loss_max.max(quality.loss);
+        streak_max = streak_max.max(hop.failure_streak());
         delivered *= 1.0 - quality.loss;
         utilisation_max = utilisation_max.max(quality.utilisation);
         bandwidth_min = quality.bandwidth.map_or(bandwidth_min, |b| bandwidth_min.min(b));
-        age_max = age_max.max(seconds(now, hop.changed_at()));
+        utilisation_sum += quality.utilisation;
+        let (age, measured_age) = (seconds(now, hop.changed_at()), seconds(now, hop.measured_at()));
+        (age_max, age_sum) = (age_max.max(age), age_sum + age);
+        measured_age_max = measured_age_max.max(measured_age);
+        measured_age_sum += measured_age;
         count_min = count_min.min(statistics.count);
         withdrawals_max = withdrawals_max.max(hop.withdrawals());
         if let Some(at) = hop.withdrawn_at() {
@@ -88,18 +105,42 @@ fn link_features(features: &mut FeatureVector, hops: &[&LinkHistory], now: Times
     if failure_age_min.is_finite() {
         features[const { index("link_failure_age_min_s") }] = failure_age_min;
     }
+    for (most, (_, feature)) in maxima.into_iter().zip(MAXIMA) {
+        features[feature] = most;
+    }
+    features[const { index("link_jitter_max_ms") }] = jitter_max;
+    features[const { index("link_loss_max") }] = loss_max;
+    features[const { index("link_failure_streak_max") }] = streak_max as f64;
+    features[const { index("link_utilisation_sum") }] = utilisation_sum;
+    features[const { index("link_age_sum_s") }] = age_sum;
+    features[const { index("link_measured_age_max_s") }] = measured_age_max;
+    features[const { index("link_measured_age_sum_s") }] = measured_age_sum;
     let [trend, drift, spread] = shape(features, LINK_STATISTICS);
     features[const { index("link_trend_ln") }] = trend;
     features[const { index("link_drift_ln") }] = drift;
     features[const { index("link_spread_ln") }] = spread;
 }
 
-/// What the neighbourhood says: the other direction, the advertisers, the coordinates.
-fn node_features(features: &mut FeatureVector, route: &Route, links: &LinkHistories) {
-    let reverse = route.links().map(|(a, b)| Some(links.link(b, a)?.quality()?.rtt_ms));
-    if let Some(sum) = reverse.sum::<Option<f64>>() {
-        features[const { index("link_reverse_sum_ms") }] = sum;
+/// What the far ends advertise of the links; nothing when one of them advertises nothing.
+fn reverse_features(features: &mut FeatureVector, route: &Route, links: &LinkHistories) {
+    let (mut last_sum, mut median_sum) = (0.0, 0.0);
+    let (mut delivered, mut utilisation_max) = (1.0, 0.0_f64);
+    for (a, b) in route.links() {
+        let said = links.link(b, a).and_then(|link| Some((link.quality()?, link.statistics()?)));
+        let Some((quality, statistics)) = said else { return };
+        last_sum += quality.rtt_ms;
+        median_sum += statistics.values[MEDIAN_20];
+        delivered *= 1.0 - quality.loss;
+        utilisation_max = utilisation_max.max(quality.utilisation);
     }
+    features[const { index("link_reverse_sum_ms") }] = last_sum;
+    features[const { index("link_reverse_median_20_sum_ms") }] = median_sum;
+    features[const { index("link_reverse_loss") }] = 1.0 - delivered;
+    features[const { index("link_reverse_utilisation_max") }] = utilisation_max;
+}
+
+/// What the neighbourhood says: the advertisers, the coordinates.
+fn node_features(features: &mut FeatureVector, route: &Route, links: &LinkHistories) {
     let senders = || route.links().map(|(sender, _)| sender);
     if let Some(most) = senders().filter_map(|node| links.deviation_ln(node)).reduce(f64::max) {
         features[const { index("node_deviation_max_ln") }] = most;
@@ -221,6 +262,16 @@ mod tests {
             ("link_queueing_sum_ms", 4.0),
             ("link_queueing_max_ms", 4.0),
             ("link_jitter_sum_ms", 2.0),
+            ("link_jitter_max_ms", 1.0),
+            ("link_median_20_max_ms", 20.0),
+            ("link_p90_20_max_ms", 20.0),
+            ("link_error60_max_ms", 2.0_f64.sqrt()),
+            ("link_loss_max", 0.5),
+            ("link_failure_streak_max", 3.0),
+            ("link_utilisation_sum", 0.5),
+            ("link_age_sum_s", 4.0),
+            ("link_measured_age_max_s", 3.0),
+            ("link_measured_age_sum_s", 4.0),
             ("link_loss", 0.75),
             ("link_bandwidth_min", 5e5),
             ("link_utilisation_max", 0.25),
@@ -246,7 +297,19 @@ mod tests {
         ] {
             assert!((at(&features, name) - value).abs() < 1e-12, "{name}: {}", at(&features, name));
         }
-        assert_eq!(at(&features, "link_reverse_sum_ms"), MISSING, "nobody says 2 to 1");
+        for name in ["link_reverse_sum_ms", "link_reverse_median_20_sum_ms", "link_reverse_loss"] {
+            assert_eq!(at(&features, name), MISSING, "nobody says 2 to 1");
+        }
+        links.advertised(node(2), now, [(node(1), quality(7.0, None))]);
+        let features = route_features(&route(), &links, None, now);
+        for (name, value) in [
+            ("link_reverse_sum_ms", 27.0),
+            ("link_reverse_median_20_sum_ms", 27.0),
+            ("link_reverse_loss", 0.75),
+            ("link_reverse_utilisation_max", 0.25),
+        ] {
+            assert!((at(&features, name) - value).abs() < 1e-12, "{name}: {}", at(&features, name));
+        }
         assert!(at(&features, "coordinate_sum_ms") > 0.0);
     }
 }

@@ -44,7 +44,8 @@ pub struct ForestModel {
     /// Forecasts the bandwidth of the route, ln(bytes/s); asked when its card
     /// [says that it may](ThroughputCard::earns_its_place).
     pub throughput: Option<Head>,
-    /// Forecasts the probability that the route delivers.
+    /// Forecasts the probability that the route delivers; asked when its card
+    /// [says that it may](ReliabilityCard::earns_its_place).
     pub reliability: Option<ReliabilityHead>,
     /// How the router turns forecasts into a choice. Always about the forecast: a file with another
     /// centre was written before rules were chosen in training, when the router went by
@@ -306,6 +307,12 @@ impl ForestModel {
         self.throughput.as_ref().filter(|_| earns)
     }
 
+    /// The reliability head, when its card says that it may decide.
+    fn reliability_in_use(&self) -> Option<&ReliabilityHead> {
+        let earns = self.card.reliability.is_some_and(|card| card.earns_its_place());
+        self.reliability.as_ref().filter(|_| earns)
+    }
+
     fn validate(&self) -> Result<(), String> {
         self.latency.validate()?;
         if let Some(throughput) = &self.throughput {
@@ -358,7 +365,7 @@ impl QualityModel for ForestModel {
             bound_ms: ln.exp() * (1.0 + self.ranking.pessimism * scale),
             interval_ms: Some(((ln + low * scale).exp(), (ln + high * scale).exp())),
             scale: Some(scale),
-            delivery: self.reliability.as_ref().map(|head| head.probability(features)),
+            delivery: self.reliability_in_use().map(|head| head.probability(features)),
             bandwidth: self.throughput_in_use().and_then(|head| Some(head.ln(features)?.exp())),
         })
     }
@@ -458,6 +465,36 @@ mod tests {
         assert_eq!(QualityModel::ranking(&model).pessimism, 2.0);
         model.ranking.margin = 1.1;
         assert!(matches!(read(&model), Err(ModelError::Damaged(_))));
+    }
+
+    #[test]
+    fn delivery_is_forecast_only_where_the_card_beats_the_base_rate() {
+        let mut model = stump();
+        let mut trees = Trees::default();
+        let root = trees.push_leaf(1.0);
+        trees.roots.push(root);
+        model.reliability = Some(ReliabilityHead { trees, platt_a: 0.0, platt_b: -3.0_f64.ln() });
+        let good = ReliabilityCard {
+            rows: 500,
+            lost: 30,
+            brier: 0.04,
+            brier_base: 0.05,
+            log_loss: 0.2,
+            log_loss_base: 0.3,
+        };
+        let mut features = [MISSING; FEATURES.len()];
+        features[index_of("route_last_ms").unwrap()] = 8.0;
+        for (card, delivery) in [
+            (Some(good), Some(0.75)),
+            (None, None),
+            (Some(ReliabilityCard { brier: 0.05, ..good }), None),
+            (Some(ReliabilityCard { log_loss: 0.4, ..good }), None),
+            (Some(ReliabilityCard { lost: 9, ..good }), None),
+        ] {
+            model.card.reliability = card;
+            let found = model.predict(&features).unwrap().delivery;
+            assert_eq!(found.map(|p| (p * 1e9).round() / 1e9), delivery, "{card:?}");
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub const LOSS_MAX: f64 = 1.0;
 
 const COUNT: usize = EXPERTS.len();
 
-/// Weights of the experts for one stream of forecasts, such as those of one route.
+/// Weights of the experts for one stream of forecasts, such as those of the routes to one node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mix {
     /// Discounted loss of each expert.
@@ -46,6 +46,10 @@ pub struct Mix {
     gaps: f64,
     /// Plain sum of the mixability gaps.
     gaps_all: f64,
+    /// Plain sum of the mix's losses less those of the moving average.
+    excess: f64,
+    /// Rounds that were counted.
+    rounds: u64,
 }
 
 impl Default for Mix {
@@ -57,7 +61,7 @@ impl Default for Mix {
 impl Mix {
     /// Equal weights.
     pub fn new() -> Self {
-        Self { losses: [0.0; COUNT], gaps: 0.0, gaps_all: 0.0 }
+        Self { losses: [0.0; COUNT], gaps: 0.0, gaps_all: 0.0, excess: 0.0, rounds: 0 }
     }
 
     /// Weights of the experts in the order of [`EXPERTS`]; they sum to 1.
@@ -95,14 +99,13 @@ impl Mix {
             return;
         }
         // What is known fades before the round is judged; that changes no weight.
-        let faded = Self {
-            losses: self.losses.map(|sum| MEMORY * sum),
-            gaps: MEMORY * self.gaps,
-            gaps_all: self.gaps_all,
-        };
+        let faded =
+            Self { losses: self.losses.map(|sum| MEMORY * sum), gaps: MEMORY * self.gaps, ..*self };
         let rate = faded.rate();
         let weights = faded.weights_at(rate);
         let Some(own) = mean(&weights, &losses) else { return };
+        let said = mean(&weights, &tamed(ln_forecasts)).map_or(own, |ln| (ln - ln_truth).abs());
+        let excess = said - losses[MOVING_AVERAGE].unwrap_or(said);
         let losses = losses.map(|loss| loss.unwrap_or(own));
         // The mix loss at an infinite rate is the least loss of those with weight.
         let awake = losses.iter().zip(weights).filter(|(_, weight)| *weight > 0.0);
@@ -117,12 +120,29 @@ impl Mix {
         };
         let gap = (own - mixed).max(0.0);
         let summed = std::array::from_fn(|expert| faded.losses[expert] + losses[expert]);
-        *self = Self { losses: summed, gaps: faded.gaps + gap, gaps_all: self.gaps_all + gap };
+        *self = Self {
+            losses: summed,
+            gaps: faded.gaps + gap,
+            gaps_all: self.gaps_all + gap,
+            excess: self.excess + excess,
+            rounds: self.rounds + 1,
+        };
     }
 
     /// By how much the summed loss of the mix can exceed that of any expert so far (ln units).
     pub fn slack(&self) -> f64 {
         2.0 * self.gaps_all
+    }
+
+    /// By how much the summed loss of the mix does exceed the moving average's so far (ln units), at
+    /// most [`Mix::slack`]; below 0 when the mix did better.
+    pub fn excess(&self) -> f64 {
+        self.excess
+    }
+
+    /// Forecasts so far whose truth was learned from.
+    pub fn rounds(&self) -> u64 {
+        self.rounds
     }
 }
 
@@ -164,11 +184,11 @@ mod tests {
 
     const ROUNDS: usize = 2_000;
 
-    /// Summed losses of the mix and of each expert, and the slack.
+    /// Summed losses of the mix and of each expert, and the mix.
     fn play(
         seed: u64,
         mut draw: impl FnMut(usize, &mut Pcg64Mcg) -> (f64, [Option<f64>; COUNT]),
-    ) -> (f64, [f64; COUNT], f64) {
+    ) -> (f64, [f64; COUNT], Mix) {
         let mut random = Pcg64Mcg::seed_from_u64(seed);
         let mut mix = Mix::new();
         let (mut own, mut others) = (0.0, [0.0; COUNT]);
@@ -183,7 +203,7 @@ mod tests {
             }
             mix.observe(truth, forecasts);
         }
-        (own, others, mix.slack())
+        (own, others, mix)
     }
 
     fn noise(random: &mut Pcg64Mcg, width: f64) -> f64 {
@@ -265,12 +285,15 @@ mod tests {
         ];
         for (world, draw, slack_a_round) in worlds {
             for seed in 0..5 {
-                let (own, others, slack) = play(seed, draw);
+                let (own, others, mix) = play(seed, draw);
+                let slack = mix.slack();
+                assert!(mix.excess() <= slack && mix.rounds() > 0, "{world}: {mix:?}");
                 for (name, other) in EXPERTS.iter().zip(others) {
                     // In the world of wild models their own loss is not what they are charged.
                     assert!(own <= other + slack + 1e-9, "{world}: {own} {name} {other} {slack}");
                 }
                 let average = others[MOVING_AVERAGE];
+                assert!((mix.excess() - (own - average)).abs() < 1e-9, "{world}: {mix:?}");
                 let over = (own - average) / ROUNDS as f64;
                 assert!(over <= slack_a_round, "{world}: {over} a round, {own} {average}");
             }

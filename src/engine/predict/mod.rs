@@ -8,6 +8,7 @@
 mod adaptive;
 mod baseline;
 mod card;
+mod delivery;
 pub mod drift;
 mod features;
 mod forest;
@@ -20,12 +21,14 @@ pub mod profile;
 mod ranking;
 pub mod schema;
 mod shap;
+mod streams;
 mod trees;
 pub mod watch;
 
 pub use adaptive::{AdaptiveInterval, Surprise};
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use card::{ClassCard, RankingCard, ReliabilityCard, ThroughputCard};
+pub use delivery::{DeliveryWatch, LiveDelivery};
 pub use features::route_features;
 pub use forest::{
     FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Reference,
@@ -41,4 +44,5 @@ pub use ranking::{
 };
 pub use schema::FeatureVector;
 pub use shap::Explanation;
+pub use streams::{Mixed, OWN_AFTER, STREAMS_MAX, Streams};
 pub use trees::{DEPTH_MAX, NODES_MAX, Node, Trees};

@@ -28,7 +28,7 @@ pub struct Prediction {
     pub bound_ms: f64,
     /// How far off such forecasts were, on the ln scale: about the relative error; above 0.
     pub scale: Option<f64>,
-    /// Probability that the route delivers, 0 to 1.
+    /// Probability that the route delivers, 0 to 1; `None` when nobody says so who has earned it.
     pub delivery: Option<f64>,
     /// Bandwidth that a tunnel gets on the route (bytes/s), above 0.
     pub bandwidth: Option<f64>,
@@ -53,6 +53,7 @@ impl Prediction {
             && self.latency_ms <= LATENCY_MS_MAX
             && self.bound_ms >= self.latency_ms
             && self.bound_ms.is_finite()
+            && self.delivery.is_none_or(|delivery| (0.0..=1.0).contains(&delivery))
             && self.bandwidth.is_none_or(|bandwidth| bandwidth.is_finite() && bandwidth > 0.0)
     }
 }

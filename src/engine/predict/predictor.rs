@@ -1,25 +1,24 @@
 //! The predictor that keeps a model honest by always asking the baselines too.
 //!
-//! The champion's forecast is mixed with the baselines' by how well each did of late ([`Mix`]), and
-//! its interval is stretched until it holds what it promises ([`AdaptiveInterval`]). The challenger
-//! is asked beside it and never decides: its forecasts are kept, so that it can be judged on them.
-//! When the [`Watch`] finds the champion worse than the moving average, it is dropped at once.
+//! The champion's forecast is mixed with the baselines' by how well each did of late on the routes to
+//! the same node, and its interval is stretched until it holds what it promises ([`Streams`]). The
+//! challenger is asked beside it and never decides: its forecasts are kept, so that it can be judged on them.
+//! When the [`Watch`] finds the champion worse than the moving average, it is dropped at once. Its
+//! forecasts of delivery count while they keep up with what was measured ([`DeliveryWatch`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::adaptive::AdaptiveInterval;
 use super::baseline::{LastValue, Level, MovingAverage};
-use super::mix::Mix;
+use super::delivery::{DeliveryWatch, measured};
+use super::mix::EXPERTS;
 use super::model::{Prediction, QualityModel};
 use super::ranking::Ranking;
 use super::schema::FeatureVector;
+use super::streams::{Mixed, Streams};
 use super::watch::{Alarm, Expected, Watch};
 use crate::engine::measure::prober::OUTSTANDING_MAX;
-use crate::engine::types::Timestamp;
-
-/// Share of round trips that the intervals are to hold.
-const COVERAGE: f64 = 0.9;
+use crate::engine::types::{NodeId, Timestamp};
 
 /// What is forecast for one route, by everyone asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,29 +49,30 @@ impl Forecast {
     }
 }
 
-/// What was said of a probe that is on its way: by the experts of the mix, ln(ms), and how far
-/// the model's interval reaches below and above its forecast, ln.
+/// What was said of a probe that is on its way.
 #[derive(Clone, Copy, Debug)]
 struct Said {
-    experts: [Option<f64>; 4],
-    offsets: Option<(f64, f64)>,
+    destination: NodeId,
+    mixed: Option<Mixed>,
+    /// Probability that it comes back, by the model and by what was measured.
+    delivery: Option<(f64, f64)>,
 }
 
-impl Said {
-    fn of(model: Option<&Prediction>, features: &FeatureVector) -> Self {
-        let ln = |prediction: Prediction| prediction.latency_ms.ln();
-        let experts = [
-            model.copied().map(ln),
-            MovingAverage.predict(features).map(ln),
-            LastValue.predict(features).map(ln),
-            Level.predict(features).map(ln),
-        ];
-        let offsets = model.and_then(|prediction| {
-            let (low, high) = prediction.interval_ms?;
-            Some(((low / prediction.latency_ms).ln(), (high / prediction.latency_ms).ln()))
-        });
-        Self { experts, offsets }
-    }
+/// What the experts of the mix say, ln(ms).
+fn experts(model: Option<&Prediction>, features: &FeatureVector) -> [Option<f64>; EXPERTS.len()] {
+    let ln = |prediction: Prediction| prediction.latency_ms.ln();
+    [
+        model.copied().map(ln),
+        MovingAverage.predict(features).map(ln),
+        LastValue.predict(features).map(ln),
+        Level.predict(features).map(ln),
+    ]
+}
+
+/// How far a model's interval reaches below and above its forecast, ln.
+fn offsets(prediction: &Prediction) -> Option<(f64, f64)> {
+    let (low, high) = prediction.interval_ms?;
+    Some(((low / prediction.latency_ms).ln(), (high / prediction.latency_ms).ln()))
 }
 
 /// The trained model in use, if any, beside the baselines that are always there.
@@ -83,8 +83,8 @@ pub struct RoutePredictor {
     enabled: bool,
     failures: u64,
     watch: Watch,
-    mix: Mix,
-    interval: AdaptiveInterval,
+    streams: Streams,
+    delivery: DeliveryWatch,
     said: BTreeMap<Timestamp, Said>,
 }
 
@@ -97,8 +97,8 @@ impl RoutePredictor {
             enabled,
             failures: 0,
             watch: Watch::default(),
-            mix: Mix::new(),
-            interval: AdaptiveInterval::new(COVERAGE),
+            streams: Streams::default(),
+            delivery: DeliveryWatch::default(),
             said: BTreeMap::new(),
         }
     }
@@ -108,8 +108,8 @@ impl RoutePredictor {
         self.model = model;
         self.watch.champion_replaced();
         // What was learned of one model's errors is not another's.
-        self.mix = Mix::new();
-        self.interval = AdaptiveInterval::new(COVERAGE);
+        self.streams = Streams::default();
+        self.delivery = DeliveryWatch::default();
         self.said.clear();
     }
 
@@ -143,6 +143,16 @@ impl RoutePredictor {
         &self.watch
     }
 
+    /// What was learned of the champion's errors, by destination.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// How forecasts of delivery do beside what was measured.
+    pub fn delivery(&self) -> &DeliveryWatch {
+        &self.delivery
+    }
+
     /// The model that decides now; `None` without one, or when it is switched off.
     pub fn model(&self) -> Option<Arc<dyn QualityModel>> {
         self.model.clone().filter(|_| self.enabled)
@@ -154,8 +164,8 @@ impl RoutePredictor {
         self.failures
     }
 
-    /// Asks the model and the baselines.
-    pub fn forecast(&mut self, features: FeatureVector) -> Forecast {
+    /// Asks the model and the baselines about a route to `destination`.
+    pub fn forecast(&mut self, destination: NodeId, features: FeatureVector) -> Forecast {
         let moving_average = MovingAverage.predict(&features);
         let model = match &self.model {
             // Without any history there is nothing that the model was trained on.
@@ -164,7 +174,10 @@ impl RoutePredictor {
                 if prediction.is_none() {
                     self.failures += 1;
                 }
-                prediction
+                prediction.map(|prediction| Prediction {
+                    delivery: prediction.delivery.filter(|_| self.delivery.allows()),
+                    ..prediction
+                })
             }
             _ => None,
         };
@@ -173,27 +186,35 @@ impl RoutePredictor {
         Forecast {
             features,
             model,
-            mixed: model.and_then(|prediction| self.mixed(prediction, &features)),
+            mixed: model.and_then(|model| self.mixed(destination, model, &features)),
             challenger: challenger.and_then(|challenger| ask(challenger, &features)),
             moving_average,
             last_value: LastValue.predict(&features),
         }
     }
 
-    fn mixed(&self, model: Prediction, features: &FeatureVector) -> Option<Prediction> {
-        let said = Said::of(Some(&model), features);
-        let ln = self.mix.combine(said.experts)?;
-        let interval_ms = said.offsets.map(|(low, high)| {
-            let (low, high) = self.interval.apply(ln, low, high);
-            (low.exp(), high.exp())
-        });
-        let bound_ms = ln.exp() * (model.bound_ms / model.latency_ms);
-        Some(Prediction { latency_ms: ln.exp(), interval_ms, bound_ms, ..model })
+    fn mixed(
+        &self,
+        destination: NodeId,
+        model: Prediction,
+        features: &FeatureVector,
+    ) -> Option<Prediction> {
+        let experts = experts(Some(&model), features);
+        let mixed = self.streams.mix(destination, experts, offsets(&model))?;
+        let latency_ms = mixed.ln.exp();
+        let interval_ms = mixed.interval.map(|(low, high)| (low.exp(), high.exp()));
+        let bound_ms = latency_ms * (model.bound_ms / model.latency_ms);
+        Some(Prediction { latency_ms, interval_ms, bound_ms, ..model })
     }
 
-    /// A route probe leaves at `sent_at`: keeps what the models expect of it. `features` is called
-    /// only when there is a model to ask.
-    pub fn probe_sent(&mut self, sent_at: Timestamp, features: impl FnOnce() -> FeatureVector) {
+    /// A route probe to `destination` leaves at `sent_at`: keeps what the models expect of it.
+    /// `features` is called only when there is a model to ask.
+    pub fn probe_sent(
+        &mut self,
+        sent_at: Timestamp,
+        destination: NodeId,
+        features: impl FnOnce() -> FeatureVector,
+    ) {
         if !self.enabled || (self.model.is_none() && self.challenger.is_none()) {
             return;
         }
@@ -213,7 +234,14 @@ impl RoutePredictor {
             if self.said.len() >= OUTSTANDING_MAX {
                 self.said.pop_first();
             }
-            self.said.insert(sent_at, Said::of(prediction.as_ref(), &features));
+            let prediction = prediction.as_ref();
+            let experts = experts(prediction, &features);
+            let said = Said {
+                destination,
+                mixed: self.streams.mix(destination, experts, prediction.and_then(offsets)),
+                delivery: prediction.and_then(|said| said.delivery.zip(measured(&features))),
+            };
+            self.said.insert(sent_at, said);
         }
         self.watch.sent(sent_at, expected);
     }
@@ -237,14 +265,17 @@ impl RoutePredictor {
 }
 
 impl RoutePredictor {
-    /// Mix and interval learn from a round trip; a lost probe says nothing about latency.
+    /// Mix and interval learn from a round trip; a lost probe says nothing about latency, but about
+    /// delivery.
     fn learn(&mut self, sent_at: Timestamp, rtt_us: Option<u64>) {
         let Some(said) = self.said.remove(&sent_at) else { return };
-        let Some(truth) = rtt_us.map(|us| (us.max(1) as f64 / 1e3).ln()) else { return };
-        if let (Some((low, high)), Some(ln)) = (said.offsets, self.mix.combine(said.experts)) {
-            self.interval.observe(truth, ln, low, high);
+        if let Some((forecast, measured)) = said.delivery {
+            self.delivery.observe(forecast, measured, rtt_us.is_some());
         }
-        self.mix.observe(truth, said.experts);
+        let Some(truth) = rtt_us.map(|us| (us.max(1) as f64 / 1e3).ln()) else { return };
+        if let Some(mixed) = &said.mixed {
+            self.streams.observe(said.destination, truth, mixed);
+        }
     }
 }
 
@@ -257,6 +288,8 @@ fn ask(model: &Arc<dyn QualityModel>, features: &FeatureVector) -> Option<Predic
 mod tests {
     use super::*;
     use crate::engine::predict::schema::{FEATURES, MISSING, index_of};
+
+    const THERE: NodeId = NodeId([9; 8]);
 
     struct Constant(f64);
 
@@ -281,7 +314,7 @@ mod tests {
         let mut predictor = RoutePredictor::new(true);
         assert_eq!(predictor.version(), "moving-average");
         predictor.set_model(Some(Arc::new(Constant(20.0))));
-        let forecast = predictor.forecast(features());
+        let forecast = predictor.forecast(THERE, features());
         assert_eq!(forecast.model.unwrap().latency_ms, 20.0);
         let mixed = forecast.best().unwrap().latency_ms;
         assert!(20.0 < mixed && mixed < 30.0, "nobody has shown anything yet: {mixed}");
@@ -295,13 +328,13 @@ mod tests {
         predictor.set_model(Some(Arc::new(Constant(20.0))));
         for (rtt_us, expected) in [(20_000, 20.0), (30_000, 30.0)] {
             for at in 0..400 {
-                predictor.probe_sent(Timestamp(at), features);
+                predictor.probe_sent(Timestamp(at), THERE, features);
                 predictor.probe_completed(Timestamp(at), Some(rtt_us), Timestamp(at));
                 if predictor.version() != "constant" {
                     break;
                 }
             }
-            let best = predictor.forecast(features()).best().unwrap().latency_ms;
+            let best = predictor.forecast(THERE, features()).best().unwrap().latency_ms;
             assert!((best - expected).abs() < 0.5, "{best}, {expected}");
         }
         assert!(predictor.said.is_empty());
@@ -312,7 +345,7 @@ mod tests {
         for absurd in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e9] {
             let mut predictor = RoutePredictor::new(true);
             predictor.set_model(Some(Arc::new(Constant(absurd))));
-            assert_eq!(predictor.forecast(features()).best().unwrap().latency_ms, 30.0);
+            assert_eq!(predictor.forecast(THERE, features()).best().unwrap().latency_ms, 30.0);
             assert_eq!(predictor.failures(), 1);
         }
     }
@@ -321,15 +354,15 @@ mod tests {
     fn the_challenger_is_asked_and_never_decides() {
         let mut predictor = RoutePredictor::new(true);
         predictor.set_challenger(Some(Arc::new(Constant(20.0))));
-        let forecast = predictor.forecast(features());
+        let forecast = predictor.forecast(THERE, features());
         assert_eq!(forecast.challenger.unwrap().latency_ms, 20.0);
         assert_eq!((forecast.model, forecast.best().unwrap().latency_ms), (None, 30.0));
         assert_eq!(predictor.version(), "moving-average");
         assert_eq!(predictor.challenger_version().as_deref(), Some("constant"));
         predictor.set_model(Some(Arc::new(Constant(25.0))));
-        assert_eq!(predictor.forecast(features()).model.unwrap().latency_ms, 25.0);
+        assert_eq!(predictor.forecast(THERE, features()).model.unwrap().latency_ms, 25.0);
         predictor.set_challenger(Some(Arc::new(Constant(f64::NAN))));
-        assert_eq!(predictor.forecast(features()).challenger, None);
+        assert_eq!(predictor.forecast(THERE, features()).challenger, None);
         assert_eq!(predictor.failures(), 0, "only what decides can fail");
     }
 
@@ -341,7 +374,7 @@ mod tests {
             predictor.set_challenger(Some(Arc::new(Constant(30.0))));
             let mut alarms = Vec::new();
             for at in 0..1_000 {
-                predictor.probe_sent(Timestamp(at), features);
+                predictor.probe_sent(Timestamp(at), THERE, features);
                 alarms.extend(predictor.probe_completed(
                     Timestamp(at),
                     Some(both_ms),
@@ -351,7 +384,7 @@ mod tests {
             let [(version, Alarm::Worse(loss))] = &alarms[..] else { panic!("{alarms:?}") };
             assert_eq!((version.as_str(), loss.moving_average_ln), ("constant", 0.0));
             assert_eq!(predictor.version(), "moving-average");
-            assert_eq!(predictor.forecast(features()).best().unwrap().latency_ms, 30.0);
+            assert_eq!(predictor.forecast(THERE, features()).best().unwrap().latency_ms, 30.0);
             assert!(predictor.watch().challenger().probes > 900, "it is watched on");
         }
     }
@@ -359,20 +392,56 @@ mod tests {
     #[test]
     fn features_are_not_computed_for_nobody() {
         let mut predictor = RoutePredictor::new(true);
-        predictor.probe_sent(Timestamp(1), || panic!("nobody asks"));
+        predictor.probe_sent(Timestamp(1), THERE, || panic!("nobody asks"));
         let mut off = RoutePredictor::new(false);
         off.set_model(Some(Arc::new(Constant(20.0))));
         off.set_challenger(Some(Arc::new(Constant(20.0))));
-        off.probe_sent(Timestamp(1), || panic!("nobody asks"));
-        assert_eq!(off.forecast(features()).challenger, None);
+        off.probe_sent(Timestamp(1), THERE, || panic!("nobody asks"));
+        assert_eq!(off.forecast(THERE, features()).challenger, None);
         assert_eq!(off.challenger_version(), None);
+    }
+
+    /// Forecasts 30 ms, and that a tenth is lost.
+    struct Lossy;
+
+    impl QualityModel for Lossy {
+        fn version(&self) -> &str {
+            "lossy"
+        }
+
+        fn predict(&self, _: &FeatureVector) -> Option<Prediction> {
+            Some(Prediction { delivery: Some(0.9), ..Prediction::of_latency(30.0) })
+        }
+    }
+
+    #[test]
+    fn a_forecast_of_loss_is_dropped_where_nothing_is_lost() {
+        for (lost_one_in, kept) in [(10, Some(0.9)), (u64::MAX, None)] {
+            let mut predictor = RoutePredictor::new(true);
+            predictor.set_model(Some(Arc::new(Lossy)));
+            let features = || {
+                let mut features = features();
+                features[index_of("link_loss").unwrap()] = 0.0;
+                features
+            };
+            assert_eq!(predictor.forecast(THERE, features()).best().unwrap().delivery, Some(0.9));
+            for at in 1..=400 {
+                predictor.probe_sent(Timestamp(at), THERE, features);
+                let rtt_us = (at % lost_one_in > 0).then_some(30_000);
+                predictor.probe_completed(Timestamp(at), rtt_us, Timestamp(at));
+            }
+            assert_eq!(predictor.forecast(THERE, features()).best().unwrap().delivery, kept);
+            assert_eq!(predictor.delivery().live().probes, 400);
+            predictor.set_model(Some(Arc::new(Lossy)));
+            assert_eq!(predictor.forecast(THERE, features()).best().unwrap().delivery, Some(0.9));
+        }
     }
 
     #[test]
     fn the_switch_turns_the_model_off() {
         let mut predictor = RoutePredictor::new(false);
         predictor.set_model(Some(Arc::new(Constant(20.0))));
-        assert_eq!(predictor.forecast(features()).best().unwrap().latency_ms, 30.0);
+        assert_eq!(predictor.forecast(THERE, features()).best().unwrap().latency_ms, 30.0);
         assert_eq!(predictor.version(), "moving-average");
     }
 }

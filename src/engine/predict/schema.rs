@@ -27,7 +27,7 @@ const fn feature(name: &'static str, meaning: &'static str) -> Feature {
 }
 
 /// All features, in order. Appending or changing one changes [`schema_hash`].
-pub const FEATURES: [Feature; 75] = [
+pub const FEATURES: [Feature; 88] = [
     feature("hop_count", "links of the route"),
     feature("link_last_sum_ms", "sum over the links: last value advertised RTT"),
     feature("link_mean5_sum_ms", "sum over the links: mean of the last 5 advertised RTTs"),
@@ -107,6 +107,37 @@ pub const FEATURES: [Feature; 75] = [
         "link_spread_ln",
         "ln of the summed 90th percentile over the summed median, of the last 20",
     ),
+    feature("link_median_20_max_ms", "largest median of the last 20 advertised RTTs of a link"),
+    feature(
+        "link_p90_20_max_ms",
+        "largest 90th percentile of the last 20 advertised RTTs of a link",
+    ),
+    feature(
+        "link_error60_max_ms",
+        "largest standard error of the mean of the last 60 advertised RTTs of a link",
+    ),
+    feature("link_jitter_max_ms", "largest advertised link jitter"),
+    feature("link_loss_max", "largest advertised link loss"),
+    feature(
+        "link_failure_streak_max",
+        "most advertisements of a link in a row, up to now, that told of losses or withdrew it, at most 60",
+    ),
+    feature("link_utilisation_sum", "sum of the advertised utilisations"),
+    feature("link_age_sum_s", "sum of the ages of the links' advertisements"),
+    feature(
+        "link_measured_age_max_s",
+        "longest time since the advertised RTT of a link was another than before",
+    ),
+    feature(
+        "link_measured_age_sum_s",
+        "sum over the links: time since the advertised RTT was another than before",
+    ),
+    feature(
+        "link_reverse_median_20_sum_ms",
+        "sum over the links: median of the last 20 RTTs that the far ends advertise",
+    ),
+    feature("link_reverse_loss", "1 - product of (1 - loss that the far ends advertise)"),
+    feature("link_reverse_utilisation_max", "largest utilisation that the far ends advertise"),
     feature(
         "node_deviation_max_ln",
         "largest median, over the links of a sender on the route, of ln(last / median of 20)",
@@ -156,6 +187,16 @@ pub const FEATURES: [Feature; 75] = [
 pub const LINK_STATISTICS: usize = index("link_last_sum_ms");
 /// First feature of the statistics over the route's own history.
 pub const ROUTE_STATISTICS: usize = index("route_last_ms");
+
+/// Among the statistics, the median of the last 20.
+pub const MEDIAN_20: usize = index("link_median_20_sum_ms") - LINK_STATISTICS;
+/// Statistics whose maximum over the links is a feature, too: the position among the statistics, and
+/// that feature.
+pub const MAXIMA: [(usize, usize); 3] = [
+    (MEDIAN_20, index("link_median_20_max_ms")),
+    (index("link_p90_20_sum_ms") - LINK_STATISTICS, index("link_p90_20_max_ms")),
+    (index("link_error60_sum_ms") - LINK_STATISTICS, index("link_error60_max_ms")),
+];
 
 /// Position of a feature that is known to exist; a name that does not exist fails to compile
 /// where the result is a constant.

@@ -189,7 +189,8 @@ pub(super) fn weigh(
     let weights = policy.weights_for(wanted.objective);
     let candidate = |route: Route| {
         let history = know.histories.of(&route);
-        let forecast = know.predictor.forecast(route_features(&route, know.links, history, now));
+        let features = route_features(&route, know.links, history, now);
+        let forecast = know.predictor.forecast(route.destination(), features);
         let links: Option<Vec<LinkQuality>> =
             route.links().map(|(a, b)| know.graph.quality(a, b)).collect();
         let alive = know.is_alive(&route);
@@ -201,9 +202,15 @@ pub(super) fn weigh(
         let probes = history.map_or(0, |h| h.completed().min(HISTORY_WINDOW as u64) as usize);
         let score = |prediction: Option<Prediction>| match (&links, prediction) {
             (Some(links), Some(prediction)) if alive => {
-                let (forecast_ms, forecast_bandwidth) = (prediction.bound_ms, prediction.bandwidth);
-                let quality =
-                    RouteQuality { links, loss, probes, delivers, forecast_ms, forecast_bandwidth };
+                let quality = RouteQuality {
+                    links,
+                    loss,
+                    probes,
+                    delivers,
+                    forecast_ms: prediction.bound_ms,
+                    forecast_bandwidth: prediction.bandwidth,
+                    forecast_delivery: prediction.delivery,
+                };
                 route_score(&weights, &quality)
             }
             _ => 0.0,

@@ -91,6 +91,7 @@ mod tests {
             delivers: 1.0,
             forecast_ms,
             forecast_bandwidth: None,
+            forecast_delivery: None,
         };
         route_score(&PathPolicy::default().weights_for(objective), &quality)
     }

@@ -9,7 +9,7 @@
 //! latency     1 / (1 + ms / 100), the forecast round trip of the whole route
 //! bandwidth   min(1, bytes/s / reference), reference 1,000,000 bytes/s; the forecast of the route,
 //!             else what is advertised of the link; 1 when neither is known
-//! reliability 1 - loss
+//! reliability 1 - loss of the link, or the forecast delivery of the route where that is less
 //! congestion  utilisation of the link
 //! ```
 //!
@@ -32,16 +32,17 @@
 //! reliability     .10   .05   .80   .05
 //! ```
 //!
-//! The loss from end to end is what the links claim, corrected by what probes over the whole route
-//! met: the claim counts as much as the probes that a link counts its loss over.
+//! The loss from end to end is the larger one of what was measured and what is forecast. Measured is
+//! what the links claim, corrected by what probes over the whole route met ([`end_to_end_loss`]). A
+//! forecast is there while its head has earned its place (see `engine::predict`'s `delivery`); it makes
+//! a route worse, never better than what was just measured.
 //!
 //! What relays deliver of real traffic, as a share of what their links claim
 //! ([`Honesty`](crate::engine::measure::Honesty)), counts as loss in the reliability term of every
 //! objective, and every score is multiplied by it: the other terms come from claims and from probes, which
 //! such relays let pass.
 
-use crate::engine::measure::LinkQuality;
-use crate::engine::measure::link::LOSS_WINDOW;
+use crate::engine::measure::{LinkQuality, end_to_end_loss};
 use crate::engine::overlay::wire::Objective;
 
 /// Latency at which the latency term is one half (ms).
@@ -123,15 +124,21 @@ pub struct RouteQuality<'a> {
     pub forecast_ms: f64,
     /// Forecast of the bandwidth that a tunnel gets (bytes/s); `None` when nobody forecasts it.
     pub forecast_bandwidth: Option<f64>,
+    /// Forecast probability that the route delivers, 0 to 1; `None` when nobody forecasts it.
+    pub forecast_delivery: Option<f64>,
 }
 
 impl RouteQuality<'_> {
     /// Loss from end to end, 0 to 1.
     fn total_loss(&self) -> f64 {
         let claimed = 1.0 - self.links.iter().map(|link| 1.0 - link.loss).product::<f64>();
-        let (claims, probes) = (LOSS_WINDOW as f64, self.probes as f64);
-        let loss = (claimed * claims + self.loss * probes) / (claims + probes);
-        1.0 - (1.0 - loss) * self.delivers
+        let measured = end_to_end_loss(claimed, self.loss, self.probes);
+        1.0 - self.forecast(1.0 - measured) * self.delivers
+    }
+
+    /// The share delivered: what was measured, or the forecast where that is less.
+    fn forecast(&self, measured: f64) -> f64 {
+        self.forecast_delivery.map_or(measured, |forecast| forecast.min(measured))
     }
 
     /// What a tunnel gets (bytes/s): the forecast, else what is left on the link with the least;
@@ -164,7 +171,8 @@ pub fn route_score(weights: &ScoreWeights, route: &RouteQuality<'_>) -> f64 {
             let hop_score = |link: &LinkQuality| {
                 let bandwidth = route.forecast_bandwidth.or(link.bandwidth);
                 let bandwidth = bandwidth.map_or(1.0, |b| (b / reference).min(1.0));
-                sum(bandwidth, (1.0 - link.loss) * route.delivers, link.utilisation)
+                let delivered = route.forecast(1.0 - link.loss) * route.delivers;
+                sum(bandwidth, delivered, link.utilisation)
             };
             route.links.iter().map(hop_score).sum::<f64>() / hops
         }
@@ -224,8 +232,15 @@ mod tests {
     }
 
     fn quality(links: &[LinkQuality], forecast_ms: f64) -> RouteQuality<'_> {
-        let (delivers, forecast_bandwidth) = (1.0, None);
-        RouteQuality { links, loss: 0.0, probes: 0, delivers, forecast_ms, forecast_bandwidth }
+        RouteQuality {
+            links,
+            loss: 0.0,
+            probes: 0,
+            delivers: 1.0,
+            forecast_ms,
+            forecast_bandwidth: None,
+            forecast_delivery: None,
+        }
     }
 
     const OBJECTIVES: [Objective; 4] =
@@ -359,6 +374,27 @@ mod tests {
         for (forecast, term) in [(None, 1.0), (Some(3_000_000.0), 1.0), (Some(250_000.0), 0.25)] {
             let found = of(Objective::Balanced, forecast);
             assert!((found - rest - 0.3 * term).abs() < 1e-12, "{forecast:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_forecast_of_loss_counts_when_it_is_worse_than_what_was_measured() {
+        let links = [LinkQuality { loss: 0.1, ..link(10.0) }, link(10.0)];
+        let of = |objective, forecast_delivery| {
+            let quality =
+                RouteQuality { forecast_delivery, delivers: 0.5, ..quality(&links, 100.0) };
+            route_score(&ScoreWeights::of(objective), &quality) / HOP_PENALTY / 0.5
+        };
+        let rest = 0.4 * 0.5 + 0.3 + 0.1;
+        for (forecast, delivered) in [(None, 0.95), (Some(0.95), 0.925), (Some(0.6), 0.6)] {
+            let found = of(Objective::Balanced, forecast);
+            assert!((found - rest - 0.2 * delivered * 0.5).abs() < 1e-12, "{forecast:?}: {found}");
+        }
+        let rest = 0.1 * 0.5 + 0.05 * 0.5 + 0.05;
+        for (forecast, delivered) in [(None, 0.9), (Some(0.95), 0.9), (Some(0.6), 0.6)] {
+            let found = of(Objective::Reliability, forecast);
+            let term = 1.0 / (1.0 + (1.0 - delivered * 0.5) / LOSS_HALF);
+            assert!((found - rest - 0.8 * term).abs() < 1e-12, "{forecast:?}: {found}");
         }
     }
 

@@ -491,18 +491,29 @@ impl QualityModel for Foresees {
 
     fn predict(&self, features: &FeatureVector) -> Option<Prediction> {
         let narrowest = features[index_of("link_bandwidth_min").unwrap()];
-        let bandwidth = Some(if narrowest == 1_000_000.0 { 30_000_000.0 } else { 100_000.0 });
-        Some(Prediction { bandwidth, ..LastValue.predict(features)? })
+        let best = narrowest == 1_000_000.0;
+        let bandwidth = Some(if best { 30_000_000.0 } else { 100_000.0 });
+        let delivery = Some(if best { 0.999 } else { 0.9 });
+        Some(Prediction { bandwidth, delivery, ..LastValue.predict(features)? })
     }
 }
 
 #[test]
-fn a_forecast_of_bandwidth_decides_for_throughput() {
-    let mut world = four_ways();
-    world.predictor.set_model(Some(Arc::new(Foresees)));
-    world.open_as(TUNNEL, Objective::Throughput, None);
-    world.decide(0);
-    assert_eq!(world.current(), route(&[0, 4, 9]));
+fn forecasts_of_bandwidth_and_of_loss_decide_for_who_wants_room_or_few_losses() {
+    for objective in [Objective::Throughput, Objective::Reliability] {
+        let mut world = four_ways();
+        world.open_as(TUNNEL, objective, None);
+        world.decide(0);
+        assert_ne!(world.current(), route(&[0, 4, 9]), "{objective:?}");
+        let mut world = four_ways();
+        world.predictor.set_model(Some(Arc::new(Foresees)));
+        world.open_as(TUNNEL, objective, None);
+        let decision = world.decide(0);
+        assert_eq!(world.current(), route(&[0, 4, 9]), "{objective:?}");
+        assert_eq!(decision.candidates[0].forecast.learned().unwrap().delivery, Some(0.999));
+        let clean = decision.candidates.iter().find(|c| c.route.relays() == [node(3)]).unwrap();
+        assert!(clean.score < clean.baseline_score, "{objective:?} {clean:?}");
+    }
 }
 
 #[test]
