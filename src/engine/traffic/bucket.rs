@@ -1,4 +1,4 @@
-//! A token bucket: what a reserved flow may send before others.
+//! A token bucket: what a reserved flow may send before others, and what a neighbour may cost.
 
 use std::time::Duration;
 
@@ -40,6 +40,11 @@ impl Bucket {
             self.tokens -= bytes as f64;
         }
         enough
+    }
+
+    /// Whether less than half of the burst is left, as of the last time that tokens were taken.
+    pub(super) fn is_low(&self) -> bool {
+        self.tokens < self.burst() / 2.0
     }
 
     fn fill(&mut self, now: Timestamp) {

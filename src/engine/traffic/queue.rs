@@ -11,8 +11,10 @@
 //!   in order: it is the flow that goes first, not single datagrams.
 //! - Control datagrams (probes, beats, receipts and the like) go before everything, for at most a
 //!   tenth of the bytes; beyond that they are a flow like others.
-//! - A datagram that waited longer than [`MARK_AFTER`] is marked, which the congestion controller
-//!   at the end of the tunnel reacts to (a step, as in DCTCP and L4S, RFC 9332). A flow that does
+//! - A flow whose datagrams have waited longer than [`MARK_AFTER`] for [`STANDING`] is marked from
+//!   then on, until one has not waited so long; the congestion controller at the end of the tunnel
+//!   reacts to marks (a step, as in DCTCP and L4S, RFC 9332). What waited together because the
+//!   machine was busy elsewhere leaves together, and says nothing about the link. A flow that does
 //!   not react, because its datagrams have waited longer than [`DROP_AFTER`] for [`PATIENCE`],
 //!   loses those from its head, but never its only one.
 //! - Bytes and flows are bounded. What is too much is taken from the longest flow of the neighbour
@@ -31,8 +33,11 @@ pub const LANES: usize = 2;
 pub const BYTES_MAX: usize = 2_000_000;
 /// Flows that may wait in front of one link, as in the default of FQ-CoDel.
 pub const FLOWS_MAX: usize = 1_024;
-/// A wait that is marked. A guess: two tunnel packets at 8 Mbit/s.
+/// A wait that is marked once it stands. A guess: two tunnel packets at 8 Mbit/s.
 pub const MARK_AFTER: Duration = Duration::from_millis(8);
+/// How long waits must be longer than that: longer than the scheduler of a busy machine keeps a thread
+/// waiting as a rule. A guess.
+pub const STANDING: Duration = Duration::from_millis(10);
 /// A wait that no flow is allowed for long.
 pub const DROP_AFTER: Duration = Duration::from_millis(60);
 /// How long a flow may wait longer than that (CoDel's interval, RFC 8289): a stall of the
@@ -90,6 +95,8 @@ struct Flow<T> {
     items: VecDeque<Waiting<T>>,
     bytes: usize,
     deficit: i64,
+    /// Since when its datagrams have waited longer than [`MARK_AFTER`].
+    waits_since: Option<Timestamp>,
     /// Since when its datagrams have waited longer than [`DROP_AFTER`].
     late_since: Option<Timestamp>,
 }
@@ -321,7 +328,7 @@ impl<T> FairQueue<T> {
             let flow = &mut self.table[place];
             let waited = now.since(first.since);
             if waited <= MARK_AFTER {
-                flow.late_since = None;
+                (flow.waits_since, flow.late_since) = (None, None);
             } else if waited > DROP_AFTER {
                 let late_since = *flow.late_since.get_or_insert(now);
                 if now.since(late_since) >= PATIENCE && !flow.items.is_empty() {
@@ -330,7 +337,8 @@ impl<T> FairQueue<T> {
                 }
             }
             let (bytes, lane) = (first.bytes, flow.lane);
-            let marked = waited > MARK_AFTER;
+            let marked =
+                waited > MARK_AFTER && now.since(*flow.waits_since.get_or_insert(now)) >= STANDING;
             return Some(Popped { item: first.item, bytes, lane, marked, waited });
         }
     }
@@ -371,10 +379,19 @@ impl<T> FairQueue<T> {
         let place = self.free.pop().unwrap_or(self.table.len());
         if place == self.table.len() {
             let items = VecDeque::new();
-            self.table.push(Flow { key, lane, items, bytes: 0, deficit: 0, late_since: None });
+            self.table.push(Flow {
+                key,
+                lane,
+                items,
+                bytes: 0,
+                deficit: 0,
+                waits_since: None,
+                late_since: None,
+            });
         }
         let flow = &mut self.table[place];
-        (flow.key, flow.lane, flow.deficit, flow.late_since) = (key, lane, QUANTUM, None);
+        (flow.key, flow.lane, flow.deficit) = (key, lane, QUANTUM);
+        (flow.waits_since, flow.late_since) = (None, None);
         self.places.insert(key, place);
         let clock = self.clock;
         if !self.ingresses.contains_key(&key.ingress) {

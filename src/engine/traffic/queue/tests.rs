@@ -243,16 +243,22 @@ fn a_reservation_is_kept_under_load_and_ends() {
 fn late_datagrams_are_marked_and_those_of_who_does_not_react_dropped() {
     let mut queue = FairQueue::default();
     let key = flow(1, 1);
-    queue.push_data(key, 1_000, START);
-    queue.push_data(key, 1_000, START);
-    assert!(!queue.pop(START + MARK_AFTER, any_lane).unwrap().marked);
-    assert!(queue.pop(START + MARK_AFTER + ms(1), any_lane).unwrap().marked);
+    (0..8).for_each(|_| queue.push_data(key, 1_000, START));
+    let late = START + MARK_AFTER + ms(1);
+    let mut marked = |after: Timestamp| queue.pop(after, any_lane).unwrap().marked;
+    assert!(!marked(START + MARK_AFTER));
+    assert!(!marked(late) && !marked(late + ms(9)), "not for long enough");
+    assert!(marked(late + STANDING) && marked(late + STANDING));
+    queue.push_data(key, 1_000, late + ms(20));
+    assert_eq!((0..3).filter(|_| queue.pop(late + ms(20), any_lane).unwrap().marked).count(), 3);
+    assert!(!queue.pop(late + ms(25), any_lane).unwrap().marked, "it did not wait");
     // A stall: everything is late, and leaves at once.
     for _ in 0..10 {
-        queue.push_data(key, 1_000, START);
+        queue.push_data(key, 1_000, START + ms(100));
     }
     let after = START + ms(500);
-    assert_eq!((0..10).filter(|_| queue.pop(after, any_lane).is_some()).count(), 10);
+    let all = std::iter::from_fn(|| queue.pop(after, any_lane)).map(|popped| popped.marked);
+    assert_eq!(all.collect::<Vec<_>>(), [false; 10]);
     assert_eq!(queue.dropped(), 0);
     // Twice what the link carries, for 2 s: waits stay near the bound.
     let mut longest = Duration::ZERO;
