@@ -20,7 +20,7 @@ pub use aside::{Grant, Request};
 pub use asking::{ASKS_MAX, Asked, Asking, PATIENCE, RENEW_EVERY, State, Step, Way};
 pub use capacity::Capacity;
 pub use ledger::{Claim, LIFETIME, Ledger, Refusal, SHARE_MAX};
-pub use queue::{Class, DROP_AFTER, FairQueue, LANES, MARK_AFTER, Popped, STANDING};
+pub use queue::{Class, DROP_AFTER, FairQueue, LANES, MARK_AFTER, PILE_BYTES, Popped, STANDING};
 pub use waits::{RecentWaits, WaitQuantiles};
 
 use crate::engine::forward::{DatagramKind, HeaderView};

@@ -243,18 +243,21 @@ fn a_reservation_is_kept_under_load_and_ends() {
 fn late_datagrams_are_marked_and_those_of_who_does_not_react_dropped() {
     let mut queue = FairQueue::default();
     let key = flow(1, 1);
-    (0..8).for_each(|_| queue.push_data(key, 1_000, START));
+    (0..3).for_each(|_| queue.push_data(key, 1_000, START));
     let late = START + MARK_AFTER + ms(1);
-    let mut marked = |after: Timestamp| queue.pop(after, any_lane).unwrap().marked;
-    assert!(!marked(START + MARK_AFTER));
-    assert!(!marked(late) && !marked(late + ms(9)), "not for long enough");
-    assert!(marked(late + STANDING) && marked(late + STANDING));
-    queue.push_data(key, 1_000, late + ms(20));
-    assert_eq!((0..3).filter(|_| queue.pop(late + ms(20), any_lane).unwrap().marked).count(), 3);
-    assert!(!queue.pop(late + ms(25), any_lane).unwrap().marked, "it did not wait");
+    let marked = |queue: &mut FairQueue<FlowKey>, after| queue.pop(after, any_lane).unwrap().marked;
+    assert!(!marked(&mut queue, START + MARK_AFTER));
+    assert!(marked(&mut queue, late) && marked(&mut queue, late), "little waits for long");
+    // A pile.
+    let size = PILE_BYTES / 4;
+    (0..20).for_each(|_| queue.push_data(key, size, START));
+    let mut marks = |after: Timestamp| (0..4).filter(|_| marked(&mut queue, after)).count();
+    assert_eq!((marks(late), marks(late + ms(9)), marks(late + STANDING)), (0, 0, 4));
+    assert_eq!(marks(late + STANDING), 4, "it goes on");
+    assert_eq!(marks(late + STANDING), 4, "to its end");
     // A stall: everything is late, and leaves at once.
     for _ in 0..10 {
-        queue.push_data(key, 1_000, START + ms(100));
+        queue.push_data(key, size, START + ms(100));
     }
     let after = START + ms(500);
     let all = std::iter::from_fn(|| queue.pop(after, any_lane)).map(|popped| popped.marked);
