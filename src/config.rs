@@ -57,6 +57,8 @@ pub struct Config {
     pub entry: EntryConfig,
     /// How routes are chosen.
     pub routing: RoutingConfig,
+    /// What is passed on for others.
+    pub relay: RelayConfig,
     /// How often to measure.
     pub probing: ProbingConfig,
     /// How to learn.
@@ -144,6 +146,15 @@ impl Default for RoutingConfig {
             hold_ms: switching.hold.as_millis() as u64,
         }
     }
+}
+
+/// What is passed on for others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RelayConfig {
+    /// Rate at which this node passes on what comes from one neighbour (bytes/s), 20000 or more; 0 is
+    /// unlimited.
+    pub rate: u64,
 }
 
 /// How often to measure and decide.
@@ -249,6 +260,10 @@ pub struct EmulatedLink {
     pub jitter_ms: f64,
     /// Share of datagrams lost, 0 to 1.
     pub loss: f64,
+    /// Share of the tunnels' packets lost and of nothing else, 0 to 1: a relay that is not honest.
+    pub data_loss: f64,
+    /// Share of the tunnels' packets in which a bit is changed, 0 to 1.
+    pub data_damage: f64,
     /// Rate (bytes/s); 0 is unlimited.
     pub rate: f64,
     /// Height of a slow swing of the delay (ms), as of a path that is busy at times.
@@ -264,9 +279,10 @@ impl EmulatedLink {
     /// [`ConfigError::Range`].
     pub fn check(&self) -> Result<(), ConfigError> {
         let times = [self.delay_ms, self.jitter_ms, self.wave_ms];
+        let shares = [self.loss, self.data_loss, self.data_damage];
         let good = times.iter().all(|ms| (0.0..=60_000.0).contains(ms))
             && (0.0..=86_400.0).contains(&self.wave_period_s)
-            && (0.0..=1.0).contains(&self.loss)
+            && shares.iter().all(|share| (0.0..=1.0).contains(share))
             && (self.rate == 0.0 || (1_000.0..=1e12).contains(&self.rate));
         if good {
             return Ok(());
@@ -274,8 +290,8 @@ impl EmulatedLink {
         Err(ConfigError::Range {
             key: "emulation.links",
             value: format!("{self:?}"),
-            expected: "times of 0 to 60000 ms, a period of 0 to 86400 s, loss of 0 to 1, and a \
-                       rate of 0 or 1000 to 1e12 bytes/s",
+            expected: "times of 0 to 60000 ms, a period of 0 to 86400 s, loss and damage of 0 \
+                       to 1, and a rate of 0 or 1000 to 1e12 bytes/s",
         })
     }
 }
@@ -335,6 +351,9 @@ impl Config {
             text(&routing.paths),
             "1 to 4",
         )?;
+        let rate = self.relay.rate;
+        let expected = "0 or a number of bytes/s of 20000 or more";
+        check("relay.rate", rate == 0 || rate >= 20_000, text(&rate), expected)?;
         let socks = &self.entry.socks;
         check(
             "entry.socks",
@@ -451,6 +470,7 @@ mod tests {
             ("[routing]\nmax_hops = 9", "routing.max_hops"),
             ("[routing]\nswitch_margin = 2.0", "routing.switch_margin"),
             ("[routing]\npaths = 5", "routing.paths"),
+            ("[relay]\nrate = 100", "relay.rate"),
             ("[entry]\nsocks = 'localhost:1080'", "entry.socks"),
             ("[probing]\nlink_ms = 1", "probing.link_ms"),
             ("[learning]\nexplore = 0.2", "learning.explore"),

@@ -368,6 +368,7 @@ mod tests {
             rtt_us: Some(9_000),
             back_sent: 18,
             back_received: 17,
+            back_marked: 0,
             duration_us: 500_000,
         };
         writer.write(Sample::RouteSlice { at: Timestamp(start_us), tunnel: TunnelId(1), report });

@@ -166,6 +166,7 @@ mod tests {
                     rtt_us: Some(10_000),
                     back_sent: 1,
                     back_received: 1,
+                    back_marked: 0,
                     duration_us: 9_900_000,
                 };
                 let at = Timestamp(START_US + step * 10_000_000 + 9_990_000 + index as u64);

@@ -1,5 +1,6 @@
 //! Link conditions for demonstrations: delay, jitter, loss, rate, and a slow swing of the delay,
-//! applied to datagrams between a link's queue and its lanes.
+//! applied to datagrams between a link's queue and its lanes. Also what a relay may do that is not
+//! honest: it loses or damages tunnels' packets and lets all else pass.
 //!
 //! The emulator takes from the queue at the link's rate, so that what is too much waits there, as
 //! in front of a real link; it has no queue of its own. A link without conditions bypasses it.
@@ -19,6 +20,7 @@ use rand_pcg::Pcg64Mcg;
 
 use super::link::{Link, Queues};
 use crate::config::{EmulatedLink, EmulationConfig};
+use crate::engine::forward::{DatagramKind, HeaderView};
 use crate::engine::types::{NodeId, ParseError};
 
 /// Datagrams under way in the emulator of one node; beyond, they are lost.
@@ -163,10 +165,12 @@ impl Emulator {
                 }
                 Gate::Open => {}
             }
-            let Some((lane, bytes)) = queues.pop_emulated(queue_now) else { return };
+            let Some((lane, mut bytes)) = queues.pop_emulated(queue_now) else { return };
             let fate = state.fate(link.neighbour(), bytes.len(), now, busy_since, epoch);
             link.note_busy(fate.busy);
-            if let Some(delay) = fate.delay {
+            if let Some(delay) = fate.delay
+                && state.passes(link.neighbour(), &mut bytes)
+            {
                 self.schedule(&mut state, now + delay, link, Some((lane, bytes)));
             }
         }
@@ -191,7 +195,15 @@ impl Emulator {
 impl State {
     fn gate(&self, neighbour: NodeId, now: Instant) -> Gate {
         let Some(link) = self.links.get(&neighbour) else { return Gate::Bypassed };
-        let conditions = [link.delay_ms, link.jitter_ms, link.loss, link.rate, link.wave_ms];
+        let conditions = [
+            link.delay_ms,
+            link.jitter_ms,
+            link.loss,
+            link.data_loss,
+            link.data_damage,
+            link.rate,
+            link.wave_ms,
+        ];
         if conditions.iter().all(|value| *value == 0.0) {
             return Gate::Bypassed;
         }
@@ -200,6 +212,21 @@ impl State {
             Some(free_at) if *free_at > now + AHEAD => Gate::Closed(*free_at - AHEAD / 2),
             _ => Gate::Open,
         }
+    }
+
+    /// Damages a packet of a tunnel, or not. Returns false when it is lost.
+    fn passes(&mut self, neighbour: NodeId, datagram: &mut [u8]) -> bool {
+        let Some(link) = self.links.get(&neighbour) else { return true };
+        let (loss, damage) = (link.data_loss, link.data_damage);
+        if loss + damage == 0.0 || !is_packet(datagram) {
+            return true;
+        }
+        if self.random.random::<f64>() < damage
+            && let Some(last) = datagram.last_mut()
+        {
+            *last ^= 1;
+        }
+        self.random.random::<f64>() >= loss
     }
 
     fn fate(
@@ -233,6 +260,10 @@ impl State {
         let delay_ms = (link.delay_ms + jitter + wave).max(0.0);
         Fate { delay: Some(until_sent + Duration::from_secs_f64(delay_ms / 1e3)), busy }
     }
+}
+
+fn is_packet(datagram: &[u8]) -> bool {
+    HeaderView::parse(datagram).is_ok_and(|view| view.kind() == DatagramKind::Data)
 }
 
 fn since_epoch() -> Duration {
@@ -270,6 +301,8 @@ fn release(receiver: &Receiver<Waiting>, count: &AtomicUsize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::forward::Header;
+    use crate::engine::types::{Route, TunnelId};
 
     const PEER: NodeId = NodeId([1; 8]);
 
@@ -326,6 +359,24 @@ mod tests {
         assert_eq!(state(EmulatedLink::default()).gate(NodeId([2; 8]), now), Gate::Bypassed);
         let lossy = EmulatedLink { loss: 0.1, ..EmulatedLink::default() };
         assert_eq!(state(lossy).gate(PEER, now), Gate::Open);
+    }
+
+    #[test]
+    fn a_dishonest_relay_harms_packets_and_nothing_else() {
+        let datagram = |kind| {
+            let route = Route::new([NodeId([0; 8]), PEER]).unwrap();
+            Header::new(kind, TunnelId(1), 1, 1, route).encode(b"payload")
+        };
+        for (loss, damage) in [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)] {
+            let link = EmulatedLink { data_loss: loss, data_damage: damage, ..Default::default() };
+            let mut state = state(link);
+            for kind in [DatagramKind::Data, DatagramKind::Beat, DatagramKind::Receipt] {
+                let mut bytes = datagram(kind);
+                let is_data = kind == DatagramKind::Data;
+                assert_eq!(state.passes(PEER, &mut bytes), !(is_data && loss > 0.0));
+                assert_eq!(bytes != datagram(kind), is_data && damage > 0.0);
+            }
+        }
     }
 
     #[test]

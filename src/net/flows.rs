@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::copies::Copies;
+use super::pace::Pace;
 use super::plane::FarEnd;
 use super::sending::Outgoing;
 use crate::engine::forward::{Arrivals, DatagramKind, Header, Heard, OwnEnd, RouteKey};
@@ -86,6 +87,7 @@ pub(super) struct Flow {
     pub(super) out: Outgoing,
     pub(super) arrivals: Arrivals,
     pub(super) copies: Copies,
+    pub(super) pace: Pace,
     /// When the watch looks at it next; `None` while nothing is due.
     pub(super) due_at: Option<Timestamp>,
     key: Option<(RouteKey, u64)>,
@@ -138,6 +140,17 @@ impl Flow {
                 }
             }
         }
+    }
+
+    /// A datagram whose tag is wrong came to the end that opened the tunnel. Returns whether the route
+    /// in use starves it. Only who is on that route can bring one over it.
+    pub(super) fn is_starved_by(&mut self, header: &Header, now: Timestamp) -> bool {
+        let came_back = |(route, id): (&Route, u32)| {
+            id == header.route_id && header.route.leads_back_over(route)
+        };
+        let over_it = self.out.route().is_some_and(came_back) && !header.copy;
+        let End::Own(own) = &mut self.end else { return false };
+        over_it && own.forged(now)
     }
 
     /// The next packet as a datagram, and the neighbour that it goes to; `None` when nothing waits or
@@ -233,7 +246,8 @@ impl Flows {
         };
         let out = Outgoing::new(self.kept.clone());
         let (arrivals, copies) = Default::default();
-        let flow = Flow { far_end, end, out, arrivals, copies, due_at: None, key: None };
+        let pace = Pace::default();
+        let flow = Flow { far_end, end, out, arrivals, copies, pace, due_at: None, key: None };
         let flow = Arc::new(Mutex::new(flow));
         known.flows.insert(far_end, flow.clone());
         flow
@@ -256,6 +270,7 @@ impl Flows {
             let known = self.of_or_new(far_end);
             let mut flow = hold(&known);
             flow.key = Some((key.clone(), number));
+            flow.pace = Pace::default();
             (flow.arrivals, flow.copies) = Default::default();
             if let End::Their(their) = &mut flow.end {
                 their.resumed = 0;

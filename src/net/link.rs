@@ -281,6 +281,7 @@ mod tests {
     use super::*;
     use crate::config::{EmulatedLink, EmulationConfig};
     use crate::engine::forward::DatagramKind;
+    use crate::engine::traffic::STANDING;
     use crate::engine::types::{Route, TunnelId};
 
     const PEER: NodeId = NodeId([99; 8]);
@@ -363,14 +364,25 @@ mod tests {
     #[test]
     fn what_waited_is_marked() {
         let link = Arc::new(Link::new(PEER, None));
-        link.enqueue(datagram(DatagramKind::Data, 1, 0, 10));
+        let much = WRITE_BYTES / 4_000 + 1;
+        let data = |n| datagram(DatagramKind::Data, 1, n, 4_000);
+        link.enqueue_batch((0..3 * much as u64).map(data));
         std::thread::sleep(Duration::from_millis(12));
         link.enqueue(datagram(DatagramKind::Beat, 1, 1, 10));
-        let sent = take_all(&link);
-        assert_eq!(sent.len(), 2);
-        assert_eq!(sent[0], datagram(DatagramKind::Beat, 1, 1, 10), "control goes first");
-        assert!(Header::decode(&sent[1]).unwrap().0.congestion);
-        assert_eq!(link.counters().marked, 1);
+        let lane = lane_of(classify(&data(0)).unwrap().0, Class::Data, &data(0));
+        let once = || {
+            let mut buffer = Vec::new();
+            link.take(lane, &mut buffer);
+            frames(&buffer)
+        };
+        let first = once();
+        assert_eq!(first[0], datagram(DatagramKind::Beat, 1, 1, 10), "control goes first");
+        std::thread::sleep(STANDING);
+        let is_marked = |bytes: &Vec<u8>| Header::decode(bytes).unwrap().0.congestion;
+        assert!(!first.iter().any(is_marked), "a short stall");
+        let second = once();
+        assert!(second.iter().all(is_marked), "it goes on");
+        assert_eq!(link.counters().marked, second.len() as u64);
     }
 
     #[test]

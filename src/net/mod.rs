@@ -9,7 +9,8 @@
 //!   says cannot be reached.
 //! - [`link`] and [`lanes`]: bounded queues to neighbours, and the libp2p streams behind them;
 //!   [`emulation`] can slow them down.
-//! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped; [`flows`]
+//! - [`plane`]: the data plane: what arrives on a lane is passed on, taken or dropped, and counted
+//!   ([`counters`]); [`flows`]
 //!   knows each tunnel's far end, [`sending`] keeps what may be lost with a route, [`watch`] leaves
 //!   routes that fell silent, [`copies`] doubles what must not be lost, [`reservations`] asks and answers for bandwidth that is set aside.
 //! - [`overlay_socket`] and [`tunnel`]: end-to-end QUIC over the overlay, and TCP over that.
@@ -23,6 +24,7 @@ pub mod admission;
 mod behaviour;
 pub mod control;
 pub mod copies;
+pub mod counters;
 pub mod dht;
 pub mod emulation;
 pub mod firewall;
@@ -33,6 +35,7 @@ pub mod join;
 pub mod lanes;
 pub mod link;
 pub mod overlay_socket;
+mod pace;
 pub mod plane;
 pub mod reach;
 pub mod reservations;
@@ -136,7 +139,9 @@ impl Net {
         let tasks = tokio_util::task::TaskTracker::new();
         let stop = tokio_util::sync::CancellationToken::new();
         let guard = stop.clone().drop_guard();
-        let plane = Arc::new(DataPlane::new(identity.node_id(), events.clone()));
+        let plane = Arc::new(
+            DataPlane::new(identity.node_id(), events.clone()).with_relay_rate(config.relay.rate),
+        );
         let emulator = emulation::Emulator::start(&config.emulation).map_err(NetError::Build)?;
         let only = emulation::Emulator::neighbours(&config.emulation).map_err(NetError::Build)?;
         plane.set_emulator(emulator, only);

@@ -121,16 +121,18 @@ impl AsyncUdpSocket for OverlaySocket {
         let mut filled = 0;
         while filled < buffers.len().min(meta.len()) {
             match inbound.poll_recv(context) {
-                Poll::Ready(Some(packet)) => {
-                    let length = packet.bytes.len();
+                Poll::Ready(Some(inbound)) => {
+                    let packet = inbound.packet();
+                    let length = packet.len();
                     if length == 0 || length > buffers[filled].len() {
                         self.plane.counters().count("packet-size");
                         continue;
                     }
-                    buffers[filled][..length].copy_from_slice(&packet.bytes);
-                    let ecn = if packet.congestion { EcnCodepoint::Ce } else { EcnCodepoint::Ect0 };
+                    buffers[filled][..length].copy_from_slice(packet);
+                    let ecn =
+                        if inbound.congestion { EcnCodepoint::Ce } else { EcnCodepoint::Ect0 };
                     meta[filled] = RecvMeta {
-                        addr: packet.from,
+                        addr: inbound.from,
                         len: length,
                         stride: length,
                         ecn: Some(ecn),

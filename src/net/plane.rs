@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, mpsc};
 
+use super::counters::Counters;
 use super::emulation::Emulator;
 use super::flows::{End, Flow, Flows, Proof, hold, is_handshake};
 use super::link::{Link, LinkCounters};
@@ -23,10 +24,14 @@ use crate::engine::forward::{
 use crate::engine::measure::LinkReport;
 use crate::engine::measure::link::NEIGHBOURS_MAX;
 use crate::engine::measure::prober::OUTSTANDING_MAX;
+use crate::engine::traffic::{Allowance, Passing};
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// Packets waiting for the tunnels of this node; beyond, they are dropped.
 pub const INBOUND_MAX: usize = 4_096;
+/// Those of them that prove nothing: handshakes, and whatever a stranger sends. A flood of them leaves
+/// the others their places.
+pub const UNPROVED_INBOUND_MAX: usize = 256;
 /// Fixed half of the virtual addresses: an IPv6 unique local prefix (RFC 4193) of our own.
 const PREFIX: [u8; 8] = [0xfd, b'm', b'e', b's', b'h', b'w', b's', 0];
 /// Set in the port of a virtual address when the other end opened the tunnel.
@@ -71,43 +76,38 @@ impl FarEnd {
 pub struct Inbound {
     /// Where it came from.
     pub from: SocketAddr,
-    /// The packet.
-    pub bytes: Vec<u8>,
+    /// The datagram that brought it.
+    datagram: Vec<u8>,
+    /// Where in it the packet begins.
+    begins_at: usize,
     /// It met congestion.
     pub congestion: bool,
+    /// Its place among those that prove nothing, when it is one.
+    pub(super) _place: Option<Place>,
 }
 
-/// What the data plane counted since the node started.
-#[derive(Debug, Default)]
-pub struct Counters {
-    forwarded_datagrams: AtomicU64,
-    forwarded_bytes: AtomicU64,
-    dropped: Mutex<BTreeMap<&'static str, u64>>,
+impl Inbound {
+    /// The packet.
+    pub fn packet(&self) -> &[u8] {
+        &self.datagram[self.begins_at..]
+    }
 }
 
-impl Counters {
-    /// Counts a drop.
-    pub fn count(&self, why: &'static str) {
-        self.count_nth(why);
-    }
+/// A place among the packets of the queue that prove nothing; free again when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place(Arc<AtomicUsize>);
 
-    /// Counts a drop, and returns how many there are of this kind.
-    pub fn count_nth(&self, why: &'static str) -> u64 {
-        let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = dropped.entry(why).or_default();
-        *count += 1;
-        *count
+impl Place {
+    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
+        let more = |taken| (taken < UNPROVED_INBOUND_MAX).then_some(taken + 1);
+        let taken_now = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken_now.is_ok().then(|| Self(taken.clone()))
     }
+}
 
-    /// Datagrams and bytes passed on for others.
-    pub fn forwarded(&self) -> (u64, u64) {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (load(&self.forwarded_datagrams), load(&self.forwarded_bytes))
-    }
-
-    /// Drops by reason.
-    pub fn dropped(&self) -> BTreeMap<&'static str, u64> {
-        self.dropped.lock().unwrap_or_else(PoisonError::into_inner).clone()
+impl std::ops::Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -126,6 +126,11 @@ pub struct DataPlane {
     pub(super) reservations: Reservations,
     probes: Mutex<BTreeMap<u64, (Instant, Route)>>,
     inbound: mpsc::Sender<Inbound>,
+    unproved: Arc<AtomicUsize>,
+    /// What neighbours may still have this node do, at most [`NEIGHBOURS_MAX`] of them.
+    allowances: Mutex<BTreeMap<NodeId, Allowance>>,
+    /// What is passed on for each neighbour (bytes/s); 0 is unlimited.
+    relay_rate: u64,
     inbound_receiver: Mutex<Option<mpsc::Receiver<Inbound>>>,
     pub(super) events: mpsc::Sender<Input>,
     pub(super) counters: Counters,
@@ -148,11 +153,19 @@ impl DataPlane {
             reservations: Reservations::default(),
             probes: Mutex::default(),
             inbound,
+            unproved: Arc::default(),
+            allowances: Mutex::default(),
+            relay_rate: 0,
             inbound_receiver: Mutex::new(Some(receiver)),
             events,
             counters: Counters::default(),
             tap: ArcSwapOption::empty(),
         }
+    }
+
+    /// The same, but it passes on so much for each neighbour (bytes/s); 0 is unlimited.
+    pub fn with_relay_rate(self, relay_rate: u64) -> Self {
+        Self { relay_rate, ..self }
     }
 
     /// The node that this is.
@@ -316,26 +329,51 @@ impl DataPlane {
             Verdict::Forward(_)
                 if view.kind() == DatagramKind::Reserve && !self.relays_reserve(&bytes) => {}
             Verdict::Forward(next) => {
+                match self.passes(from, bytes.len()) {
+                    Passing::Freely => {}
+                    Passing::Marked => Header::mark_congestion(&mut bytes),
+                    Passing::Dropped => {
+                        self.counters.count("relay-rate");
+                        return None;
+                    }
+                }
                 Header::advance(&mut bytes);
-                self.counters.forwarded_datagrams.fetch_add(1, Ordering::Relaxed);
-                self.counters.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.counters.forwards(bytes.len());
                 if let Some(tap) = self.tap.load().as_ref() {
                     let _ = tap.try_send(bytes.clone());
                 }
                 return Some((next, bytes));
             }
-            Verdict::Deliver => self.arrived(&bytes),
+            Verdict::Deliver => self.arrived(from, bytes),
         }
         None
     }
 
-    fn arrived(&self, bytes: &[u8]) {
-        let Ok((header, payload)) = Header::decode(bytes) else {
+    /// What becomes of so many bytes that a neighbour wants passed on.
+    fn passes(&self, from: NodeId, bytes: usize) -> Passing {
+        match self.relay_rate {
+            0 => Passing::Freely,
+            _ => self.allowing(from, |allowance, now| allowance.passes(bytes, now)),
+        }
+    }
+
+    fn allowing<T>(&self, from: NodeId, ask: impl FnOnce(&mut Allowance, Timestamp) -> T) -> T {
+        let now = self.flows.now();
+        let mut known = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= NEIGHBOURS_MAX && !known.contains_key(&from) {
+            known.pop_first();
+        }
+        let new = || Allowance::new(self.relay_rate, now);
+        ask(known.entry(from).or_insert_with(new), now)
+    }
+
+    fn arrived(&self, from: NodeId, bytes: Vec<u8>) {
+        let Ok((header, payload)) = Header::decode(&bytes) else {
             return self.counters.count("malformed");
         };
         match header.kind {
-            DatagramKind::Data => self.deliver(&header, payload),
-            DatagramKind::Probe => self.answer_probe(header),
+            DatagramKind::Data => self.deliver(&header, bytes),
+            DatagramKind::Probe => self.answer_probe(from, header),
             DatagramKind::ProbeAnswer => self.probe_answered(&header),
             DatagramKind::Beat => self.beat_arrived(&header, payload),
             DatagramKind::Receipt => self.receipt_arrived(&header, payload),
@@ -386,6 +424,10 @@ impl DataPlane {
         // What waits before it is being sent again, and goes first.
         let is_resending = flow.out.waiting() > 0;
         for packet in packets.clone() {
+            if !flow.pace.allows(packet.len(), now) {
+                self.counters.count("packet-too-large");
+                continue;
+            }
             if let Some((route, route_id)) = flow.claimed_way(packet) {
                 let header = Header::new(DatagramKind::Data, far_end.tunnel, route_id, 0, route);
                 let header = Header { reply: true, ..header };
@@ -454,39 +496,59 @@ impl DataPlane {
         true
     }
 
-    fn deliver(&self, header: &Header, packet: &[u8]) {
+    fn deliver(&self, header: &Header, datagram: Vec<u8>) {
+        let begins_at = header.length();
+        let packet = &datagram[begins_at..];
         let node = header.route.source();
         let far_end = FarEnd { node, tunnel: header.tunnel, ours: header.reply };
         let flow =
             if header.reply { self.flows.of(far_end) } else { Some(self.flows.of_or_new(far_end)) };
+        let mut is_proved = false;
         if let Some(flow) = flow {
             let (mut flow, now) = (hold(&flow), self.flows.now());
             let (proof, handshake) = (flow.judge(header, packet), is_handshake(packet));
             flow.came_over(header, proof, handshake, now);
             match proof {
-                // QUIC would drop it too; what it holds is not covered by the tag.
+                // QUIC would drop it too.
                 Proof::Proved(Heard::Replayed) => return self.counters.count("replayed"),
                 Proof::Proved(heard) => {
+                    is_proved = true;
                     if let End::Own(own) = &mut flow.end {
-                        own.watch.heard(now);
+                        own.heard(now);
                         self.plan(&mut flow, now);
                     } else if header.receipt && heard == Heard::New {
                         self.send_receipt(&flow, header);
                     }
                 }
                 // A caller that was restarted shakes hands under another key: QUIC decides.
-                Proof::Forged if !handshake => return self.counters.count("forged"),
+                Proof::Forged if !handshake => {
+                    self.counters.count("forged");
+                    if flow.is_starved_by(header, now) {
+                        self.starved(&mut flow, now);
+                    }
+                    return;
+                }
                 Proof::Forged | Proof::Unknown => {}
             }
         }
+        let place = match is_proved {
+            true => None,
+            false => match Place::take(&self.unproved) {
+                Some(place) => Some(place),
+                None => return self.counters.count("unproved-queue-full"),
+            },
+        };
         let (from, congestion) = (far_end.to_addr(), header.congestion);
-        let inbound = Inbound { from, bytes: packet.to_vec(), congestion };
+        let inbound = Inbound { from, datagram, begins_at, congestion, _place: place };
         if self.inbound.try_send(inbound).is_err() {
             self.counters.count("inbound-queue-full");
         }
     }
 
-    fn answer_probe(&self, probe: Header) {
+    fn answer_probe(&self, from: NodeId, probe: Header) {
+        if !self.allowing(from, |allowance, now| allowance.answers(probe.length(), now)) {
+            return self.counters.count("probe-rate");
+        }
         let route = probe.route.reversed();
         let next = route.nodes()[1];
         let id = probe.sequence;
@@ -556,7 +618,7 @@ mod tests {
         assert_eq!(plane.counters().dropped(), expected);
         plane.received(node(0), header(1, &[0, 1]).encode(b"hello"));
         let inbound = plane.take_inbound().unwrap().try_recv().unwrap();
-        assert_eq!(inbound.bytes, b"hello");
+        assert_eq!(inbound.packet(), b"hello");
     }
 
     #[test]

@@ -20,8 +20,8 @@ use super::plane::{DataPlane, FarEnd};
 use super::sending::{KEPT_FOR, RESEND_BYTES, RESEND_EVERY};
 use crate::engine::event::Input;
 use crate::engine::forward::{
-    Binding, DatagramKind, Due, ForwardingSnapshot, Header, Heard, REPORT_EVERY, Receipt, RouteKey,
-    Seen,
+    Binding, DatagramKind, Delivery, Due, ForwardingSnapshot, Header, Heard, REPORT_EVERY, Receipt,
+    RouteKey, Seen,
 };
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
@@ -289,6 +289,12 @@ impl DataPlane {
         self.leave(flow, Some(at), now);
     }
 
+    /// The route in use answers and delivers nothing. For what follows from that it is silent.
+    pub(super) fn starved(&self, flow: &mut Flow, now: Timestamp) {
+        self.counters.count("route-starves");
+        self.leave(flow, None, now);
+    }
+
     /// A link of this node is gone: routes in use that begin with it are lost.
     pub(super) fn link_lost(&self, neighbour: NodeId) {
         let now = self.flows.now();
@@ -313,7 +319,7 @@ impl DataPlane {
         let End::Own(own) = &mut flow.end else { return };
         let header = Header::new(DatagramKind::Beat, tunnel, route_id, sequence, route);
         let mut header = Header { receipt: true, resumed: own.resumes(), ..header };
-        own.watch.beat(sequence, now);
+        own.beat(sequence, now);
         header.seal(&key, payload);
         self.send(header.route.nodes()[1], header.encode(payload));
     }
@@ -377,8 +383,11 @@ impl DataPlane {
             }
             return;
         }
-        if own.receipt(header.sequence, receipt, now) {
-            flow.out.arrived(in_use, receipt.highest);
+        match own.receipt(header.sequence, receipt, now) {
+            Some(Delivery::Delivers) => flow.out.arrived(in_use, receipt.highest),
+            // What has not arrived is kept for the next route.
+            None | Some(Delivery::Withholds) => {}
+            Some(Delivery::Starves) => self.starved(&mut flow, now),
         }
     }
 

@@ -14,8 +14,8 @@ use super::traffic::{Traffic, Travelled};
 use super::{Event, World, ms};
 use crate::engine::event::Input;
 use crate::engine::forward::{
-    Arrivals, Binding, DatagramKind, Drop, Due, Header, HeaderView, Heard, OwnEnd, REPORT_EVERY,
-    Receipt, Verdict, decide,
+    Arrivals, Binding, DatagramKind, Delivery, Drop, Due, Header, HeaderView, Heard, OwnEnd,
+    REPORT_EVERY, Receipt, Verdict, decide,
 };
 use crate::engine::traffic::{Asking, Ledger};
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
@@ -148,7 +148,7 @@ impl World {
         let sequence = flow.next_sequence();
         let header = Header::new(DatagramKind::Beat, tunnel, route_id, sequence, route);
         let header = Header { receipt: true, resumed: flow.own.resumes(), ..header };
-        flow.own.watch.beat(sequence, now);
+        flow.own.beat(sequence, now);
         self.leave_source(node, &header, &[], 0);
     }
 
@@ -307,6 +307,7 @@ impl World {
             Verdict::Drop(Drop::NoLink) => self.say_broken(to, &datagram.bytes),
             Verdict::Drop(_) => {}
             Verdict::Forward(_) if is_request && !self.relays_reserve(to, &datagram.bytes) => {}
+            Verdict::Forward(_) if view.kind() == DatagramKind::Data && self.drops(to) => {}
             Verdict::Forward(next) => {
                 Header::advance(&mut datagram.bytes);
                 self.transmit(next, datagram);
@@ -351,10 +352,10 @@ impl World {
         let now = self.now;
         let flow = self.nodes[node].plane.flows.get_mut(&header.tunnel);
         let (Some(flow), Some(receipt)) = (flow, Receipt::decode(payload)) else { return };
-        if header.route_id == flow.route_id() {
-            flow.own.receipt(header.sequence, receipt, now);
-        } else {
+        if header.route_id != flow.route_id() {
             flow.own.watch.answered_late(now);
+        } else if flow.own.receipt(header.sequence, receipt, now) == Some(Delivery::Starves) {
+            self.leave(node, header.tunnel, None);
         }
     }
 

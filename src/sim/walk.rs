@@ -24,6 +24,12 @@ impl World {
         self.droppers.insert(relay, share);
     }
 
+    /// Whether a relay throws away a packet that it should pass on.
+    pub(super) fn drops(&mut self, relay: usize) -> bool {
+        let share = self.droppers.get(&relay).copied().unwrap_or(0.0);
+        share > 0.0 && self.random.random::<f64>() < share
+    }
+
     /// Sends a datagram of a tunnel as the forwarding parts of the nodes would: the source route
     /// of its binding, hop by hop, each relay deciding by itself. Returns the nodes that had it, the
     /// source first, and what became of it at the last one; `None` when the tunnel has no route.
@@ -57,8 +63,7 @@ impl World {
                 forward::Verdict::Drop(_) => return Some((at, Fate::NoLink)),
                 forward::Verdict::Forward(_) => header.position += 1,
             }
-            let drops = self.droppers.get(&next).copied().unwrap_or(0.0);
-            if drops > 0.0 && self.random.random::<f64>() < drops {
+            if self.drops(next) {
                 return Some((at, Fate::Lost));
             }
         }

@@ -351,6 +351,7 @@ mod tests {
                 rtt_us,
                 back_sent: 5,
                 back_received: 3,
+                back_marked: 0,
                 duration_us: 2,
             };
             writer.write(Sample::RouteSlice { at: Timestamp(now + 1), tunnel, report });

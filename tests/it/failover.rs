@@ -1,35 +1,42 @@
 //! Routes that are lost under traffic: real nodes on loopback.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use meshwise::api::types::{Status, Tunnel};
+use meshwise::api::{Client, Server};
 use meshwise::config::EmulatedLink;
 use meshwise::engine::event::ServiceSpec;
 use meshwise::engine::overlay::{Objective, ServiceKind};
 use meshwise::engine::types::ServiceName;
-use meshwise::node::TunnelOptions;
+use meshwise::node::{Identity, TunnelOptions};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
+use tokio_util::sync::CancellationToken;
 
 use crate::mesh::{A, B, Diamond, S, T};
-use crate::support::{PATIENCE, eventually, service};
+use crate::processes::Process;
+use crate::support::{PATIENCE, config, echo_server, eventually, only_links_to, prepare, service};
 
 /// Bytes of a transfer, in each direction.
 const TRANSFER: usize = 20_000_000;
+/// Longest time without a byte: what the mission asks for, which a busy machine reaches too.
+const STALL_MAX: Duration = Duration::from_secs(5);
 
 /// Bytes that no part of can be mistaken for another.
 fn numbered(bytes: usize) -> Vec<u8> {
     (0..bytes.div_ceil(8) as u64).flat_map(u64::to_be_bytes).take(bytes).collect()
 }
 
-/// A relay passes nothing on any more, though it stays connected.
-async fn silence(diamond: &Diamond, relay: usize) {
+/// A relay does this to what it passes on, though it stays connected.
+async fn harm(diamond: &Diamond, relay: usize, harmful: EmulatedLink) {
     for neighbour in [S, T] {
-        let neighbour = diamond.ids[neighbour].to_string();
-        let silent = EmulatedLink { neighbour: neighbour.clone(), loss: 1.0, ..Default::default() };
-        let id = neighbour.parse().unwrap();
-        assert!(diamond.nodes[relay].handle().emulate(id, silent).await.unwrap());
+        let id = diamond.ids[neighbour];
+        let link = EmulatedLink { neighbour: id.to_string(), ..harmful.clone() };
+        assert!(diamond.nodes[relay].handle().emulate(id, link).await.unwrap());
     }
 }
 
@@ -41,9 +48,8 @@ async fn dropped(diamond: &Diamond, node: usize, why: &'static str) -> u64 {
 }
 
 /// Sends a transfer through an echo service, and does something in its middle. Returns the longest
-/// time (ms) in which nothing arrived.
-async fn transfer(diamond: &mut Diamond, mut in_the_middle: impl AsyncFnMut(&mut Diamond)) -> u128 {
-    let address = diamond.tunnel().await;
+/// time in which nothing arrived.
+async fn transfer(address: SocketAddr, in_the_middle: impl AsyncFnOnce()) -> Duration {
     let sent = numbered(TRANSFER);
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let (mut read, mut write) = stream.into_split();
@@ -53,7 +59,8 @@ async fn transfer(diamond: &mut Diamond, mut in_the_middle: impl AsyncFnMut(&mut
         write.shutdown().await.unwrap();
     });
     let (mut got, mut buffer) = (0, vec![0; 64 * 1024]);
-    let (mut longest, mut last, mut done) = (Duration::ZERO, Instant::now(), false);
+    let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+    let mut in_the_middle = Some(in_the_middle);
     loop {
         let reading = tokio::time::timeout(PATIENCE, read.read(&mut buffer));
         let count = reading.await.expect("the connection goes on").unwrap();
@@ -64,51 +71,167 @@ async fn transfer(diamond: &mut Diamond, mut in_the_middle: impl AsyncFnMut(&mut
         got += count;
         longest = longest.max(last.elapsed());
         last = Instant::now();
-        if got > TRANSFER / 4 && !done {
-            done = true;
-            in_the_middle(diamond).await;
+        if got > TRANSFER / 4
+            && let Some(in_the_middle) = in_the_middle.take()
+        {
+            in_the_middle().await;
         }
     }
     writing.await.unwrap();
     assert_eq!(got, TRANSFER, "not one byte less");
-    longest.as_millis()
+    println!("longest time without a byte: {longest:?}");
+    longest
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transfer_does_not_lose_a_byte_to_a_relay_that_falls_silent() {
-    let mut diamond = Diamond::start().await;
+    let diamond = Diamond::start().await;
     let mut left = None;
-    let stalled_ms = transfer(&mut diamond, async |diamond| {
+    let stalled = transfer(diamond.tunnel().await, async || {
         let relay = diamond.relay().await;
-        silence(diamond, relay).await;
+        harm(&diamond, relay, EmulatedLink { loss: 1.0, ..Default::default() }).await;
         left = Some(relay);
     });
-    let stalled_ms = stalled_ms.await;
+    let stalled = stalled.await;
     let relay = diamond.relay().await;
     assert_eq!(Some(A + B - relay), left, "the other relay carried the rest");
-    println!("longest time without a byte: {stalled_ms} ms");
     println!("silences: {}", dropped(&diamond, S, "route-silent").await);
     println!("left too early: {}", dropped(&diamond, S, "route-left-too-early").await);
     for node in [S, T] {
         assert_eq!(dropped(&diamond, node, "forged").await, 0);
         assert_eq!(dropped(&diamond, node, "replayed").await, 0);
     }
+    assert!(stalled < STALL_MAX, "{stalled:?}");
     diamond.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transfer_does_not_lose_a_byte_to_a_relay_that_stops() {
-    let mut diamond = Diamond::start().await;
-    let stalled_ms = transfer(&mut diamond, async |diamond| {
-        let relay = diamond.relay().await;
-        diamond.nodes.remove(relay).stop().await;
-    });
-    println!("longest time without a byte: {} ms", stalled_ms.await);
+async fn a_relay_that_answers_and_damages_or_drops_all_packets_is_left() {
+    let damages = EmulatedLink { data_damage: 1.0, ..Default::default() };
+    let drops = EmulatedLink { data_loss: 1.0, ..Default::default() };
+    for (harmful, damaged) in [(damages, true), (drops, false)] {
+        let diamond = Diamond::start().await;
+        let mut left = None;
+        let stalled = transfer(diamond.tunnel().await, async || {
+            let relay = diamond.relay().await;
+            harm(&diamond, relay, harmful.clone()).await;
+            left = Some(relay);
+        });
+        let stalled = stalled.await;
+        assert_eq!(Some(A + B - diamond.relay().await), left, "the other relay carried the rest");
+        let forged = dropped(&diamond, S, "forged").await + dropped(&diamond, T, "forged").await;
+        assert_eq!(forged > 0, damaged, "{forged}");
+        assert!(dropped(&diamond, S, "route-starves").await > 0, "beats were answered");
+        assert!(stalled < STALL_MAX, "{stalled:?}");
+        diamond.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_drops_a_third_of_the_packets_is_left_and_named_by_explain() {
+    let diamond = Diamond::start().await;
+    let address = diamond.tunnel().await;
+    let api = Server::start(diamond.nodes[S].handle().clone()).unwrap();
+    let relay = diamond.relay().await;
+    harm(&diamond, relay, EmulatedLink { data_loss: 0.3, ..Default::default() }).await;
+    let stop = CancellationToken::new();
+    let talking = tokio::spawn(talk(address, stop.clone()));
+    let explained = async || -> serde_json::Value {
+        let client = Client::new(diamond.nodes[S].handle().data_dir());
+        client.get("/v1/routes/byronwade.local").await.unwrap()
+    };
+    eventually("the relay is named", async || {
+        let answer = explained().await;
+        let candidates = answer["candidates"].as_array().unwrap();
+        let doubted = candidates.iter().flat_map(|c| c["doubted"].as_array().unwrap());
+        let named: Vec<_> = doubted.map(|doubted| doubted["relay"].as_str().unwrap()).collect();
+        assert!(!named.contains(&&*diamond.ids[A + B - relay].to_string()), "{named:?}");
+        named.contains(&&*diamond.ids[relay].to_string())
+    })
+    .await;
+    eventually("it is left", async || diamond.relay().await == A + B - relay).await;
+    stop.cancel();
+    talking.await.unwrap();
+    drop(api);
     diamond.stop().await;
 }
 
+/// Says something small, again and again, and hears it.
+async fn talk(address: SocketAddr, stop: CancellationToken) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    while !stop.is_cancelled() {
+        stream.write_all(&[7; 100]).await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, stream.read_exact(&mut [0; 100])).await;
+        answer.expect("the connection goes on").unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A diamond of processes.
+struct Processes {
+    _folder: TempDir,
+    running: Vec<Option<Process>>,
+    ids: Vec<String>,
+}
+
+impl Processes {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let identities: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
+        let links: [&[usize]; 4] = [&[A, B], &[S, T], &[S, T], &[A, B]];
+        let mut running: Vec<Option<Process>> = Vec::new();
+        for (index, identity) in identities.iter().enumerate() {
+            let up = running.iter().flatten();
+            let bootstrap = up.flat_map(|process| process.status().listening).collect();
+            let mut config = config(bootstrap);
+            let neighbours = links[index].iter().map(|other| identities[*other].node_id());
+            config.emulation = only_links_to(&neighbours.collect::<Vec<_>>());
+            let data_dir = folder.path().join(index.to_string());
+            prepare(&data_dir, identity);
+            running.push(Some(Process::launch(&data_dir, &config, &[])));
+        }
+        let is_up = |status: &Status| status.nodes_known == 4 && status.links_up == 2;
+        for process in running.iter().flatten() {
+            process.ask_until(&["status"], is_up);
+        }
+        let ids = identities.iter().map(|identity| identity.node_id().to_string()).collect();
+        Self { _folder: folder, running, ids }
+    }
+
+    fn node(&self, index: usize) -> &Process {
+        self.running[index].as_ref().unwrap()
+    }
+
+    /// The relay of the tunnel of S.
+    fn relay(&self) -> usize {
+        let has_route = |tunnels: &Vec<Tunnel>| tunnels[0].route.is_some();
+        let tunnels = self.node(S).ask_until(&["tunnel", "list"], has_route);
+        let route = tunnels[0].route.clone().unwrap();
+        self.ids.iter().position(|id| *id == route[1]).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_does_not_lose_a_byte_to_a_relay_that_is_killed() {
+    let mut diamond = Processes::start();
+    let to = format!("tcp://{}", echo_server().await);
+    let publish = ["service", "publish", "echo.local", "--to", &to];
+    diamond.node(T).ask::<serde_json::Value>(&publish).unwrap();
+    let tunnel: Tunnel = diamond.node(S).ask_until(&["tunnel", "open", "echo.local"], |_| true);
+    let mut killed = None;
+    let stalled = transfer(tunnel.listen.parse().unwrap(), async || {
+        let relay = diamond.relay();
+        // By SIGKILL: nothing says good-bye.
+        diamond.running[relay] = None;
+        killed = Some(relay);
+    });
+    let stalled = stalled.await;
+    assert_eq!(Some(A + B - diamond.relay()), killed, "the other relay carried the rest");
+    assert!(stalled < STALL_MAX, "{stalled:?}");
+}
+
 /// A UDP service that counts what it gets, by the first byte.
-async fn counter() -> (std::net::SocketAddr, Arc<[AtomicU64; 2]>) {
+async fn counter() -> (SocketAddr, Arc<[AtomicU64; 2]>) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     let counts = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
@@ -177,7 +300,7 @@ async fn small_messages_of_a_reliability_tunnel_survive_losses_on_its_routes() {
     .await;
     let share = |number: usize| (count(number) - before[number]) as f64 / MESSAGES as f64;
     println!("arrived: {:.3} for latency, {:.3} for reliability", share(0), share(1));
-    assert!(share(0) < 0.91, "{}: the links lose 12 %", share(0));
+    assert!(share(0) < 0.93, "{}: the links lose 12 %", share(0));
     assert!(share(1) > 0.95, "{}: both lose the same 1.4 %", share(1));
     diamond.stop().await;
 }

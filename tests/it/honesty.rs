@@ -10,7 +10,7 @@ use meshwise::engine::overlay::Objective;
 use meshwise::engine::route::{Destination, PathPolicy};
 use meshwise::engine::traffic::message::Bottleneck;
 use meshwise::engine::types::{NodeId, Timestamp, TunnelId};
-use meshwise::sim::{Fate, LinkModel, World};
+use meshwise::sim::{Fate, LinkModel, Traffic, World};
 
 const START: Timestamp = Timestamp(1_760_000_000_000_000);
 const TUNNEL: TunnelId = TunnelId(1);
@@ -76,6 +76,7 @@ fn send(world: &mut World, datagrams: u64) -> u64 {
         rtt_us: Some(rtt_us),
         back_sent: 0,
         back_received: 0,
+        back_marked: 0,
         duration_us: REPORT.as_micros() as u64,
     };
     world.input(S, Input::Routes(vec![(TUNNEL, report)]));
@@ -112,6 +113,32 @@ fn a_relay_that_drops_a_third_of_the_data_and_no_probe_is_left_and_stays_left() 
         let [(dropper, delivers)] = doubted(&world)[..] else { panic!("{:?}", doubted(&world)) };
         assert_eq!(dropper, world.id(A), "the honest one is not doubted");
         assert!((0.6..0.9).contains(&delivers), "{delivers}");
+    }
+}
+
+#[test]
+fn a_relay_that_drops_is_left_by_what_receipts_say_whatever_its_share() {
+    for (seed, share, bound_s) in [(11, 0.3, 10), (12, 0.6, 5), (13, 1.0, 2)] {
+        let mut world = diamond(seed, Objective::Balanced, None);
+        world.send(S, TUNNEL, Traffic { every: Duration::from_millis(10), bytes: 200 });
+        world.run_for(Duration::from_secs(5));
+        assert_eq!(relay(&world), world.id(A));
+        assert!(doubted(&world).is_empty());
+        world.set_dropper(A, share);
+        let turned_at = world.now();
+        while relay(&world) == world.id(A) {
+            world.run_for(Duration::from_millis(100));
+            let after = world.now().since(turned_at);
+            assert!(after <= Duration::from_secs(bound_s), "{share}: not within {after:?}");
+        }
+        println!("{share}: {:?}", world.now().since(turned_at));
+        // In the first minute a route that fell silent is tried again some times.
+        world.run_for(Duration::from_secs(60));
+        let before = world.travelled(S, TUNNEL);
+        world.run_for(Duration::from_secs(20));
+        let after = world.travelled(S, TUNNEL);
+        let lost = (after.sent - before.sent) - (after.arrived - before.arrived);
+        assert!(lost < 100, "{share}: {lost} of 2,000 lost later on");
     }
 }
 

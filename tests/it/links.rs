@@ -2,6 +2,7 @@
 //! the tunnels' congestion controllers react.
 
 use std::path::Path;
+use std::time::Instant;
 
 use meshwise::config::EmulatedLink;
 use meshwise::engine::types::ServiceName;
@@ -54,9 +55,17 @@ async fn tunnels_share_a_slow_link_by_its_marks() {
         addresses.push(user.open_tunnel(name.clone(), listen, options).await.unwrap().1);
     }
     let bytes: Vec<u8> = (0..2_000_000u32).map(|index| (index % 251) as u8).collect();
-    let (one, other) =
-        tokio::try_join!(exchange(addresses[0], &bytes), exchange(addresses[1], &bytes)).unwrap();
-    assert!(one == bytes && other == bytes, "not one byte lost, doubled or in another order");
+    let timed = async |address| {
+        let begun = Instant::now();
+        let answer = exchange(address, &bytes).await.unwrap();
+        assert!(answer == bytes, "not one byte lost, doubled or in another order");
+        begun.elapsed()
+    };
+    let (one, other) = tokio::join!(timed(addresses[0]), timed(addresses[1]));
+    // One that got everything would be done in half of the other's time.
+    let share = one.min(other).as_secs_f64() / one.max(other).as_secs_f64();
+    println!("{one:?} and {other:?}: {share:.2}");
+    assert!(share > 0.6, "a fair share for each: {one:?}, {other:?}");
     let neighbour = identities[1].node_id();
     let count = move |view: &mut meshwise::node::View<'_>| {
         view.net.plane().links().get(&neighbour).copied().unwrap()

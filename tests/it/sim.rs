@@ -148,6 +148,7 @@ fn what_traffic_met_on_a_route_becomes_a_sample_for_each_route_and_slice() {
         rtt_us: Some(60_000),
         back_sent: 50,
         back_received: 50,
+        back_marked: 0,
         duration_us: 500_000,
     };
     let (used, stale) = (report(1), report(0));

@@ -1,12 +1,14 @@
 //! Forward: the datagram header, the decision what to do with a datagram, the snapshot of routes
 //! that the data plane works from, and what the ends of a tunnel know of its route: what arrived
-//! ([`Arrivals`]) and whether it still delivers ([`OwnEnd`], [`RouteWatch`]). No model.
+//! ([`Arrivals`]) and whether it still answers ([`RouteWatch`]) and delivers ([`Starving`]), both of them
+//! in [`OwnEnd`]. No model.
 
 mod decision;
 mod header;
 mod own_end;
 mod receipt;
 mod snapshot;
+mod starving;
 mod tag;
 mod view;
 mod watch;
@@ -18,6 +20,7 @@ pub use header::{
 pub use own_end::{OwnEnd, REPORT_EVERY};
 pub use receipt::{Arrivals, Heard, REPLAY_WINDOW, ROUTES_MAX, Receipt, Seen};
 pub use snapshot::{Backup, Binding, ForwardingSnapshot};
+pub use starving::{Delivery, STARVED_FOR, STARVED_MIN, Starving};
 pub use tag::RouteKey;
 pub use view::HeaderView;
 pub use watch::{ASK_GAP, BEAT, Due, GRACE, IN_USE, RouteWatch, SILENT_ASKS};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::receipt::Receipt;
 use super::snapshot::{Backup, Binding};
+use super::starving::{Delivery, Starving};
 use super::watch::RouteWatch;
 use crate::engine::measure::RouteReport;
 use crate::engine::types::{NodeId, Route, Timestamp};
@@ -33,8 +34,10 @@ impl Binding {
 /// See the module documentation.
 #[derive(Clone, Debug, Default)]
 pub struct OwnEnd {
-    /// Whether the route in use still delivers.
+    /// Whether the route in use still answers.
     pub watch: RouteWatch,
+    /// Whether it delivers more than answers.
+    starving: Starving,
     /// Beats say that the route before is lost, until something is answered over this one.
     resumes: bool,
     /// Number of the route that the engine was told is lost, and nothing was answered since.
@@ -65,17 +68,34 @@ impl OwnEnd {
         !self.closed && self.watch.sent(sequence, now)
     }
 
-    /// A receipt over the route in use. Returns whether it answers what was asked.
-    pub fn receipt(&mut self, sequence: u64, receipt: Receipt, now: Timestamp) -> bool {
-        let answers = self.watch.receipt(sequence, now).is_some();
-        if answers {
-            self.resumes = false;
-            self.lost = None;
-            if receipt.highest >= self.arrived.highest {
-                self.arrived = receipt;
-            }
+    /// A beat leaves with this sequence number.
+    pub fn beat(&mut self, sequence: u64, now: Timestamp) {
+        self.watch.beat(sequence, now);
+        self.starving.beat(sequence);
+    }
+
+    /// A receipt over the route in use. Returns what it says of the packets; `None` when it answers
+    /// nothing that was asked.
+    pub fn receipt(&mut self, sequence: u64, receipt: Receipt, now: Timestamp) -> Option<Delivery> {
+        self.watch.receipt(sequence, now)?;
+        self.resumes = false;
+        self.lost = None;
+        if receipt.highest >= self.arrived.highest {
+            self.arrived = receipt;
         }
-        answers
+        Some(self.starving.receipt(receipt, now))
+    }
+
+    /// A packet of the far end proved itself.
+    pub fn heard(&mut self, now: Timestamp) {
+        self.watch.heard(now);
+        self.starving.heard();
+    }
+
+    /// A datagram came over the route in use whose tag is wrong. Returns whether the route starves the
+    /// tunnel.
+    pub fn forged(&mut self, now: Timestamp) -> bool {
+        !self.closed && self.starving.forged(now)
     }
 
     /// The newest receipt over the route in use.
@@ -91,6 +111,7 @@ impl OwnEnd {
     /// The tunnel takes another route.
     pub fn moved(&mut self, now: Timestamp) {
         self.watch.moved(now);
+        self.starving = Starving::default();
         self.lost = None;
         (self.arrived, self.bytes) = Default::default();
         self.reported = Reported { at: now, back_route: self.reported.back_route, ..self.reported };
@@ -128,6 +149,8 @@ impl OwnEnd {
     ) -> RouteReport {
         let said = self.reported;
         let back_said = if said.back_route == back_route { said.back } else { Receipt::default() };
+        // What still comes over a route that was left says nothing about this one.
+        let back_of_this = if back_route == route_id { back } else { back_said };
         let (arrived, bytes) = (self.arrived, self.bytes);
         self.reported = Reported { at: now, arrived, bytes, back_route, back };
         RouteReport {
@@ -138,8 +161,9 @@ impl OwnEnd {
             bytes: bytes.saturating_sub(said.bytes),
             marked: arrived.marked.saturating_sub(said.arrived.marked),
             rtt_us: self.watch.rtt_us(),
-            back_sent: back.highest.saturating_sub(back_said.highest),
-            back_received: back.received.saturating_sub(back_said.received),
+            back_sent: back_of_this.highest.saturating_sub(back_said.highest),
+            back_received: back_of_this.received.saturating_sub(back_said.received),
+            back_marked: back_of_this.marked.saturating_sub(back_said.marked),
             // A tunnel that was not in use was not reported either.
             duration_us: now.since(said.at).min(2 * REPORT_EVERY).as_micros() as u64,
         }
@@ -163,9 +187,9 @@ mod tests {
         let mut own = OwnEnd::default();
         assert!(own.sent(1, 100, at(0)));
         assert!(own.lost(3) && !own.lost(3));
-        assert!(!own.receipt(7, Receipt::default(), at(5)), "nobody asked");
+        assert_eq!(own.receipt(7, Receipt::default(), at(5)), None, "nobody asked");
         assert!(!own.lost(3));
-        assert!(own.receipt(1, Receipt::default(), at(5)));
+        assert!(own.receipt(1, Receipt::default(), at(5)).is_some());
         assert!(own.lost(3));
         own.moved(at(6));
         assert!(own.lost(3));

@@ -7,6 +7,9 @@
 //! moves the shares of its relays so far that their product comes closer to what it says (Kaczmarz,
 //! 1937, on logarithms). One report alone counts for half of what it says at most.
 //!
+//! A route is judged in both directions, each by itself: what its far end has received, and what came
+//! back of what that has sent.
+//!
 //! Losses that come with marks are a full queue's, not a relay's. Without traffic a relay regains
 //! half of what it lost every [`HALF_LIFE`]: so long it takes until it is tried again.
 //!
@@ -56,15 +59,23 @@ pub struct Honesty {
 }
 
 impl Honesty {
-    /// Traffic met this on a route of which a share of `claimed` (0 to 1) was to arrive.
+    /// Traffic met this on a route of which a share of `claimed` (0 to 1) was to arrive, there and
+    /// back.
     pub fn carried(&mut self, report: &RouteReport, claimed: f64, now: Timestamp) {
         let relays = report.route.relays();
-        if relays.is_empty() || report.sent == 0 {
-            return;
+        let there = (report.sent, report.received, report.marked);
+        let back = (report.back_sent, report.back_received, report.back_marked);
+        for (sent, received, marked) in [there, back] {
+            if sent > 0 && !relays.is_empty() {
+                let lost = sent.saturating_sub(received).saturating_sub(marked);
+                self.delivered(relays, sent as f64, lost as f64, claimed, now);
+            }
         }
-        let sent = report.sent as f64;
-        let lost = report.sent.saturating_sub(report.received).saturating_sub(report.marked);
-        let arrived = 1.0 - lost as f64 / sent;
+    }
+
+    /// Of so many datagrams that relays were to pass on in one direction, so many were lost.
+    fn delivered(&mut self, relays: &[NodeId], sent: f64, lost: f64, claimed: f64, now: Timestamp) {
+        let arrived = 1.0 - lost / sent;
         let met_ln = (arrived / claimed.max(DELIVERS_MIN)).clamp(DELIVERS_MIN, 1.0).ln();
         let known_ln: f64 = relays.iter().map(|relay| self.ln(*relay, now)).sum();
         let gain = GAIN_MAX * sent / (sent + DATAGRAMS_HALF);
@@ -125,6 +136,7 @@ mod tests {
             rtt_us: None,
             back_sent: 0,
             back_received: 0,
+            back_marked: 0,
             duration_us: 500_000,
         }
     }
@@ -166,6 +178,24 @@ mod tests {
             honesty.carried(&report(&[], 100, 0), 1.0, at(0));
         }
         assert!(doubted(&honesty, at(0)).is_empty(), "{honesty:?}");
+    }
+
+    #[test]
+    fn who_drops_answers_only_is_doubted_too() {
+        let back = |received, marked| RouteReport {
+            back_sent: 100,
+            back_received: received,
+            back_marked: marked,
+            ..report(&[1], 100, 100)
+        };
+        let mut honesty = Honesty::default();
+        (0..100).for_each(|_| honesty.carried(&back(100, 0), 1.0, at(0)));
+        (0..100).for_each(|_| honesty.carried(&back(70, 30), 1.0, at(0)));
+        assert!(doubted(&honesty, at(0)).is_empty(), "a full queue");
+        (0..100).for_each(|_| honesty.carried(&back(70, 0), 1.0, at(0)));
+        let [(relay, delivers)] = doubted(&honesty, at(0))[..] else { panic!("{honesty:?}") };
+        assert_eq!(relay, node(1));
+        assert!((0.7..0.85).contains(&delivers), "{delivers}, between the two directions");
     }
 
     #[test]

@@ -45,10 +45,12 @@ pub struct RouteReport {
     pub marked: u64,
     /// Smoothed round-trip time by the receipts (µs); `None` without a receipt.
     pub rtt_us: Option<u64>,
-    /// Datagrams that the far end sent back, by their sequence numbers.
+    /// Datagrams that the far end sent back over it, by their sequence numbers.
     pub back_sent: u64,
     /// Those that this node has received.
     pub back_received: u64,
+    /// Those received that had met congestion.
+    pub back_marked: u64,
     /// Length of the time that the report covers (µs).
     pub duration_us: u64,
 }
@@ -64,6 +66,7 @@ impl RouteReport {
             rtt_us: next.rtt_us.or(self.rtt_us),
             back_sent: self.back_sent + next.back_sent,
             back_received: self.back_received + next.back_received,
+            back_marked: self.back_marked + next.back_marked,
             duration_us: self.duration_us + next.duration_us,
             ..next
         }

@@ -1,5 +1,5 @@
-//! A token bucket: what a reserved flow may send before others, and how much is taken from whom
-//! ([`crate::engine::overlay::gossip`]).
+//! A token bucket: what a reserved flow may send before others, what a neighbour may cost, and how
+//! much is taken from whom ([`crate::engine::overlay::gossip`]).
 
 use std::time::Duration;
 
@@ -50,6 +50,11 @@ impl Bucket {
     /// How long it takes until there is a token.
     pub(in crate::engine) fn wait(&self) -> Duration {
         Duration::from_secs_f64(((1.0 - self.tokens) / self.rate).max(0.0))
+    }
+
+    /// Whether less than half of the burst is left, as of the last time that tokens were taken.
+    pub(super) fn is_low(&self) -> bool {
+        self.tokens < self.burst / 2.0
     }
 
     /// Whether it is full at `now`: as good as a new one.

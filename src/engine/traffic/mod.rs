@@ -2,8 +2,10 @@
 //!
 //! [`FairQueue`] is what waits in front of a link, [`Ledger`] what the links of this node have
 //! promised, [`Asking`] what a tunnel asks for and when, [`message`] what nodes say to each other
-//! about promises, and [`Capacity`] what a link is expected to carry.
+//! about promises, [`Capacity`] what a link is expected to carry, and [`Allowance`] what a neighbour may
+//! have this node do.
 
+mod allowance;
 mod aside;
 mod asking;
 pub(in crate::engine) mod bucket;
@@ -13,11 +15,12 @@ pub mod message;
 mod queue;
 mod waits;
 
+pub use allowance::{ANSWERS_RATE, Allowance, Passing};
 pub use aside::{Grant, Request};
 pub use asking::{ASKS_MAX, Asked, Asking, PATIENCE, RENEW_EVERY, State, Step, Way};
 pub use capacity::Capacity;
 pub use ledger::{Claim, LIFETIME, Ledger, Refusal, SHARE_MAX};
-pub use queue::{Class, DROP_AFTER, FairQueue, LANES, MARK_AFTER, Popped};
+pub use queue::{Class, DROP_AFTER, FairQueue, LANES, MARK_AFTER, PILE_BYTES, Popped, STANDING};
 pub use waits::{RecentWaits, WaitQuantiles};
 
 use crate::engine::forward::{DatagramKind, HeaderView};

@@ -12,9 +12,11 @@
 //! - Control datagrams (probes, beats, receipts and the like) go before everything, for at most a
 //!   tenth of the bytes; beyond that they are a flow like others.
 //! - A datagram that waited longer than [`MARK_AFTER`] is marked, which the congestion controller
-//!   at the end of the tunnel reacts to (a step, as in DCTCP and L4S, RFC 9332). A flow that does
-//!   not react, because its datagrams have waited longer than [`DROP_AFTER`] for [`PATIENCE`],
-//!   loses those from its head, but never its only one.
+//!   at the end of the tunnel reacts to (a step, as in DCTCP and L4S, RFC 9332). Where much has piled
+//!   up ([`PILE_BYTES`]) marks begin when waits have been so long for [`STANDING`]: what waited
+//!   because the machine was busy elsewhere leaves together, and says nothing about the link. On a
+//!   slow link, few bytes wait as long. A flow that does not react, because its datagrams have waited
+//!   longer than [`DROP_AFTER`] for [`PATIENCE`], loses those from its head, but never its only one.
 //! - Bytes and flows are bounded. What is too much is taken from the longest flow of the neighbour
 //!   with most bytes for its weight.
 
@@ -33,6 +35,11 @@ pub const BYTES_MAX: usize = 2_000_000;
 pub const FLOWS_MAX: usize = 1_024;
 /// A wait that is marked. A guess: two tunnel packets at 8 Mbit/s.
 pub const MARK_AFTER: Duration = Duration::from_millis(8);
+/// How long waits must be longer than that where much has piled up: longer than the scheduler of a
+/// busy machine keeps a thread waiting as a rule. A guess.
+pub const STANDING: Duration = Duration::from_millis(10);
+/// So much (bytes): what 64 Mbit/s carry in the time of a wait that is marked.
+pub const PILE_BYTES: usize = 64_000;
 /// A wait that no flow is allowed for long.
 pub const DROP_AFTER: Duration = Duration::from_millis(60);
 /// How long a flow may wait longer than that (CoDel's interval, RFC 8289): a stall of the
@@ -90,6 +97,8 @@ struct Flow<T> {
     items: VecDeque<Waiting<T>>,
     bytes: usize,
     deficit: i64,
+    /// From when on its datagrams are marked; `None` while none waits longer than [`MARK_AFTER`].
+    marks_from: Option<Timestamp>,
     /// Since when its datagrams have waited longer than [`DROP_AFTER`].
     late_since: Option<Timestamp>,
 }
@@ -321,7 +330,7 @@ impl<T> FairQueue<T> {
             let flow = &mut self.table[place];
             let waited = now.since(first.since);
             if waited <= MARK_AFTER {
-                flow.late_since = None;
+                (flow.marks_from, flow.late_since) = (None, None);
             } else if waited > DROP_AFTER {
                 let late_since = *flow.late_since.get_or_insert(now);
                 if now.since(late_since) >= PATIENCE && !flow.items.is_empty() {
@@ -330,7 +339,8 @@ impl<T> FairQueue<T> {
                 }
             }
             let (bytes, lane) = (first.bytes, flow.lane);
-            let marked = waited > MARK_AFTER;
+            let begins = if flow.bytes < PILE_BYTES { now } else { now + STANDING };
+            let marked = waited > MARK_AFTER && now >= *flow.marks_from.get_or_insert(begins);
             return Some(Popped { item: first.item, bytes, lane, marked, waited });
         }
     }
@@ -371,10 +381,19 @@ impl<T> FairQueue<T> {
         let place = self.free.pop().unwrap_or(self.table.len());
         if place == self.table.len() {
             let items = VecDeque::new();
-            self.table.push(Flow { key, lane, items, bytes: 0, deficit: 0, late_since: None });
+            self.table.push(Flow {
+                key,
+                lane,
+                items,
+                bytes: 0,
+                deficit: 0,
+                marks_from: None,
+                late_since: None,
+            });
         }
         let flow = &mut self.table[place];
-        (flow.key, flow.lane, flow.deficit, flow.late_since) = (key, lane, QUANTUM, None);
+        (flow.key, flow.lane, flow.deficit) = (key, lane, QUANTUM);
+        (flow.marks_from, flow.late_since) = (None, None);
         self.places.insert(key, place);
         let clock = self.clock;
         if !self.ingresses.contains_key(&key.ingress) {

@@ -41,6 +41,7 @@ pub use stream::{StreamError, TunnelStream};
 use super::Members;
 use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
+use super::pace::{LARGE_BYTES, PACKET_BYTES};
 use super::plane::{DataPlane, FarEnd};
 use crate::engine::event::Input;
 use crate::engine::overlay::ServiceKind;
@@ -54,9 +55,8 @@ pub const GOODBYE: Duration = Duration::from_millis(300);
 pub const STREAMS_MAX: u32 = 16_384;
 /// Handshakes of others that wait; quinn answers further ones with a refusal.
 const HANDSHAKES_MAX: usize = 1_024;
-/// QUIC packet size (bytes). The overlay rides on streams and fragments nothing; larger packets
-/// cost less each, smaller ones mix better on slow links.
-const PACKET_BYTES: u16 = 4_096;
+/// How often QUIC tries whether larger packets arrive.
+const TRY_LARGER_EVERY: Duration = Duration::from_secs(2);
 /// Silence after which a tunnel is given up.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Silence after which the end that opened a tunnel sends something to keep it open.
@@ -233,7 +233,7 @@ impl Tunnels {
         server.migration(false).max_incoming(HANDSHAKES_MAX);
         let socket = OverlaySocket::new(plane.clone())
             .ok_or_else(|| TunnelError::Crypto("the overlay socket is taken".into()))?;
-        let config = endpoint_config(identity, PACKET_BYTES).map_err(|error| crypto(&error))?;
+        let config = endpoint_config(identity, LARGE_BYTES).map_err(|error| crypto(&error))?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint =
             Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), runtime)
@@ -478,6 +478,12 @@ impl Tunnels {
 
 fn transport(keep_alive: Option<Duration>) -> Arc<quinn::TransportConfig> {
     let mut transport = quinn::TransportConfig::default();
+    let mut larger = quinn::MtuDiscoveryConfig::default();
+    // One try: large or not.
+    larger
+        .upper_bound(LARGE_BYTES)
+        .minimum_change(LARGE_BYTES - PACKET_BYTES)
+        .interval(TRY_LARGER_EVERY);
     let mut congestion = quinn::congestion::CubicConfig::default();
     congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
     transport
@@ -492,7 +498,7 @@ fn transport(keep_alive: Option<Duration>) -> Arc<quinn::TransportConfig> {
         .initial_rtt(INITIAL_RTT)
         .initial_mtu(PACKET_BYTES)
         .min_mtu(PACKET_BYTES)
-        .mtu_discovery_config(None)
+        .mtu_discovery_config(Some(larger))
         .packet_threshold(PACKET_THRESHOLD)
         .time_threshold(TIME_THRESHOLD)
         .persistent_congestion_threshold(PERSISTENT_CONGESTION)

@@ -12,9 +12,12 @@ use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent, dummy};
 use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, gossipsub, kad, noise, tcp, yamux};
 use meshwise::api::Server;
+use meshwise::engine::forward::{DatagramKind, Header, PAYLOAD_BYTES_MAX};
 use meshwise::engine::overlay::wire::{self, GOSSIP_BYTES_MAX};
 use meshwise::engine::overlay::{Author, GossipMessage, LinkStateAdvertisement, Signed};
+use meshwise::engine::types::{NodeId, Route, TunnelId};
 use meshwise::net::gate::{Gated, Gates};
+use meshwise::net::plane::UNPROVED_INBOUND_MAX;
 use meshwise::node::network::Network;
 use meshwise::node::{Clock, Node, parse_peer_id};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -419,6 +422,114 @@ async fn a_flood_of_valid_gossip_keeps_nobody_from_look_ups_and_streams() {
     stop.cancel();
     flood.await.unwrap();
     for node in [asker, provider, node] {
+        node.stop().await;
+    }
+}
+
+/// A datagram as a lane carries it.
+fn frame(datagram: &[u8]) -> Vec<u8> {
+    [&(datagram.len() as u16).to_be_bytes(), datagram].concat()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_that_floods_its_lanes_hurts_nobody_elses_tunnel() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    let (node, network) = found(&dir("node"), config(vec![])).await;
+    let settings = config(listening(&node).await);
+    let asker = member(&network, Duration::ZERO, &dir("asker"), settings).await;
+    node.handle().publish(service(NAME), echo_server().await).await.unwrap();
+    eventually("the service is known", async || resolves(&asker, false).await).await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let opened = asker.handle().open_tunnel(NAME.parse().unwrap(), any, Default::default()).await;
+    let (tunnel, address) = opened.unwrap();
+    assert_eq!(exchange(address, b"hello").await.unwrap(), b"hello");
+
+    let at: Multiaddr = listening(&node).await[0].parse().unwrap();
+    let mut hostile = Member::admitted(&network, at).await;
+    let me = parse_peer_id(&hostile.swarm.local_peer_id().to_string()).unwrap().node_id();
+    let [them, friend] = [&node, &asker].map(|node| node.handle().key().node_id());
+    let to = |kind, nodes: &[NodeId], position, tunnel, payload: &[u8]| {
+        let route = Route::new(nodes.to_vec()).unwrap();
+        let header = Header::new(kind, TunnelId(tunnel), 1, 7, route);
+        Header { position, tag: 9, ..header }.encode(payload)
+    };
+    let (data, direct) = (DatagramKind::Data, [me, them]);
+    let mut looping = to(data, &[me, friend, them], 2, 1, b"x");
+    looping.copy_within(27..35, 35);
+    let bad = [
+        to(data, &direct, 1, 1, b"cut off")[..30].to_vec(),
+        to(data, &direct, 1, 1, &vec![0; PAYLOAD_BYTES_MAX + 1]),
+        looping,
+        to(data, &[me, friend], 1, 1, b"for another"),
+        to(data, &[friend, them], 1, tunnel.0, b"as if it came from the friend"),
+        to(data, &[me, them, NodeId([7; 8])], 1, 1, b"to nobody"),
+        to(data, &[friend, me, them], 2, tunnel.0, b"into the friend's tunnel"),
+        to(DatagramKind::Beat, &[friend, me, them], 2, tunnel.0, b"the same"),
+        to(DatagramKind::Receipt, &direct, 1, 1, b"nobody asked"),
+        to(DatagramKind::Probe, &direct, 1, 0, b""),
+        to(data, &direct, 1, 1, &[0xc0; 1_200]),
+    ];
+    // More of these at once than what proves nothing has places.
+    let small = frame(&to(data, &direct, 1, 1, b"?")).repeat(2 * UNPROVED_INBOUND_MAX);
+    let others = bad.iter().flat_map(|datagram| frame(datagram)).collect::<Vec<u8>>().repeat(20);
+    let batch = [small, others].concat();
+    let stop = CancellationToken::new();
+    let flooding = {
+        let (mut control, stop) = (hostile.swarm.behaviour().stream.new_control(), stop.clone());
+        let (peer, lane) = (hostile.peer, protocol(&network, "link/3"));
+        tokio::spawn(async move {
+            let flood = async {
+                let mut stream = control.open_stream(peer, lane).await.unwrap();
+                stream.read_exact(&mut [0]).await.unwrap();
+                let begun = Instant::now();
+                let mut datagrams = 0;
+                while !stop.is_cancelled() {
+                    stream.write_all(&batch).await.unwrap();
+                    datagrams += 2 * UNPROVED_INBOUND_MAX + 20 * bad.len();
+                }
+                println!(
+                    "{:.0} bad datagrams a second",
+                    datagrams as f64 / begun.elapsed().as_secs_f64()
+                );
+                // A frame that no lane carries ends it.
+                stream.write_all(&[0xff; 100]).await.unwrap();
+                stream.flush().await.unwrap();
+                while stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
+            };
+            hostile.drive(flood).await;
+        })
+    };
+    let reasons = [
+        "malformed",
+        "misaddressed",
+        "wrong-neighbour",
+        "no-link",
+        "forged",
+        "not-for-this-node",
+        "probe-rate",
+        "unproved-queue-full",
+    ];
+    for why in reasons {
+        eventually(why, async || counted(&node, why).await > 0).await;
+    }
+    let bytes: Vec<u8> = (0..1_000_000u32).flat_map(u32::to_be_bytes).take(1_000_000).collect();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        assert!(exchange(address, &bytes).await.unwrap() == bytes, "other bytes");
+        println!("a megabyte there and back in {:?}", begun.elapsed());
+        assert!(begun.elapsed() < PATIENCE);
+    }
+    for quiet in ["inbound-queue-full", "event-queue-full", "replayed"] {
+        assert_eq!(counted(&node, quiet).await, 0, "{quiet}");
+    }
+    for why in ["route-silent", "route-starves"] {
+        assert_eq!(counted(&asker, why).await, 0, "{why}");
+    }
+    stop.cancel();
+    flooding.await.unwrap();
+    assert_eq!(counted(&node, "oversized-frame").await, 1);
+    for node in [asker, node] {
         node.stop().await;
     }
 }

@@ -1,6 +1,7 @@
 //! Bulk transfers: a service that sends, and a client that counts, hashes and times.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -47,13 +48,28 @@ impl BulkService {
 
     /// Sends more than anybody reads.
     pub(super) async fn endless(bytes: u64) -> anyhow::Result<Self> {
+        Self::sending(bytes, block).await
+    }
+
+    /// The same, but always the same block, which costs nothing to make.
+    pub(super) async fn cheap(bytes: u64) -> anyhow::Result<Self> {
+        let same: Arc<[u8]> = block(1).into();
+        Self::sending(bytes, move |_| same.clone()).await
+    }
+
+    async fn sending<B: AsRef<[u8]> + Send>(
+        bytes: u64,
+        block: impl Fn(u64) -> B + Clone + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
+                let block = block.clone();
                 tokio::spawn(async move {
                     for (number, size) in sizes(bytes) {
-                        if stream.write_all(&block(number)[..size]).await.is_err() {
+                        let block = block(number);
+                        if stream.write_all(&block.as_ref()[..size]).await.is_err() {
                             return;
                         }
                     }
@@ -81,6 +97,25 @@ pub(super) struct Downloaded {
     pub(super) ended: Instant,
     /// Pauses: when each ended, and how long it was (ms).
     pub(super) gaps: Vec<(Instant, f64)>,
+}
+
+/// Counts what comes for so long (bytes), and does nothing else with it: what reads is not to be what
+/// is measured.
+pub(super) async fn drain(address: SocketAddr, during: Duration) -> anyhow::Result<u64> {
+    let mut stream = TcpStream::connect(address).await?;
+    let (mut bytes, mut buffer) = (0, vec![0; 256 * 1024]);
+    let reading = async {
+        loop {
+            match stream.read(&mut buffer).await? {
+                0 => return anyhow::Ok(()),
+                count => bytes += count as u64,
+            }
+        }
+    };
+    if let Ok(ended) = tokio::time::timeout(during, reading).await {
+        ended?;
+    }
+    Ok(bytes)
 }
 
 /// Reads until the end of the stream, or for so long.

@@ -10,10 +10,13 @@ use tokio::net::TcpStream;
 use super::process::rss_bytes;
 use super::speed::helper;
 use super::{Figure, figure, line, start, tunnel};
+use crate::cli::demo::mesh::Mesh;
 use crate::cli::demo::say;
 use crate::engine::overlay::Objective;
 
 const STREAMS: usize = 10_000;
+/// Growth (percent) that is none: pages that were never touched before. A guess.
+const GROWTH_MAX: f64 = 2.0;
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// Opens 10,000 connections through one tunnel, each used once, and leaves them alone.
@@ -22,14 +25,20 @@ pub(super) async fn idle(
     folder: &Path,
     minutes: u64,
 ) -> anyhow::Result<Vec<Figure>> {
-    let mut mesh = start(started, folder, line(1, 0.0)).await?;
+    let [ours, theirs] = ["used", "unused"].map(|name| folder.join(name));
+    for folder in [&ours, &theirs] {
+        std::fs::create_dir(folder)?;
+    }
+    let mut mesh = start(started, &ours, line(1, 0.0)).await?;
+    // What nodes take in the same time that carry nothing: their stores and histories fill.
+    let mut unused = start(started, &theirs, line(1, 0.0)).await?;
     // A process of its own: both ends of all connections would not fit into one.
     let (_echo, address) = helper(&["--tcp-echo"]).await?;
     let to = format!("tcp://{address}");
     let opened = tunnel(&mesh, "S", "echo.local", to, Objective::Balanced).await?;
     tokio::time::sleep(SETTLE).await;
-    let memory = || ["S", "T"].map(|name| rss_bytes(mesh.pid(name)).unwrap_or(f64::NAN));
-    let before = memory();
+    let memory = |mesh: &Mesh| ["S", "T"].map(|name| rss_bytes(mesh.pid(name)).unwrap_or(f64::NAN));
+    let before = memory(&mesh);
     let mut open = Vec::with_capacity(STREAMS);
     for number in 0..STREAMS {
         let mut stream = TcpStream::connect(&opened.listen).await?;
@@ -45,7 +54,7 @@ pub(super) async fn idle(
         }
     }
     tokio::time::sleep(SETTLE).await;
-    let after = memory();
+    let (after, unused_after) = (memory(&mesh), memory(&unused));
     let each = |at: usize| Some((after[at] - before[at]) / STREAMS as f64 / 1e3);
     let mut figures = vec![
         figure("connections open", Some(open.len() as f64), "").at_least(STREAMS as f64),
@@ -55,13 +64,20 @@ pub(super) async fn idle(
     if minutes > 0 {
         say(started, &format!("waiting {minutes} minutes"));
         tokio::time::sleep(Duration::from_secs(60 * minutes)).await;
-        let later = memory();
+        let (later, unused_later) = (memory(&mesh), memory(&unused));
         for (at, name) in ["caller", "provider"].into_iter().enumerate() {
-            let growth = 100.0 * (later[at] - after[at]) / after[at];
-            figures.push(figure(format!("growth of the {name}'s memory"), Some(growth), "%"));
+            let percent = |bytes: f64| Some(100.0 * bytes / after[at]);
+            let growth = later[at] - after[at];
+            let usual = unused_later[at] - unused_after[at];
+            figures.extend([
+                figure(format!("growth of the {name}'s memory"), percent(growth), "%"),
+                figure("  of that without connections", percent(usual), "%"),
+                figure("  because of them", percent(growth - usual), "%").at_most(GROWTH_MAX),
+            ]);
         }
     }
     drop(open);
     mesh.stop().await;
+    unused.stop().await;
     Ok(figures)
 }

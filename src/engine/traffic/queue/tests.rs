@@ -243,16 +243,25 @@ fn a_reservation_is_kept_under_load_and_ends() {
 fn late_datagrams_are_marked_and_those_of_who_does_not_react_dropped() {
     let mut queue = FairQueue::default();
     let key = flow(1, 1);
-    queue.push_data(key, 1_000, START);
-    queue.push_data(key, 1_000, START);
-    assert!(!queue.pop(START + MARK_AFTER, any_lane).unwrap().marked);
-    assert!(queue.pop(START + MARK_AFTER + ms(1), any_lane).unwrap().marked);
+    (0..3).for_each(|_| queue.push_data(key, 1_000, START));
+    let late = START + MARK_AFTER + ms(1);
+    let marked = |queue: &mut FairQueue<FlowKey>, after| queue.pop(after, any_lane).unwrap().marked;
+    assert!(!marked(&mut queue, START + MARK_AFTER));
+    assert!(marked(&mut queue, late) && marked(&mut queue, late), "little waits for long");
+    // A pile.
+    let size = PILE_BYTES / 4;
+    (0..20).for_each(|_| queue.push_data(key, size, START));
+    let mut marks = |after: Timestamp| (0..4).filter(|_| marked(&mut queue, after)).count();
+    assert_eq!((marks(late), marks(late + ms(9)), marks(late + STANDING)), (0, 0, 4));
+    assert_eq!(marks(late + STANDING), 4, "it goes on");
+    assert_eq!(marks(late + STANDING), 4, "to its end");
     // A stall: everything is late, and leaves at once.
     for _ in 0..10 {
-        queue.push_data(key, 1_000, START);
+        queue.push_data(key, size, START + ms(100));
     }
     let after = START + ms(500);
-    assert_eq!((0..10).filter(|_| queue.pop(after, any_lane).is_some()).count(), 10);
+    let all = std::iter::from_fn(|| queue.pop(after, any_lane)).map(|popped| popped.marked);
+    assert_eq!(all.collect::<Vec<_>>(), [false; 10]);
     assert_eq!(queue.dropped(), 0);
     // Twice what the link carries, for 2 s: waits stay near the bound.
     let mut longest = Duration::ZERO;
