@@ -212,7 +212,7 @@ fn decisions(world: &mut World, predictor: &mut RoutePredictor, max_hops: usize)
     let mut finder = PathFinder::default();
     for _ in 0..SOURCES {
         let (me, _) = world.pair();
-        let mut router = IntelligentRouter::new(me, policy);
+        let mut router = IntelligentRouter::new(me, policy, 0);
         for _ in 0..PAIRS / SOURCES {
             let to = world.other_than(me);
             let (time, found) = timed(|| {
@@ -308,7 +308,7 @@ fn criterion(world: &mut World, predictor: &mut RoutePredictor, count: usize) {
     let targets: Vec<NodeId> = (0..PAIRS).map(|_| world.other_than(me)).collect();
     let mut targets = targets.iter().cycle();
     let histories = RouteHistories::default();
-    let mut router = IntelligentRouter::new(me, PathPolicy::default());
+    let mut router = IntelligentRouter::new(me, PathPolicy::default(), 0);
     Criterion::default().without_plots().sample_size(20).bench_function(
         &format!("decide, {count} nodes"),
         |bencher| {

@@ -102,14 +102,14 @@ impl Live {
         truth: impl Fn(Relay) -> Option<(f64, f64)>,
     ) -> Chosen {
         let (pair, now) = (weighed.pair, timestamp(weighed.t_s));
-        let routes = self.routes(known, weighed);
+        let (routes, destination) = (self.routes(known, weighed), known.id(pair.1));
         let predictor = &mut self.predictors[pair.0];
         let routes: Vec<Route> = routes
             .into_iter()
             .filter_map(|relay| {
                 let links = links(known, pair, relay)?;
                 let features = known.features_of(weighed, relay)?;
-                let forecast = predictor.forecast(features);
+                let forecast = predictor.forecast(destination, features);
                 Some(Route { relay, links, features, forecast })
             })
             .collect();
@@ -148,7 +148,7 @@ impl Live {
         for route in seen {
             let Some((ms, known_at_s)) = truth(route.relay) else { continue };
             self.stamp = now.max(Timestamp(self.stamp.0 + 1));
-            self.predictors[pair.0].probe_sent(self.stamp, || route.features);
+            self.predictors[pair.0].probe_sent(self.stamp, destination, || route.features);
             let outcome = (pair.0, self.stamp, ms);
             self.due.entry(timestamp(known_at_s)).or_default().push(outcome);
         }
@@ -218,6 +218,7 @@ impl Rule {
             delivers: 1.0,
             forecast_ms: prediction.bound_ms,
             forecast_bandwidth: prediction.bandwidth,
+            forecast_delivery: prediction.delivery,
         };
         route_score(&self.weights, &quality)
     }

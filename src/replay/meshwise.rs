@@ -156,6 +156,11 @@ impl Meshwise {
         }
     }
 
+    /// The id of a node.
+    pub fn id(&self, node: usize) -> NodeId {
+        self.ids[node]
+    }
+
     /// The model in use.
     pub fn champion(&self) -> Option<&Arc<ForestModel>> {
         self.champion.as_ref()

@@ -93,6 +93,7 @@ fn kind(bytes: &[u8]) -> &'static str {
         Ok(GossipMessage::Service(_)) => "service",
         Ok(GossipMessage::Revocation(_)) => "revocation",
         Ok(GossipMessage::Grant(_)) => "grant",
+        Ok(GossipMessage::Heartbeat(_)) => "heartbeat",
         Err(_) => "noise",
     }
 }
