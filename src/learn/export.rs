@@ -504,7 +504,7 @@ mod tests {
         drop(Writer::start(&store, Retention::default()).unwrap());
         let exported = export(&store, &out, false).unwrap();
         assert!(exported.tables.iter().all(|table| table.rows == 0 && table.files == 1));
-        for (table, width) in TABLES.into_iter().zip([6, 8, 12, 4 + FEATURES.len(), 10, 14]) {
+        for (table, width) in TABLES.into_iter().zip([6, 8, 12, 7, 4 + FEATURES.len(), 10, 14]) {
             let part = read(&out.join(table).join("day=1970-01-01/part-0.parquet"));
             assert_eq!(part.shape(), (0, width), "{table}");
         }

@@ -81,17 +81,10 @@ impl Finding {
         graph: &mut OverlayGraph,
     ) -> Option<Route> {
         let topology = graph.topology();
-        let max_hops = self.longest(node, &topology);
+        let is_makeshift = self.found.get(&node).is_some_and(|found| found.is_makeshift);
+        let max_hops = if is_makeshift { MAX_ROUTE_HOPS } else { self.max_hops };
         let mut search = self.finder.between(&topology, self.me, node, max_hops)?;
         search.apart_from(avoid).map(|(route, _)| route)
-    }
-
-    /// How long a path to a node may be (links): as said, unless none is that short.
-    fn longest(&mut self, node: NodeId, topology: &Topology) -> usize {
-        match self.finder.between(topology, self.me, node, self.max_hops) {
-            Some(_) => self.max_hops,
-            None => MAX_ROUTE_HOPS,
-        }
     }
 
     /// Forgets what was found of a destination.
@@ -100,6 +93,21 @@ impl Finding {
     }
 
     fn search(&mut self, node: NodeId, topology: &Topology, version: u64) -> Found {
+        let found = self.search_within(node, topology, version, self.max_hops);
+        if !found.routes.is_empty() || self.max_hops == MAX_ROUTE_HOPS {
+            return found;
+        }
+        let found = self.search_within(node, topology, version, MAX_ROUTE_HOPS);
+        Found { is_makeshift: true, ..found }
+    }
+
+    fn search_within(
+        &mut self,
+        node: NodeId,
+        topology: &Topology,
+        version: u64,
+        max_hops: usize,
+    ) -> Found {
         let none = f64::NEG_INFINITY;
         let mut found = Found {
             version,
@@ -109,8 +117,6 @@ impl Finding {
             cheaper_ms: none,
             new_ms: f64::INFINITY,
         };
-        let max_hops = self.longest(node, topology);
-        found.is_makeshift = max_hops > self.max_hops;
         let search = self.finder.between(topology, self.me, node, max_hops);
         let Some(mut search) = search else { return found };
         let mut paths = search.k_shortest(self.candidates);

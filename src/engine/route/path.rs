@@ -120,7 +120,8 @@ pub fn reach_ms(
 }
 
 impl PathFinder {
-    /// Prepares for searches between two nodes; `None` when there is no way within `max_hops` links.
+    /// Prepares for searches between two nodes; `None` when one of them is not there, they are the same,
+    /// or `max_hops` is 0.
     pub fn between<'a>(
         &'a mut self,
         topology: &'a Topology,
