@@ -24,6 +24,10 @@ OBJECTIVES = {
     "L2": {"objective": "regression"},
     "L1": {"objective": "regression_l1"},
     "Huber": {"objective": "huber", "alpha": 0.1},
+    "its own defaults": {
+        "objective": "regression", "max_depth": -1, "num_leaves": 31, "min_child_samples": 20,
+        "bagging_fraction": 1.0,
+    },
 }
 # The size of our trees; the weight of each and the share of rows are ours too.
 OPTIONS = {

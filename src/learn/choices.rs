@@ -88,20 +88,20 @@ pub(super) fn choices(
 }
 
 fn known(reader: &Reader, since_us: u64) -> Result<Vec<Known>, LearnError> {
-    let mut answers: HashMap<String, Vec<(u64, u64)>> = HashMap::new();
+    let mut probes: HashMap<String, Vec<(u64, Option<u64>)>> = HashMap::new();
     for probe in reader.probes(ProbeKind::Route, since_us)? {
-        if let Some(rtt_us) = probe.rtt_us {
-            answers.entry(probe.route).or_default().push((probe.sent_us, rtt_us));
-        }
+        probes.entry(probe.route).or_default().push((probe.sent_us, probe.rtt_us));
     }
     let mut all = Vec::new();
     for mut row in reader.decisions_apart(since_us, FORECAST_AGE_US_MAX)? {
         row.candidates.retain(|candidate| candidate.alive);
         let next = |candidate: &CandidateRow| {
-            let of_route = answers.get(&candidate.route)?;
+            let of_route = probes.get(&candidate.route)?;
             let at = of_route.partition_point(|(sent_us, _)| *sent_us < row.at_us);
             let (sent_us, rtt_us) = of_route.get(at)?;
-            (sent_us - row.at_us <= FORECAST_AGE_US_MAX).then_some(*rtt_us as f64 / 1e3)
+            // The first one: to pass over lost ones would make routes that lose look free.
+            let in_time = sent_us - row.at_us <= FORECAST_AGE_US_MAX;
+            rtt_us.filter(|_| in_time).map(|rtt_us| rtt_us as f64 / 1e3)
         };
         let costs_ms: Option<Vec<f64>> = row.candidates.iter().map(next).collect();
         let decided = row.candidates.iter().position(|candidate| candidate.chosen);

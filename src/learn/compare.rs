@@ -109,7 +109,7 @@ pub fn compare_in_store(
         },
     };
     let reader = Reader::open(store_path)?;
-    let after_us = a.fitted_to_us().max(b.fitted_to_us());
+    let after_us = a.saw_to_us().max(b.saw_to_us());
     let rows = newest_rows(&reader, ROWS_MAX, after_us)?;
     let mut comparison = compare(&rows, &[&a, &b])?;
     let predictions = reader.candidate_predictions(comparison.from_us)?;
@@ -161,10 +161,11 @@ impl Named {
         self.model().version()
     }
 
-    /// The newest moment that it was fitted on (µs since the epoch); 0 of a baseline.
-    pub(super) fn fitted_to_us(&self) -> u64 {
+    /// The newest moment of which its training saw something, rows that were held out for its
+    /// calibration and card included (µs since the epoch); 0 of a baseline.
+    pub(super) fn saw_to_us(&self) -> u64 {
         match self {
-            Self::Model(model) => model.card.trained_to_us,
+            Self::Model(model) => model.card.created_us,
             _ => 0,
         }
     }

@@ -53,7 +53,7 @@ pub fn judge_in_store(
 ) -> Result<Judged, LearnError> {
     let named = Named::find(&ModelRegistry::new(models_dir), name)?;
     let reader = Reader::open(store_path)?;
-    let since_us = named.fitted_to_us().saturating_add(1);
+    let since_us = named.saw_to_us().saturating_add(1);
     let policy = |rows: &[CandidateRow]| Preference::lowest(rows, |row| ask(named.model(), row));
     let logged = logged_decisions(&reader, since_us, policy)?;
     let version = named.name().to_owned();

@@ -254,11 +254,13 @@ fn unscored(config: &ReplayConfig, world: &TraceWorld, runs: &[Run]) -> ReplayEr
     let dropped: usize = runs.iter().map(|run| run.dropped).sum();
     let why = match (dropped, world.rounds.len() - 1) {
         (0, rounds @ 0..=2) => format!(
-            "it has measurements of {rounds} moments, and the first third only fills the histories;              replay a longer trace"
+            "it has measurements of {rounds} moments, and the first third only fills the histories; \
+             replay a longer trace"
         ),
         (0, _) => "no link is measured again after the first third; replay a longer trace".into(),
         (dropped, _) => format!(
-            "in each of {dropped} decisions some policy took a route of which a link is never measured              again; replay a trace that measures its links again and again"
+            "in each of {dropped} decisions some policy took a route of which a link is never measured \
+             again; replay a trace that measures its links again and again"
         ),
     };
     ReplayError::Unscored { trace: config.trace.clone(), why }

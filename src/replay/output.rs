@@ -31,12 +31,14 @@ const MODELS: &str = "models";
 const VERSIONS: &str = "replay-";
 
 /// Makes the folder, or refuses it when something is in it. With `force`, removes what an earlier replay
-/// left there and nothing else.
+/// left there and nothing else; a folder with a store that is no replay's is refused all the same.
 ///
 /// # Errors
 /// [`LearnError::NotEmpty`], [`LearnError::File`].
 pub fn make_room(folder: &Path, force: bool) -> Result<(), LearnError> {
-    refuse_unless_empty(folder, force)?;
+    // A node's data directory has a store of this name too.
+    let is_replay = folder.join(DECISIONS).exists() || !folder.join(STORE).exists();
+    refuse_unless_empty(folder, force && is_replay)?;
     let wrong = |doing, path: &Path| {
         let path = path.to_owned();
         move |source| LearnError::File { doing, path, source }

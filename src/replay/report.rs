@@ -128,8 +128,8 @@ pub struct Calibration {
     pub observed: f64,
 }
 
-/// The fixed ranking rule that would have been best, known only afterwards: a bound on what choosing a
-/// rule online can reach.
+/// The fixed ranking rule that would have been best, known only afterwards, among the candidates that
+/// meshwise looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct HindsightReport {
     /// The rule.

@@ -223,7 +223,6 @@ impl IntelligentRouter {
             let drawn = self.explorer.draw(&mut candidates, usual, may);
             if drawn != usual {
                 (chosen, reason) = (Some(drawn), Reason::Explored);
-                self.moves.push_back(now);
                 self.tunnels.get_mut(&tunnel)?.explore(candidates[drawn].route.clone(), now);
             }
         }
