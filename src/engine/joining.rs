@@ -56,6 +56,9 @@ impl Engine {
             return;
         }
         self.peers.insert(node, Peer { key, addresses: Vec::new(), since: now });
+        // What gossipsub was told of it when it was here before may no longer hold.
+        let score = self.gossip.score(node, now);
+        self.outputs.push_back(Output::PeerScore(node, score));
         if self.gossip.asks(node, now) {
             let bytes = self.sync_request();
             self.outputs.push_back(Output::RequestSync { node, bytes });
@@ -120,6 +123,7 @@ impl Engine {
         let roster = self.membership.roster();
         let links = self.advertisements.values().map(|signed| signed.fingerprint());
         let others = self.services.signed().chain(self.services.registry().grants());
+        let others = others.chain(self.services.heartbeats());
         let others = others.chain(roster.revocations()).map(Signed::fingerprint);
         let have = random_start(links.chain(others), start).take(wire::SYNC_HAVE_MAX).collect();
         wire::encode(&SyncRequest { have })
@@ -132,9 +136,10 @@ impl Engine {
         bytes: &[u8],
         now: Timestamp,
     ) {
-        let asked = SyncRequest::from_bytes(bytes).map_err(|error| error.to_string());
-        let may = self.gossip.answers(from, now);
-        let asked = if may { asked } else { Err("it asks too often".into()) };
+        let asked = match self.gossip.answers(from, now) {
+            true => SyncRequest::from_bytes(bytes).map_err(|error| error.to_string()),
+            false => Err("it asks too often".into()),
+        };
         match asked {
             Ok(SyncRequest { have }) => {
                 let bytes = self.sync_response(&have.into_iter().collect());

@@ -254,8 +254,15 @@ impl Engine {
                 return verdict_on(&error);
             }
         };
-        match self.services.watching.heartbeats.accept(signed, heartbeat, now) {
+        let may = || self.gossip.may_beat(origin, now);
+        match self.services.watching.heartbeats.accept(signed, heartbeat, may, now) {
             Ok(changes) => {
+                // What it says of names that it does not provide is nobody's concern.
+                let registry = self.services.registry();
+                let provides = |(name, _): &(ServiceName, Health)| {
+                    registry.resolve(name, now).any(|(key, _)| key == signed.key)
+                };
+                let changes: Vec<_> = changes.into_iter().filter(provides).collect();
                 for (name, health) in changes {
                     let vantage = Vantage::Local;
                     self.health_changed(Subject { name, provider: origin, vantage }, health, None);
@@ -265,6 +272,10 @@ impl Engine {
             Err(Refused::Stale) => Verdict::Ignore,
             Err(Refused::Behind(by)) => self.other_clock(origin, by, "behind"),
             Err(Refused::Ahead(by)) => self.other_clock(origin, by, "ahead of"),
+            Err(Refused::TooOften) => {
+                self.dropped("heartbeat-too-often", format!("{origin} beats too often"));
+                Verdict::Ignore
+            }
             Err(Refused::Full) => {
                 self.dropped("heartbeat", "too many providers are known".into());
                 Verdict::Ignore

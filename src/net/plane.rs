@@ -329,7 +329,12 @@ impl DataPlane {
             Verdict::Forward(_)
                 if view.kind() == DatagramKind::Reserve && !self.relays_reserve(&bytes) => {}
             Verdict::Forward(next) => {
-                match self.passes(from, bytes.len()) {
+                // What keeps routes and reservations alive is small, and is not held back.
+                let passing = match view.kind() {
+                    DatagramKind::Data => self.passes(from, bytes.len()),
+                    _ => Passing::Freely,
+                };
+                match passing {
                     Passing::Freely => {}
                     Passing::Marked => Header::mark_congestion(&mut bytes),
                     Passing::Dropped => {
@@ -546,7 +551,9 @@ impl DataPlane {
     }
 
     fn answer_probe(&self, from: NodeId, probe: Header) {
-        if !self.allowing(from, |allowance, now| allowance.answers(probe.length(), now)) {
+        let source = Some(probe.route.source()).filter(|source| *source != from);
+        let bytes = probe.length();
+        if !self.allowing(from, |allowance, now| allowance.answers(source, bytes, now)) {
             return self.counters.count("probe-rate");
         }
         let route = probe.route.reversed();

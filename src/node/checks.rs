@@ -1,7 +1,8 @@
 //! Carries out the checks of services that the engine asks for.
 //!
-//! A check of a target takes [`TIMEOUT`] at most, one through a tunnel [`TUNNEL_TIMEOUT`]; [`AT_ONCE`]
-//! run at one time, the others wait and their time begins later. An answer of HTTP is read up to
+//! A check of a target takes [`TIMEOUT`] at most, one through a tunnel [`TUNNEL_TIMEOUT`]; of each kind
+//! [`AT_ONCE`] run at one time, so that others' slow services do not keep this node's own from being
+//! checked; the rest wait and their time begins later. An answer of HTTP is read up to
 //! [`BODY_BYTES_MAX`], a body only where something is looked for in it. A command runs in a process
 //! group of its own, which is killed when its time is over or the node stops; what it prints goes
 //! nowhere, and it finds the service in the variables `MESHWISE_NAME` and `MESHWISE_TARGET`.
@@ -39,6 +40,7 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Checks {
     tunnels: Arc<Tunnels>,
     places: Arc<Semaphore>,
+    tunnel_places: Arc<Semaphore>,
     results: mpsc::Sender<Input>,
     running: JoinSet<()>,
 }
@@ -47,14 +49,16 @@ impl Checks {
     /// The results arrive at the receiver.
     pub(super) fn new(tunnels: Arc<Tunnels>) -> (Self, mpsc::Receiver<Input>) {
         let (results, receiver) = mpsc::channel(WATCHED_MAX);
-        let places = Arc::new(Semaphore::new(AT_ONCE));
-        (Self { tunnels, places, results, running: JoinSet::new() }, receiver)
+        let places = || Arc::new(Semaphore::new(AT_ONCE));
+        let (places, tunnel_places) = (places(), places());
+        (Self { tunnels, places, tunnel_places, results, running: JoinSet::new() }, receiver)
     }
 
     /// Begins a check.
     pub(super) fn begin(&mut self, id: u64, subject: Subject, check: Option<HealthCheck>) {
         while self.running.try_join_next().is_some() {}
-        let (places, results) = (self.places.clone(), self.results.clone());
+        let places = if check.is_some() { &self.places } else { &self.tunnel_places };
+        let (places, results) = (places.clone(), self.results.clone());
         let tunnels = self.tunnels.clone();
         self.running.spawn(async move {
             let _place = places.acquire_owned().await.ok();

@@ -57,8 +57,6 @@ struct Known {
     doubted_at: Option<Instant>,
     /// Since when no route to it is alive.
     lost_at: Option<Instant>,
-    /// Others provide the same.
-    has_others: bool,
 }
 
 impl Shared {
@@ -194,8 +192,7 @@ impl Entrance {
         let known = providers.into_iter().map(|provider| {
             let node = provider.0.node_id();
             let shared = self.shared_with(name, node);
-            let mut known = shared.known();
-            known.has_others = has_others;
+            let known = shared.known();
             let doubted = known.doubted_at.is_some_and(|at| at.elapsed() < DOUBT);
             let reachable = |tunnel| self.node.tunnels.is_reachable(tunnel);
             let standing = match known.tunnel {
@@ -345,8 +342,11 @@ impl Entrance {
             let look = |(name, node): (ServiceName, NodeId)| {
                 let health = services.health(&name, node, now).map(|known| known.health);
                 let others = services.providers(&name, graph, now);
+                // Where none works, all are named, this one too: then none is better.
+                let is_named = others.iter().any(|(key, _)| key.node_id() == node);
                 let has_others = others.iter().any(|(key, _)| key.node_id() != node);
-                ((name, node), (health == Some(Health::Down), has_others))
+                let has_better = !others.is_empty() && !is_named;
+                ((name, node), (health == Some(Health::Down) && has_better, has_others))
             };
             used.into_iter().map(look).collect::<BTreeMap<_, _>>()
         };
@@ -364,7 +364,7 @@ impl Entrance {
             }
             let is_lost = known.lost_at.is_some_and(|at| at.elapsed() >= LOST_FOR);
             let is_spare = self.door.is_none() || count > 1;
-            if (is_down || is_lost) && (has_others || known.has_others) && is_spare {
+            if (is_down || is_lost && has_others) && is_spare {
                 let why = if is_down { "down" } else { "lost" };
                 tracing::warn!(
                     "{name} at {provider} is {why}, others provide it too: closing its tunnel"

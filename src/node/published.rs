@@ -81,6 +81,15 @@ impl Published {
         let delegation = delegation
             .inspect_err(|error| tracing::warn!("{name} is not published again: {error}"))
             .ok()?;
+        let usual = HealthPolicy::of_kind(entry.kind);
+        let health = entry.health.clone().unwrap_or_else(|| usual.clone());
+        let health = match health.fits(entry.kind) {
+            Ok(()) => health,
+            Err(why) => {
+                tracing::warn!("{name} is checked as usual: {why}");
+                usual
+            }
+        };
         let spec = ServiceSpec {
             name: name.clone(),
             kind: entry.kind,
@@ -89,7 +98,7 @@ impl Published {
             ttl_s: entry.ttl_s,
             objective: entry.objective,
             delegation: delegation.map(|(signed, _)| signed),
-            health: entry.health.clone().unwrap_or_else(|| HealthPolicy::of_kind(entry.kind)),
+            health,
         };
         Some((spec, entry.target))
     }

@@ -2,11 +2,11 @@
 //!
 //! - **Who forwards** has a token bucket of messages, charged before anything is verified: this bounds
 //!   what a peer can make this node compute. What is beyond is neither read nor passed on.
-//! - **Whose news it is** has a bucket for advertisements of links and one for service records, charged
-//!   when the signature was found right and the message is new: nobody can use up another's with
+//! - **Whose news it is** has a bucket for advertisements of links, one for service records and one
+//!   for heartbeats, charged when the signature was found right and the message is new: nobody can use up another's with
 //!   forgeries or replays. Of advertisements beyond, the newest is held until there is a token again,
 //!   and then taken and passed on: however quick a member changes its links, the mesh hears the last
-//!   state, and at most [`LINK_STATES_PER_S`]. A record beyond ends here; its provider renews it.
+//!   state, and at most [`LINK_STATES_PER_S`]. A record or heartbeat beyond ends here; it comes again.
 //! - **A peer's score** is 0 and falls with each message that no honest node passes on
 //!   ([`REJECT_COST`]) or that is beyond what it may forward ([`EXCESS_COST`]); what was is forgotten by
 //!   half in each [`HALF_LIFE`]. It is gossipsub's application score: below -10 the peer gets no
@@ -35,6 +35,10 @@ pub const LINK_STATES_BURST: f64 = 30.0;
 pub const RECORDS_PER_S: f64 = 10.0;
 /// Those that are taken at once: all that a node may publish, twice.
 pub const RECORDS_BURST: f64 = 512.0;
+/// Heartbeats of one provider that are taken (1/s): as many as an honest one says at most.
+pub const HEARTBEATS_PER_S: f64 = 1.0;
+/// Those that are taken at once.
+pub const HEARTBEATS_BURST: f64 = 10.0;
 /// Synchronisations with one peer (1/s).
 pub const SYNCS_PER_S: f64 = 0.1;
 /// Those that may follow each other at once.
@@ -88,6 +92,7 @@ pub struct GossipManager {
     forwarders: Buckets,
     links: Buckets,
     records: Buckets,
+    heartbeats: Buckets,
     asked: Buckets,
     answered: Buckets,
     /// By origin, and when there is a token again.
@@ -103,6 +108,7 @@ impl Default for GossipManager {
             forwarders: Buckets::new(FORWARDED_PER_S, FORWARDED_BURST),
             links: Buckets::new(LINK_STATES_PER_S, LINK_STATES_BURST),
             records: Buckets::new(RECORDS_PER_S, RECORDS_BURST),
+            heartbeats: Buckets::new(HEARTBEATS_PER_S, HEARTBEATS_BURST),
             asked: Buckets::new(SYNCS_PER_S, SYNCS_BURST),
             answered: Buckets::new(SYNCS_PER_S, SYNCS_BURST),
             held: BTreeMap::new(),
@@ -132,6 +138,11 @@ impl GossipManager {
         self.records.take(provider, now)
     }
 
+    /// Whether a provider may say how its services are.
+    pub fn may_beat(&mut self, provider: NodeId, now: Timestamp) -> bool {
+        self.heartbeats.take(provider, now)
+    }
+
     /// Whether a peer is asked for what it knows.
     pub fn asks(&mut self, peer: NodeId, now: Timestamp) -> bool {
         self.asked.take(peer, now)
@@ -139,7 +150,16 @@ impl GossipManager {
 
     /// Whether a peer that asks is answered.
     pub fn answers(&mut self, peer: NodeId, now: Timestamp) -> bool {
-        self.answered.take(peer, now)
+        let answers = self.answered.take(peer, now);
+        if !answers {
+            self.cost(peer, EXCESS_COST, now);
+        }
+        answers
+    }
+
+    /// What is thought of a peer that comes (back): 0, or less.
+    pub fn score(&self, node: NodeId, now: Timestamp) -> f64 {
+        self.scores.get(&node).map_or(0.0, |score| score.at(now))
     }
 
     /// Holds an advertisement that came too soon. Returns the one that is dropped for it, or itself
@@ -226,8 +246,8 @@ impl GossipManager {
     /// Forgets what makes no difference any more.
     pub fn expire(&mut self, now: Timestamp) {
         self.shunned.retain(|_, until| *until > now);
-        let Self { forwarders, links, records, asked, answered, .. } = self;
-        for buckets in [forwarders, links, records, asked, answered] {
+        let Self { forwarders, links, records, heartbeats, asked, answered, .. } = self;
+        for buckets in [forwarders, links, records, heartbeats, asked, answered] {
             buckets.of.retain(|_, bucket| !bucket.is_full(now));
         }
     }

@@ -91,6 +91,8 @@ pub enum Refused {
     Ahead(Duration),
     /// [`HEARTBEATS_MAX`] others are known.
     Full,
+    /// It says more than it may.
+    TooOften,
 }
 
 /// The newest word of one provider.
@@ -117,6 +119,7 @@ impl Heartbeats {
         &mut self,
         signed: &Signed,
         heartbeat: Heartbeat,
+        may: impl FnOnce() -> bool,
         now: Timestamp,
     ) -> Result<Vec<(ServiceName, Health)>, Refused> {
         let Heartbeat { sequence, load, services } = heartbeat;
@@ -131,6 +134,7 @@ impl Heartbeats {
         let before = match self.0.get(&origin) {
             Some(known) if known.sequence >= sequence => return Err(Refused::Stale),
             None if self.0.len() >= HEARTBEATS_MAX => return Err(Refused::Full),
+            _ if !may() => return Err(Refused::TooOften),
             known => known.map(|known| &known.services),
         };
         let services: BTreeMap<_, _> =
@@ -257,7 +261,7 @@ mod tests {
         services: Vec<ServiceState>,
     ) -> Result<Vec<(ServiceName, Health)>, Refused> {
         let heartbeat = Heartbeat { sequence: sequence.0, load: Load::default(), services };
-        heard.accept(&Signed::seal(&author(by), &heartbeat), heartbeat, NOW)
+        heard.accept(&Signed::seal(&author(by), &heartbeat), heartbeat, || true, NOW)
     }
 
     #[test]
@@ -301,7 +305,7 @@ mod tests {
             other.key.0[..8].copy_from_slice(&index.to_le_bytes());
             let heartbeat = Heartbeat { sequence: NOW.0, load: Load::default(), services: vec![] };
             let full = index == HEARTBEATS_MAX as u64;
-            assert_eq!(heard.accept(&other, heartbeat, NOW).is_err(), full, "{index}");
+            assert_eq!(heard.accept(&other, heartbeat, || true, NOW).is_err(), full, "{index}");
         }
         heard.forget(signed.key.node_id());
     }

@@ -1,17 +1,26 @@
 //! What one neighbour may have this node do for it and for those behind it: answers to probes, and
 //! bytes that are passed on.
 //!
-//! Answers are limited to [`ANSWERS_RATE`]. What is passed on is limited where the operator says so
+//! Answers are limited to [`ANSWERS_RATE`], and to [`SOURCE_RATE`] of them for each node that asks through
+//! the neighbour, so that none can drown the others' probes and make their routes look dead. The probes of
+//! the link itself have their own. What is passed on is limited where the operator says so
 //! (`[relay] rate`), by a token bucket for each neighbour, so that none uses up what the others may
 //! send. While less than half of the bucket is left, datagrams are marked: who reacts to marks stays
 //! within the rate and loses little; who does not, loses what is too much.
 
+use std::collections::BTreeMap;
+
 use super::bucket::Bucket;
-use crate::engine::types::Timestamp;
+use crate::engine::types::{NodeId, Timestamp};
 
 /// Answers to the probes that one neighbour brings (bytes/s): about a thousand of two hops. A guess:
 /// some hundred nodes behind it that each probe ten times a second.
 pub const ANSWERS_RATE: u64 = 64_000;
+
+/// The same for one of the nodes behind it (bytes/s). A guess: a hundred probes a second.
+pub const SOURCE_RATE: u64 = 8_000;
+/// Nodes behind a neighbour whose answers are counted apart; one of them makes room.
+pub const SOURCES_MAX: usize = 256;
 
 /// What becomes of a datagram that is to be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +36,9 @@ pub enum Passing {
 /// See the module documentation. Time is an argument and never goes back.
 #[derive(Clone, Debug)]
 pub struct Allowance {
+    own_answers: Bucket,
     answers: Bucket,
+    of_source: BTreeMap<NodeId, Bucket>,
     passing: Option<Bucket>,
 }
 
@@ -35,12 +46,24 @@ impl Allowance {
     /// Of a neighbour that may have `rate` passed on (bytes/s); 0 is unlimited.
     pub fn new(rate: u64, now: Timestamp) -> Self {
         let passing = (rate > 0).then(|| Bucket::new(rate, now));
-        Self { answers: Bucket::new(ANSWERS_RATE, now), passing }
+        Self {
+            own_answers: Bucket::new(ANSWERS_RATE, now),
+            answers: Bucket::new(ANSWERS_RATE, now),
+            of_source: BTreeMap::new(),
+            passing,
+        }
     }
 
-    /// Whether a probe is answered by so many bytes.
-    pub fn answers(&mut self, bytes: usize, now: Timestamp) -> bool {
-        self.answers.take(bytes, now)
+    /// Whether a probe is answered by so many bytes; `source` is who asks through the neighbour, `None`
+    /// the neighbour itself.
+    pub fn answers(&mut self, source: Option<NodeId>, bytes: usize, now: Timestamp) -> bool {
+        let Some(source) = source else { return self.own_answers.take(bytes, now) };
+        if self.of_source.len() >= SOURCES_MAX && !self.of_source.contains_key(&source) {
+            self.of_source.pop_first();
+        }
+        let full = || Bucket::with_burst(SOURCE_RATE as f64, SOURCE_RATE as f64, now);
+        let its_own = self.of_source.entry(source).or_insert_with(full);
+        its_own.take(bytes, now) && self.answers.take(bytes, now)
     }
 
     /// What becomes of a datagram of so many bytes that is to be passed on.
@@ -89,10 +112,14 @@ mod tests {
     #[test]
     fn probes_are_answered_up_to_a_rate() {
         let mut allowance = Allowance::new(0, START);
-        let flood = |allowance: &mut Allowance, now| {
-            (0..10_000).filter(|_| allowance.answers(64, now)).count()
+        let flood = |allowance: &mut Allowance, source, now| {
+            (0..10_000).filter(|_| allowance.answers(source, 64, now)).count()
         };
-        assert_eq!(flood(&mut allowance, START), 265, "a burst");
-        assert_eq!(flood(&mut allowance, START + Duration::from_millis(100)), 100);
+        let [attacker, other] = [1, 2].map(|byte| Some(NodeId([byte; 8])));
+        assert_eq!(flood(&mut allowance, attacker, START), 125, "a burst");
+        assert_eq!(flood(&mut allowance, attacker, START + Duration::from_millis(100)), 12);
+        let later = START + Duration::from_millis(200);
+        assert_eq!(flood(&mut allowance, other, later), 125, "the others are answered");
+        assert_eq!(flood(&mut allowance, None, later), 265, "and the neighbour");
     }
 }
