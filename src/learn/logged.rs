@@ -1,8 +1,8 @@
 //! From the decisions in the store to what [`judge`](super::offpolicy::judge) judges on.
 //!
 //! The outcome of a decision is the next answered probe of the chosen route, sent at the decision
-//! or at most [`FORECAST_AGE_US_MAX`] after it. Decisions of a tunnel closer to each other than
-//! that would share one outcome and count it several times, so that only such are read that lie
+//! or at most [`FORECAST_AGE_US_MAX`] after it. Decisions for one destination closer to each
+//! other than that would share one outcome and count it several times, so that only such are read that lie
 //! further apart.
 //!
 //! Only candidates to which the log gave a chance take part: of the others nothing can be known, and a
@@ -10,7 +10,7 @@
 //! limits (it does not leave a route that was taken just now, or take one that is much worse) and another
 //! preference within them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::LearnError;
 use super::evaluate::FORECAST_AGE_US_MAX;
@@ -77,7 +77,6 @@ pub fn logged_decisions(
         }
     }
     let mut logged = Logged::default();
-    let mut counted = HashSet::new();
     for row in reader.decisions_apart(since_us, FORECAST_AGE_US_MAX)? {
         let DecisionRow { at_us, mut candidates, .. } = row;
         candidates.retain(|candidate| candidate.propensity.is_some_and(|chance| chance > 0.0));
@@ -89,10 +88,7 @@ pub fn logged_decisions(
         let outcome = outcomes.get(&candidates[chosen].route).and_then(|answers| {
             let next = answers.partition_point(|(sent_us, _)| *sent_us < at_us);
             let (sent_us, rtt_us) = answers.get(next)?;
-            let in_time = sent_us - at_us <= FORECAST_AGE_US_MAX;
-            // Tunnels to one node share the probes of a route: each is an outcome once.
-            (in_time && counted.insert((candidates[chosen].route.clone(), *sent_us)))
-                .then_some(*rtt_us as f64 / 1e3)
+            (sent_us - at_us <= FORECAST_AGE_US_MAX).then_some(*rtt_us as f64 / 1e3)
         });
         let Some(cost) = outcome else {
             logged.without_outcome += 1;

@@ -12,8 +12,8 @@ pub(super) const COLUMNS: &str = "id, at_us, tunnel, destination, reason, change
 
 impl Reader {
     /// Decisions for a tunnel, made at `since_us` (µs since the epoch) or later, that had a choice
-    /// and made one: neither forced nor without any route. Of each tunnel those that are at least
-    /// `apart_us` after the one before; which those are depends on the times alone, never on what
+    /// and made one: neither forced nor without any route. Of each destination, whose tunnels share the
+    /// probes of its routes, those that are at least `apart_us` after the one before; which those are depends on the times alone, never on what
     /// was chosen. With their candidates, in order of time.
     ///
     /// # Errors
@@ -32,10 +32,10 @@ impl Reader {
         let mut kept_us = std::collections::BTreeMap::new();
         decisions.retain(|decision| {
             let due = kept_us
-                .get(&decision.tunnel)
+                .get(&decision.destination)
                 .is_none_or(|last| decision.at_us.saturating_sub(*last) >= apart_us);
             if due {
-                kept_us.insert(decision.tunnel, decision.at_us);
+                kept_us.insert(decision.destination.clone(), decision.at_us);
             }
             due
         });

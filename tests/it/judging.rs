@@ -21,8 +21,8 @@ const START: Timestamp = Timestamp(1_760_000_000_000_000);
 /// Tunnels of node 0 to node 4, over the relays 1, 2 and 3.
 const TUNNELS: u16 = 4;
 
-/// What node 0 measured and decided in two hours, in a store. Three ways of 60, 64 and 66 ms.
-fn log_of(explore: f64, folder: &Path) {
+/// What node 0 measured and decided in so many hours, in a store. Three ways of 60, 64 and 66 ms.
+fn log_of(explore: f64, hours: u64, folder: &Path) {
     let mut world = World::new(3, START);
     let intervals = Intervals {
         link_probe: Duration::from_secs(10),
@@ -57,7 +57,7 @@ fn log_of(explore: f64, folder: &Path) {
         };
         world.command(0, open);
     }
-    world.run_for(Duration::from_secs(2 * 3_600));
+    world.run_for(Duration::from_secs(hours * 3_600));
     assert_eq!(world.breaches(), [""; 0]);
     let writer = Writer::start(folder.join("meshwise.db"), Retention::default()).unwrap();
     for (at, sample) in world.samples(0).iter().enumerate() {
@@ -88,7 +88,7 @@ fn judge_by_command(folder: &Path, name: &str, json: bool) -> std::process::Outp
 #[test]
 fn the_estimate_from_the_log_of_a_node_that_explores_holds_the_truth() {
     let folder = tempfile::tempdir().unwrap();
-    log_of(0.1, folder.path());
+    log_of(0.1, 6, folder.path());
     let reader = Reader::open(folder.path().join("meshwise.db")).unwrap();
     // Somebody who would always take the same way, and thinks that it is quick.
     let probes = reader.probes(ProbeKind::Route, 0).unwrap();
@@ -141,7 +141,7 @@ fn the_estimate_from_the_log_of_a_node_that_explores_holds_the_truth() {
 #[test]
 fn the_log_of_a_node_that_does_not_explore_is_refused_in_words() {
     let folder = tempfile::tempdir().unwrap();
-    log_of(0.0, folder.path());
+    log_of(0.0, 1, folder.path());
     let output = judge_by_command(folder.path(), "moving-average", true);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
