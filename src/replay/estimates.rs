@@ -21,6 +21,11 @@ const NODE_LINKS_MIN: usize = 8;
 /// Share of the way that a last value of throughput is drawn towards the prior (chosen on the
 /// first two dates of the cloud trace among 0.1 to 0.7).
 const PRIOR_SHARE: f64 = 0.1;
+/// Share of a link's deviation in the spread of its mean, beside the mean's own error: of two
+/// links with one mean, the steadier one is the safer choice. Without it, 4.3 % of the decisions on the
+/// Seattle trace were over 10 % worse than direct.
+const TAIL_SHARE: f64 = 0.25;
+
 /// What was measured on all links: moments (s) and values (ms), each in order.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -157,9 +162,10 @@ impl Estimates {
             let spread = (deviation(tail(LEVEL_VALUES)) + wide) / 2.0;
             let overdue = (now_s - at_s) / usual_gap_s(&newest[index]) - 1.0;
             let overdue = overdue.clamp(0.0, STALE_INTERVALS_MAX);
+            let doubt = believed.deviation_ms + TAIL_SHARE * wide;
             Some(Prospect {
                 centre_ms: [level, level, believed.mean_ms, level.max(last), blend],
-                spread_ms: [spread, spread, believed.deviation_ms, spread, spread],
+                spread_ms: [spread, spread, doubt, spread, spread],
                 stale_ms: level * overdue,
             })
         };

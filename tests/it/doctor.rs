@@ -76,8 +76,9 @@ async fn a_running_node_says_what_works() {
         let data_dir = dir("node");
         tokio::task::spawn_blocking(move || doctor(&data_dir, "")).await.unwrap()
     };
-    eventually("a member's clock was heard", || async {
-        verdicts(&ask().await.1, "clock") == ["ok"]
+    eventually("a member's clock was heard, and the link is up", || async {
+        let checks = ask().await.1;
+        ["clock", "peers"].iter().all(|what| verdicts(&checks, what) == ["ok"])
     })
     .await;
     let (sound, checks) = ask().await;
