@@ -22,10 +22,10 @@ use super::candidate::Candidate;
 pub const EXPLORE_MAX: f64 = 0.1;
 /// How much slower than the route in use a drawn one may be forecast to be. A guess: what most
 /// connections do not notice for one interval between decisions.
-const BOUND_FACTOR: f64 = 1.25;
+pub const BOUND_FACTOR: f64 = 1.25;
 /// Share of that one's score that a drawn one has at least, so that neither loss nor a narrow link is
 /// drawn. A guess.
-const SCORE_SHARE: f64 = 0.9;
+pub const SCORE_SHARE: f64 = 0.9;
 
 /// Draws.
 pub(super) struct Explorer {
