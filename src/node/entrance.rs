@@ -57,6 +57,8 @@ struct Known {
     doubted_at: Option<Instant>,
     /// Since when no route to it is alive.
     lost_at: Option<Instant>,
+    /// Others provide the same, as it was when a connection was made last.
+    has_others: bool,
 }
 
 impl Shared {
@@ -192,7 +194,8 @@ impl Entrance {
         let known = providers.into_iter().map(|provider| {
             let node = provider.0.node_id();
             let shared = self.shared_with(name, node);
-            let known = shared.known();
+            let mut known = shared.known();
+            known.has_others = has_others;
             let doubted = known.doubted_at.is_some_and(|at| at.elapsed() < DOUBT);
             let reachable = |tunnel| self.node.tunnels.is_reachable(tunnel);
             let standing = match known.tunnel {
@@ -364,7 +367,8 @@ impl Entrance {
             }
             let is_lost = known.lost_at.is_some_and(|at| at.elapsed() >= LOST_FOR);
             let is_spare = self.door.is_none() || count > 1;
-            if (is_down || is_lost && has_others) && is_spare {
+            let is_lost = is_lost && (has_others || known.has_others);
+            if (is_down || is_lost) && is_spare {
                 let why = if is_down { "down" } else { "lost" };
                 tracing::warn!(
                     "{name} at {provider} is {why}, others provide it too: closing its tunnel"
