@@ -118,8 +118,9 @@ pub enum OffPolicyError {
     },
     /// The policies agree too seldom, or there are too few decisions.
     #[error(
-        "{decisions} decisions are worth only {effective:.1} of the judged policy's own, {needed} \
-         are needed; log for longer, or with more exploration ('learning.explore')"
+        "{decisions} decisions with a choice are worth only {effective:.1} of its own, {needed} are \
+         needed; log for longer, or with more exploration: start the node with 'learning.explore' above \
+         0 (it is 0 by default, and then there is nothing to judge by)"
     )]
     TooFew {
         /// The effective sample size.

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::history::{self, Action, Change, History, Shift};
@@ -69,7 +70,7 @@ impl ModelRegistry {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(file_error("read", &path)(error)),
         }
-        fs::create_dir_all(&self.folder).map_err(file_error("make the folder", &self.folder))?;
+        self.make_folder()?;
         replace(&path, text.as_bytes())?;
         Ok(path)
     }
@@ -297,9 +298,15 @@ impl ModelRegistry {
         }
     }
 
+    /// For its owner only, and so the data directory above it where that is not there yet.
+    fn make_folder(&self) -> Result<(), LearnError> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        made.map_err(file_error("make the folder", &self.folder))
+    }
+
     /// Waits for the lock of the aliases; it ends with what is returned.
     fn lock(&self) -> Result<File, LearnError> {
-        fs::create_dir_all(&self.folder).map_err(file_error("make the folder", &self.folder))?;
+        self.make_folder()?;
         let path = self.folder.join(LOCK);
         let open = File::options().create(true).truncate(false).write(true).open(&path);
         open.and_then(|file| file.lock().map(|()| file)).map_err(file_error("lock", &path))
@@ -380,6 +387,21 @@ pub(super) mod tests {
             reliability: None,
             ranking: Ranking::FORECAST,
             card: ModelCard::default(),
+        }
+    }
+
+    #[test]
+    fn the_folders_are_for_their_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = folder.path().join("node");
+        ModelRegistry::new(data_dir.join("models")).save(&model("v1", 1.0)).unwrap();
+        for made in [data_dir.clone(), data_dir.join("models")] {
+            assert_eq!(
+                fs::metadata(&made).unwrap().permissions().mode() & 0o777,
+                0o700,
+                "{made:?}"
+            );
         }
     }
 
