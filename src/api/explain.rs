@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::types::route_ids;
 use crate::engine::overlay::wire::Objective;
 use crate::engine::predict::schema::{FEATURES, MISSING};
-use crate::engine::predict::{Forecast, Prediction, QualityModel};
+use crate::engine::predict::{Centre, Forecast, Prediction, QualityModel};
 use crate::engine::route::{self, Decision};
 use crate::engine::types::NodeId;
 use crate::node::View;
@@ -35,9 +35,12 @@ pub struct Explanation {
     pub model_version: String,
     /// Why.
     pub reason: String,
-    /// Routes are compared by the forecast plus this many of its usual errors.
+    /// What routes are compared by: forecast, level, mean, cautious or blend.
+    pub centre: Centre,
+    /// So many of its usual errors are added to that.
     pub pessimism: f64,
-    /// Share by which the route in use counts as faster than that; another one must beat it so.
+    /// Share by which the route to beat counts as faster than that: the direct one, or where there is
+    /// none the one in use.
     pub margin: f64,
     /// Probability with which the policy makes this choice, 0 to 1.
     pub propensity: f64,
@@ -66,7 +69,9 @@ pub struct RouteCandidate {
     pub refused: bool,
     /// Its relays that deliver less of real traffic than their links claim.
     pub doubted: Vec<DoubtedRelay>,
-    /// Score on the forecast in use.
+    /// What it is compared by (ms): the centre and the pessimism of the rule.
+    pub bound_ms: Option<f64>,
+    /// Score.
     pub score: f64,
     /// Score on the moving average.
     pub baseline_score: f64,
@@ -134,11 +139,11 @@ pub struct Contribution {
 pub struct Counterfactual {
     /// The best other candidate that is alive.
     pub runner_up: Vec<String>,
-    /// Its forecast in use (ms).
-    pub forecast_ms: Option<f64>,
-    /// It wins when that falls below (ms); none when no forecast is low enough.
+    /// What it is compared by (ms).
+    pub bound_ms: Option<f64>,
+    /// It wins when that falls below (ms); none when no round trip is low enough.
     pub falls_below_ms: Option<f64>,
-    /// It wins when the forecast of the route in use rises above (ms); none when no forecast is
+    /// It wins when what the route in use is compared by rises above (ms); none when no round trip is
     /// high enough.
     pub rises_above_ms: Option<f64>,
 }
@@ -204,7 +209,7 @@ impl Asked {
             let other = &decision.candidates[found.runner_up];
             Counterfactual {
                 runner_up: route_ids(&other.route),
-                forecast_ms: ms(other.forecast.best()),
+                bound_ms: other.bound_ms,
                 falls_below_ms: found.falls_below_ms,
                 rises_above_ms: found.rises_above_ms,
             }
@@ -220,6 +225,7 @@ impl Asked {
             avoided: decision.wanted.avoid.iter().map(route_ids).collect(),
             model_version: decision.model_version.clone(),
             reason: decision.reason.as_str().into(),
+            centre: decision.ranking.centre,
             pessimism: decision.ranking.pessimism,
             margin: decision.ranking.margin,
             propensity: decision.propensity(),
@@ -270,6 +276,7 @@ impl RouteCandidate {
             held: candidate.standing.held,
             refused: candidate.standing.refused,
             doubted: candidate.doubted.iter().map(DoubtedRelay::of).collect(),
+            bound_ms: candidate.bound_ms,
             score: candidate.score,
             baseline_score: candidate.baseline_score,
             propensity: candidate.propensity,
@@ -351,6 +358,9 @@ mod tests {
                 moving_average,
                 last_value: None,
             },
+            prospect: None,
+            bound_ms: Some(8.0),
+            margin: 0.0,
             score: 0.5,
             baseline_score: 0.5,
             propensity: 0.75,
@@ -380,6 +390,7 @@ mod tests {
             changed: false,
             model_version: "v1".into(),
             ranking: predict::Ranking { pessimism: 0.5, margin: 0.2, ..predict::Ranking::PLAIN },
+            damping: 0.02,
             challenger_version: None,
         };
         let counterfactual = Some(route::Counterfactual {
@@ -414,7 +425,7 @@ mod tests {
         }
         let other = answer.counterfactual.unwrap();
         assert_eq!(other.runner_up, answer.candidates[0].route);
-        assert_eq!((other.forecast_ms, other.falls_below_ms), (Some(8.0), Some(7.0)));
+        assert_eq!((other.bound_ms, other.falls_below_ms), (Some(8.0), Some(7.0)));
         assert!(answer.outcome.is_none(), "there is no store");
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::predict::watch::LiveLoss;
-use crate::engine::predict::{EXPERTS, LiveDelivery, Mix, RoutePredictor};
+use crate::engine::predict::{Centre, EXPERTS, LiveDelivery, Mix, Ranking, RoutePredictor};
 use crate::learn::Change;
 use crate::node::View;
 
@@ -27,6 +27,8 @@ pub struct Learning {
     pub mix: Option<MixFigures>,
     /// The destination where the mix did worst beside the moving average, and the mix there.
     pub worst_mix: Option<WorstMix>,
+    /// How routes are compared.
+    pub rule: Rule,
     /// Whether a scheduled training runs now.
     pub training: bool,
     /// The last promotion or roll-back.
@@ -38,6 +40,39 @@ pub struct Learning {
     pub drift_alerts: u64,
     /// When last (µs since the epoch).
     pub last_drift_us: Option<u64>,
+}
+
+/// How routes are compared, and what that follows from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rule {
+    /// What routes are compared by: forecast, level, mean, cautious or blend.
+    pub centre: Centre,
+    /// So many of its usual errors are added to that.
+    pub pessimism: f64,
+    /// Share by which the route to beat counts as faster: the direct one, or else the one in use.
+    pub margin: f64,
+    /// Choices whose outcomes this node learned its rule from.
+    pub choices: u32,
+    /// Weight of what the model foresees beyond the level of the newest round trips, 0 to 1: how much of
+    /// that came true. Counts while the centre is blend.
+    pub foresight: f64,
+    /// How much round trips change from one to the next (mean absolute ln ratio).
+    pub volatility: f64,
+}
+
+impl Rule {
+    fn of(predictor: &RoutePredictor) -> Self {
+        let (Ranking { centre, pessimism, margin, .. }, comparing) =
+            (predictor.ranking(), predictor.comparing());
+        Self {
+            centre,
+            pessimism,
+            margin,
+            choices: comparing.choices(),
+            foresight: comparing.foresight(),
+            volatility: comparing.volatility(),
+        }
+    }
 }
 
 /// A mix of forecasts.
@@ -109,6 +144,7 @@ impl Learning {
             delivery_live: (delivery.probes > 0).then_some(delivery),
             mix,
             worst_mix: worst_mix.flatten(),
+            rule: Rule::of(predictor),
             training: view.training,
             last_change: view.last_change.cloned(),
             features_shifted: shifted(view).unwrap_or_default(),

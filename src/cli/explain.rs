@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{Context, output};
 use crate::api::types::{Attribution, Counterfactual, Explanation, Outcome, RouteCandidate};
 use crate::engine::overlay::wire::Objective;
+use crate::engine::predict::Centre;
 
 /// Features whose contributions are printed one by one.
 const TOP: usize = 6;
@@ -110,7 +111,7 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
         answer.propensity,
         objective(answer.objective),
         avoided(&answer.avoided),
-        rule(answer.pessimism, answer.margin),
+        rule(answer.centre, answer.pessimism, answer.margin),
     ))?;
     for line in kept_back(&answer.candidates) {
         output::print(&line)?;
@@ -180,17 +181,26 @@ fn avoided(routes: &[Vec<String>]) -> String {
     format!("; where possible apart from {}, in use beside it", routes.join(" and "))
 }
 
-/// How forecasts are compared, as a sentence without its stop.
-pub(super) fn rule(pessimism: f64, margin: f64) -> String {
-    let bound = match pessimism {
-        0.0 => "routes are compared by their forecasts".into(),
-        _ => format!("routes are compared by the forecast plus {pessimism} of its usual error"),
+/// How routes are compared, as a sentence without its stop.
+pub(super) fn rule(centre: Centre, pessimism: f64, margin: f64) -> String {
+    let by = match centre {
+        Centre::Forecast => "the forecast",
+        Centre::Level => "the level of the newest round trips",
+        Centre::Mean => "the mean of the round trips",
+        Centre::Cautious => "the larger of last round trip and level",
+        Centre::Blend => "level and mean of the round trips and what is forecast beyond",
     };
-    let in_use = match margin {
+    let error = match pessimism {
+        0.0 => String::new(),
+        _ => format!(", plus {pessimism} of its usual error"),
+    };
+    let to_beat = match margin {
         0.0 => "as any other".into(),
         _ => format!("as {} % faster", output::number(Some(100.0 * margin), 1)),
     };
-    format!("{bound}, and the one in use counts {in_use}")
+    format!(
+        "routes are compared by {by}{error}; the direct one, or else the one in use, counts {to_beat}"
+    )
 }
 
 /// What the forecast is made of.
@@ -218,7 +228,7 @@ fn contributions(candidate: &RouteCandidate, made_of: &Attribution) -> anyhow::R
     ))?;
     if let Some(mixed_ms) = candidate.predicted_ms {
         output::print(&format!(
-            "mixed     {mixed_ms:.2} ms with the baselines, by how well each did of late{}: that decides",
+            "mixed     {mixed_ms:.2} ms with the baselines, by how well each did of late{}",
             interval(candidate.interval_ms),
         ))?;
     }
@@ -247,28 +257,26 @@ fn features(answer: &Explanation, chosen: &RouteCandidate) -> anyhow::Result<()>
 
 /// What would have turned the decision, as a sentence.
 fn turn(found: &Counterfactual, reason: &str) -> String {
-    let forecast = output::number(found.forecast_ms, 1);
+    let bound = output::number(found.bound_ms, 1);
     let runner_up =
-        format!("Runner-up: {}, forecast {forecast} ms.", output::route(&found.runner_up));
+        format!("Runner-up: {}, compared by {bound} ms.", output::route(&found.runner_up));
     match reason {
         "held" => return format!("{runner_up} It wins as soon as the last change is old enough."),
         "capped" => return format!("{runner_up} It wins as soon as this tunnel may move."),
         _ => {}
     }
-    let other = |above: f64| format!("the forecast of the route in use rises above {above:.1} ms");
+    let other = |above: f64| format!("that of the route in use rises above {above:.1} ms");
     let when = match (found.falls_below_ms, found.rises_above_ms) {
         (Some(below), Some(above)) => {
-            format!("It wins if its forecast falls below {below:.1} ms, or if {}.", other(above))
+            format!("It wins if that falls below {below:.1} ms, or if {}.", other(above))
         }
-        (Some(below), None) => format!("It wins if its forecast falls below {below:.1} ms."),
+        (Some(below), None) => format!("It wins if that falls below {below:.1} ms."),
         (None, Some(above)) => {
-            format!("However low its own forecast, it wins only if {}.", other(above))
+            format!("However low that is, it wins only if {}.", other(above))
         }
-        (None, None) => {
-            "No forecast of latency would make it win: its links, its relays or its past speak \
+        (None, None) => "No round trip would make it win: its links, its relays or its past speak \
              against it."
-                .into()
-        }
+            .into(),
     };
     format!("{runner_up} {when}")
 }
@@ -320,6 +328,7 @@ mod tests {
             held,
             refused,
             doubted: vec![],
+            bound_ms: None,
             score: 0.5,
             baseline_score: 0.5,
             propensity: 0.0,
@@ -345,13 +354,14 @@ mod tests {
             avoided: vec![],
             model_version: "v1".into(),
             reason: "best".into(),
+            centre: Centre::Forecast,
             pessimism: 0.25,
             margin: 0.0,
             propensity: 0.9,
             candidates: vec![chosen.clone(), other.clone()],
             counterfactual: Some(Counterfactual {
                 runner_up: other.route.clone(),
-                forecast_ms: Some(50.0),
+                bound_ms: Some(50.0),
                 falls_below_ms: Some(40.0),
                 rises_above_ms: None,
             }),
@@ -402,18 +412,18 @@ mod tests {
 
     #[test]
     fn the_rule_is_a_sentence_with_its_numbers() {
-        let said = rule(0.25, 0.2);
+        let said = rule(Centre::Mean, 0.25, 0.2);
         assert!(said.contains("plus 0.25 of its usual error"), "{said}");
-        assert!(said.ends_with("the one in use counts as 20.0 % faster"), "{said}");
-        let plain = rule(0.0, 0.0);
-        assert!(plain.contains("by their forecasts") && plain.ends_with("as any other"), "{plain}");
+        assert!(said.ends_with("the one in use, counts as 20.0 % faster"), "{said}");
+        let plain = rule(Centre::Forecast, 0.0, 0.0);
+        assert!(plain.contains("by the forecast;") && plain.ends_with("as any other"), "{plain}");
     }
 
     #[test]
     fn the_counterfactual_is_a_sentence_with_its_numbers() {
         let found = |falls_below_ms, rises_above_ms| Counterfactual {
             runner_up: vec!["a".into(), "b".into()],
-            forecast_ms: Some(50.3),
+            bound_ms: Some(50.3),
             falls_below_ms,
             rises_above_ms,
         };
@@ -422,21 +432,16 @@ mod tests {
                 Some(38.2),
                 Some(55.0),
                 "best",
-                "falls below 38.2 ms, or if the forecast of the route in use rises above 55.0",
+                "falls below 38.2 ms, or if that of the route in use rises above 55.0",
             ),
             (Some(38.2), None, "best", "falls below 38.2 ms."),
-            (
-                None,
-                Some(55.0),
-                "best",
-                "wins only if the forecast of the route in use rises above 55.0",
-            ),
-            (None, None, "best", "No forecast of latency"),
+            (None, Some(55.0), "best", "wins only if that of the route in use rises above 55.0"),
+            (None, None, "best", "No round trip"),
             (Some(60.0), None, "held", "as soon as the last change is old enough"),
             (Some(60.0), None, "capped", "as soon as this tunnel may move"),
         ] {
             let text = turn(&found(falls, rises), reason);
-            assert!(text.starts_with("Runner-up: a > b, forecast 50.3 ms. "), "{text}");
+            assert!(text.starts_with("Runner-up: a > b, compared by 50.3 ms. "), "{text}");
             assert!(text.contains(said), "{text}");
         }
     }

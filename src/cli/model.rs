@@ -249,7 +249,8 @@ fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
 
 /// The ranking rule, and what it was chosen on.
 fn ranking(model: &ForestModel) -> String {
-    let rule = super::explain::rule(model.ranking.pessimism, model.ranking.margin);
+    let rule =
+        super::explain::rule(model.ranking.centre, model.ranking.pessimism, model.ranking.margin);
     let why = match &model.card.ranking {
         None => "not chosen on data".into(),
         Some(card) if card.chosen_ms == card.default_ms => {

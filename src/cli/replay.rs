@@ -6,7 +6,7 @@ use super::{Context, output};
 use crate::engine::predict::Ranking;
 use crate::learn::TrainConfig;
 use crate::replay::report::Calibration;
-use crate::replay::{Quantity, ReplayConfig, Report, replay};
+use crate::replay::{Quantity, ReplayConfig, Report, TRAININGS, replay};
 
 /// Arguments of `meshwise replay`.
 #[derive(Debug, clap::Args)]
@@ -41,6 +41,9 @@ pub struct Args {
     /// others: tells what measuring gains from what the model does.
     #[arg(long, default_value = "on", value_name = "on|off", value_parser = parse_switch)]
     own_probes: bool,
+    /// Trainings after the warm-up.
+    #[arg(long, default_value_t = TRAININGS as u32, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    trainings: u32,
     /// Train no models: meshwise decides on level and spread alone.
     #[arg(long)]
     no_learning: bool,
@@ -74,6 +77,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         decisions: args.decisions.map(|count| count as usize),
         learning: !args.no_learning,
         own_probes: args.own_probes,
+        trainings: args.trainings as usize,
         force: args.force,
         out: args.out.clone(),
         train: TrainConfig::default(),

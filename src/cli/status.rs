@@ -118,6 +118,9 @@ fn learning_rows(status: &Status, row: &mut impl FnMut(&str, String)) {
             format!("{weights}; {excess_ln:+.3} ln(ms) beside the average, slack {slack_ln:.3}"),
         );
     }
+    let rule = &status.learning.rule;
+    let said = super::explain::rule(rule.centre, rule.pessimism, rule.margin);
+    row("rule", format!("{said}; learned from {} choices", rule.choices));
     if let Some(challenger) = challenger {
         row("in shadow", challenger.clone());
     }

@@ -353,6 +353,9 @@ impl Engine {
             let graph = &self.graph;
             self.advertisements.retain(|origin, _| graph.is_origin(*origin));
             self.services.expire(now, &mut self.outputs);
+            if self.router.tunnels().next().is_some() {
+                self.predictor.comparing_mut().refresh(&self.advertised, &self.histories);
+            }
         }
         self.watch_services(now);
         self.services.handle_timeout(&mut self.membership, now, &mut self.outputs);
@@ -419,6 +422,7 @@ impl Engine {
             }
             Command::OpenTunnel { tunnel, destination, forced, objective, beside, reserve } => {
                 self.begin_histories(now);
+                self.predictor.comparing_mut().refresh(&self.advertised, &self.histories);
                 if self.router.open(tunnel, destination, forced, objective, beside) {
                     if let Some(rate) = reserve {
                         self.router.reserve(tunnel, rate);

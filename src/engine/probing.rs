@@ -138,7 +138,9 @@ impl Engine {
                     self.route_turned(&route, now);
                 }
                 if let Some(rtt_us) = rtt_us {
-                    self.route_met(&route, rtt_us as f64 / 1e3, now);
+                    let rtt_ms = rtt_us as f64 / 1e3;
+                    self.predictor.comparing_mut().met(&route, sent_at, rtt_ms);
+                    self.route_met(&route, rtt_ms, now);
                 }
             }
         }

@@ -399,11 +399,15 @@ mod tests {
             standing: Standing::default(),
             doubted: Vec::new(),
             forecast,
+            prospect: None,
+            bound_ms: None,
+            margin: 0.0,
             score: 0.5,
             baseline_score: 0.5,
             propensity: 0.5,
         };
         Decision {
+            damping: 0.02,
             challenger_version: None,
             at: Timestamp(at_us),
             tunnel: Some(TunnelId(1)),

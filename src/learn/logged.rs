@@ -141,11 +141,15 @@ mod tests {
                 challenger: None,
                 last_value: None,
             },
+            prospect: None,
+            bound_ms: None,
+            margin: 0.0,
             score: 0.5,
             baseline_score: 0.5,
             propensity,
         };
         Decision {
+            damping: 0.02,
             challenger_version: None,
             at: Timestamp(START_US + at_us),
             tunnel: Some(TunnelId(1)),

@@ -20,8 +20,9 @@
 //! made, a probe not sent) is not seen. Weights are never clipped, so that nothing here is biased
 //! towards the policy that wrote the log.
 //!
-//! **Intervals** are of 95 %, for the mean cost on these same decisions. They are normal, with the
-//! larger of two standard errors. One is the deviation of the terms. Where exploration is rare it
+//! **Intervals** are of 95 %, for the mean cost on these same decisions. They are normal, moved out where the
+//! terms are skewed (Hall, 1992, "On the removal of skewness by transformation": costs have long tails, and a
+//! log that met few of the high ones says too little), with the larger of two standard errors. One is the deviation of the terms. Where exploration is rare it
 //! is too small in just those logs that miss the rare, heavily weighted choices; the other one
 //! therefore takes the spread of the weights from the propensities themselves (expected
 //! `w^2 = sum target^2 / propensity`) and only the squared residual from the log. In simulated
@@ -44,6 +45,8 @@ pub const UNSUPPORTED_MAX: f64 = 0.001;
 const SUM_TOLERANCE: f64 = 1e-6;
 /// Standard errors on each side of a normal interval of 95 %.
 const NORMAL_95: f64 = 1.959_964;
+/// Skewness of a mean below which its distribution counts as normal.
+const BEND_MIN: f64 = 1e-6;
 /// What helps against a log without exploration.
 const HOW_TO_EXPLORE: &str = "judge on a log whose policy gives every candidate a probability \
                               above 0: that of a node with 'learning.explore' above 0, or as \
@@ -226,7 +229,13 @@ fn weighted(terms: &[Term], parts: impl Fn(&Term) -> (f64, f64)) -> Estimate {
         expected += term.square;
     }
     let spread = expected / terms.len() as f64 * second / weights - (first / weights).powi(2);
-    interval(value, seen.max(spread + base_variance), terms.len())
+    let third = terms.iter().map(|term| {
+        let (base, residual) = parts(term);
+        (base + term.weight * residual - value).powi(3)
+    });
+    let third = third.sum::<f64>() / terms.len() as f64;
+    let skewness = if seen > 1e-12 * value * value { third / seen.powf(1.5) } else { 0.0 };
+    skewed(value, seen.max(spread + base_variance), skewness, terms.len())
 }
 
 /// Mean and sample variance of at least two values.
@@ -235,6 +244,18 @@ fn moments(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let mean = sum / count;
     let squares: f64 = values.map(|value| (value - mean).powi(2)).sum();
     (mean, squares / (count - 1.0))
+}
+
+/// The interval of a mean of skewed terms: the normal one, each end moved out to where Hall's transformation of
+/// Student's t puts it, if that is farther.
+fn skewed(value: f64, variance: f64, skewness: f64, count: usize) -> Estimate {
+    let error = (variance.max(0.0) / count as f64).sqrt();
+    let bend = skewness / (count as f64).sqrt();
+    let at = |quantile: f64| {
+        let bent = 3.0 / bend * ((1.0 + bend * (quantile - bend / 6.0)).cbrt() - 1.0);
+        if bend.abs() > BEND_MIN && bent.abs() > quantile.abs() { bent } else { quantile }
+    };
+    Estimate { value, low: value - error * at(NORMAL_95), high: value - error * at(-NORMAL_95) }
 }
 
 fn interval(value: f64, variance: f64, count: usize) -> Estimate {

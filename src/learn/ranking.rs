@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use super::TrainRow;
 use crate::engine::predict::{
-    CENTRES_COUNT, Head, Ledger, MARGINS, PESSIMISMS, Prospect, Ranking, RankingCard,
+    CENTRES_COUNT, Head, Ledger, MARGINS, PESSIMISMS, Paid, Prospect, Ranking, RankingCard,
 };
 
 /// Rows that left within so long (µs) form a choice: 2 s, the time between two decisions of the
@@ -132,7 +132,7 @@ fn play(choices: &[Choice], rules: Vec<Ranking>) -> Ledger {
             .map(|offer| Prospect {
                 centre_ms: [offer.forecast_ms; CENTRES_COUNT],
                 spread_ms: [offer.forecast_ms * offer.scale; CENTRES_COUNT],
-                stale_ms: 0.0,
+                ..Prospect::default()
             })
             .collect();
         let routes = in_use.entry(*ends).or_insert_with(|| vec![None; count]);
@@ -142,7 +142,7 @@ fn play(choices: &[Choice], rules: Vec<Ranking>) -> Ledger {
         }
         ledger.add(|index, _| {
             let taken = offers.iter().find(|offer| Some(offer.route) == routes[index]);
-            taken.map_or(0.0, |offer| offer.cost_ms)
+            Paid { cost: taken.map_or(0.0, |offer| offer.cost_ms), harm: false }
         });
         ledger.end_round();
     }

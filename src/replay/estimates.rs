@@ -5,27 +5,13 @@ use std::collections::BTreeSet;
 use super::world::Quantity;
 use crate::engine::measure::window_statistics::quantile;
 use crate::engine::measure::worth::Known;
-use crate::engine::predict::posterior::{Measured, additive, beliefs};
-use crate::engine::predict::{CENTRES_COUNT, Prospect, STALE_INTERVALS_MAX, blend_ms};
-
-/// Values of which a level is made; where a link has fewer, the reverse direction fills up.
-const LEVEL_VALUES: usize = 5;
-/// Values of which means and deviations are made.
-const MEAN_VALUES: usize = 60;
-/// Newest values whose deviation says whether the level is a new one.
-const NEWEST_VALUES: usize = 3;
-/// Links of a node that must have been measured before their usual deviation says something of
-/// the node: of one or two it is the link's own.
-const NODE_LINKS_MIN: usize = 8;
+use crate::engine::predict::posterior::{Measured, additive};
+use crate::engine::predict::prospects::{Evidence, LEVEL_VALUES, MEAN_VALUES, prospects};
+use crate::engine::predict::{CENTRES_COUNT, Prospect, STALE_INTERVALS_MAX};
 
 /// Share of the way that a last value of throughput is drawn towards the prior (chosen on the
 /// first two dates of the cloud trace among 0.1 to 0.7).
 const PRIOR_SHARE: f64 = 0.1;
-/// Share of a link's deviation in the spread of its mean, beside the mean's own error: of two
-/// links with one mean, the steadier one is the safer choice. Without it, 4.3 % of the decisions on the
-/// Seattle trace were over 10 % worse than direct.
-const TAIL_SHARE: f64 = 0.25;
-
 /// What was measured on all links: moments (s) and values (ms), each in order.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -88,14 +74,8 @@ impl Seen {
 
     fn measured(&self, src: usize, dst: usize) -> Measured {
         let seen = &self.links[src * self.nodes + dst];
-        let values = &seen[seen.len().saturating_sub(MEAN_VALUES)..];
-        if values.is_empty() {
-            return Measured::default();
-        }
-        let count = values.len() as f64;
-        let mean_ms = values.iter().map(|(_, ms)| ms).sum::<f64>() / count;
-        let squares: f64 = values.iter().map(|(_, ms)| (ms - mean_ms).powi(2)).sum();
-        Measured { mean_ms, deviation_ms: (squares / count).sqrt(), count }
+        let newest = &seen[seen.len().saturating_sub(MEAN_VALUES)..];
+        Measured::of(&newest.iter().map(|(_, ms)| *ms).collect::<Vec<f64>>())
     }
 }
 
@@ -128,7 +108,7 @@ impl Estimates {
             Some(Prospect {
                 centre_ms: [ln.exp(); CENTRES_COUNT],
                 spread_ms: [spread; CENTRES_COUNT],
-                stale_ms: 0.0,
+                ..Prospect::default()
             })
         };
         let known = lasts.iter().any(Option::is_some);
@@ -138,38 +118,24 @@ impl Estimates {
 
     fn of_latency(seen: &Seen, now_s: f64) -> Self {
         let nodes = seen.nodes;
-        let pairs = || (0..nodes * nodes).map(|index| (index / nodes, index % nodes));
-        let measured: Vec<Measured> = pairs().map(|(a, b)| seen.measured(a, b)).collect();
-        let believed = beliefs(nodes, &measured);
-        let newest: Vec<Vec<(f64, f64)>> =
-            pairs().map(|(a, b)| seen.newest(a, b, MEAN_VALUES)).collect();
-        let ms = |index: usize| newest[index].iter().map(|(_, ms)| *ms).collect::<Vec<f64>>();
-        let wide: Vec<Option<f64>> = (0..newest.len())
-            .map(|index| (!newest[index].is_empty()).then(|| deviation(&ms(index))))
-            .collect();
-        let usual: Vec<f64> = wide.chunks(nodes.max(1)).map(usual_deviation).collect();
-        let link = |(src, dst): (usize, usize)| {
-            let index = src * nodes + dst;
-            let (at_s, last) = *newest[index].last()?;
-            let believed = believed.as_ref()?[index];
-            let (all, wide) = (ms(index), wide[index]?);
-            let tail = |count: usize| &all[all.len().saturating_sub(count)..];
-            let median = |count| quantile(tail(count), 0.5).unwrap_or(last);
-            let level = (median(3) + median(LEVEL_VALUES)) / 2.0;
-            let mean = all.iter().sum::<f64>() / all.len() as f64;
-            let end = usual[src].max(usual[dst]);
-            let blend = blend_ms(level, mean, wide, deviation(tail(NEWEST_VALUES)), end);
-            let spread = (deviation(tail(LEVEL_VALUES)) + wide) / 2.0;
-            let overdue = (now_s - at_s) / usual_gap_s(&newest[index]) - 1.0;
-            let overdue = overdue.clamp(0.0, STALE_INTERVALS_MAX);
-            let doubt = believed.deviation_ms + TAIL_SHARE * wide;
-            Some(Prospect {
-                centre_ms: [level, level, believed.mean_ms, level.max(last), blend],
-                spread_ms: [spread, spread, doubt, spread, spread],
-                stale_ms: level * overdue,
-            })
+        let evidence = |(src, dst): (usize, usize)| {
+            let newest = seen.newest(src, dst, MEAN_VALUES);
+            let (at_s, _) = *newest.last()?;
+            let overdue = (now_s - at_s) / usual_gap_s(&newest) - 1.0;
+            let evidence = Evidence {
+                values_ms: newest.iter().map(|(_, ms)| *ms).collect(),
+                own: seen.measured(src, dst),
+                overdue: overdue.clamp(0.0, STALE_INTERVALS_MAX),
+            };
+            Some(((src, dst), evidence))
         };
-        Self { nodes, links: pairs().map(link).collect() }
+        let pairs = (0..nodes * nodes).map(|index| (index / nodes, index % nodes));
+        let found = prospects(nodes, &pairs.filter_map(evidence).collect());
+        let mut links = vec![None; nodes * nodes];
+        for ((src, dst), prospect) in found {
+            links[src * nodes + dst] = Some(prospect);
+        }
+        Self { nodes, links }
     }
 
     /// A link; `None` when neither direction was ever measured.
@@ -186,16 +152,9 @@ impl Estimates {
     ) -> Option<Prospect> {
         let Some(relay) = relay else { return self.link(src, dst).copied() };
         let (a, b) = (self.link(src, relay)?, self.link(relay, dst)?);
-        let join = |a: f64, b: f64| match quantity {
-            Quantity::Latency => a + b,
-            Quantity::Throughput => a.max(b),
-        };
-        type Each = [f64; CENTRES_COUNT];
-        let each = |a: Each, b: Each| -> Each { std::array::from_fn(|at| join(a[at], b[at])) };
-        Some(Prospect {
-            centre_ms: each(a.centre_ms, b.centre_ms),
-            spread_ms: each(a.spread_ms, b.spread_ms),
-            stale_ms: join(a.stale_ms, b.stale_ms),
+        Some(match quantity {
+            Quantity::Latency => a.and(b),
+            Quantity::Throughput => a.joined(b, f64::max),
         })
     }
 }
@@ -207,18 +166,6 @@ fn usual_gap_s(values: &[(f64, f64)]) -> f64 {
     let gaps: Vec<f64> = gaps.collect();
     let median = if gaps.len() < 2 { None } else { quantile(&gaps, 0.5) };
     median.map_or(f64::INFINITY, |gap| gap.max(1e-3))
-}
-
-/// Median deviation (ms) of a node's links; 0 when too few of them were measured to tell.
-fn usual_deviation(of_links: &[Option<f64>]) -> f64 {
-    let known: Vec<f64> = of_links.iter().flatten().copied().collect();
-    if known.len() < NODE_LINKS_MIN { 0.0 } else { quantile(&known, 0.5).unwrap_or(0.0) }
-}
-
-fn deviation(values: &[f64]) -> f64 {
-    let count = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    (values.iter().map(|ms| (ms - mean).powi(2)).sum::<f64>() / count).sqrt()
 }
 
 #[cfg(test)]

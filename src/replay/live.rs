@@ -21,10 +21,10 @@ use super::world::Quantity;
 use crate::engine::measure::LinkQuality;
 use crate::engine::overlay::Objective;
 use crate::engine::predict::{
-    FeatureVector, Forecast, ForestModel, Prediction, QualityModel, RoutePredictor,
+    FeatureVector, Forecast, ForestModel, Prediction, Prospect, QualityModel, RoutePredictor,
 };
 use crate::engine::route::graph::link_cost_ms;
-use crate::engine::route::score::{RouteQuality, factor, route_score, score_for_forecast};
+use crate::engine::route::score::{RouteQuality, route_score};
 use crate::engine::route::switching::Current;
 use crate::engine::route::{PathPolicy, ScoreWeights};
 use crate::engine::types::Timestamp;
@@ -59,6 +59,8 @@ struct Route {
     links: Vec<LinkQuality>,
     features: FeatureVector,
     forecast: Forecast,
+    /// What it is compared by (ms).
+    bound_ms: f64,
 }
 
 impl Live {
@@ -104,20 +106,29 @@ impl Live {
         let (pair, now) = (weighed.pair, timestamp(weighed.t_s));
         let (routes, destination) = (self.routes(known, weighed), known.id(pair.1));
         let predictor = &mut self.predictors[pair.0];
+        let ranking = known.first_rule();
         let routes: Vec<Route> = routes
             .into_iter()
             .filter_map(|relay| {
                 let links = links(known, pair, relay)?;
                 let features = known.features_of(weighed, relay)?;
                 let forecast = predictor.forecast(destination, features);
-                Some(Route { relay, links, features, forecast })
+                let bound_ms = ranking.bound_ms(&prospect(known, pair, relay, &forecast)?);
+                Some(Route { relay, links, features, forecast, bound_ms })
             })
             .collect();
-        let margin = predictor.ranking().margin;
+        let has_direct = routes.iter().any(|route| route.relay.is_none());
         let switching = self.policy.switching;
         let chosen = std::array::from_fn(|at| {
             let rule = &mut self.rules[at];
-            let score = |route: &Route| rule.score(route, route.forecast.best());
+            let current = rule.in_use.get(&pair).copied();
+            let score = |route: &Route| {
+                let to_beat = match has_direct {
+                    true => route.relay.is_none(),
+                    false => current.is_some_and(|(relay, _)| relay == route.relay),
+                };
+                rule.score(route, if to_beat { ranking.margin } else { 0.0 })
+            };
             let mut best: Option<(&Route, f64)> = None;
             for route in &routes {
                 let score = score(route);
@@ -125,12 +136,8 @@ impl Live {
                     best = Some((route, score));
                 }
             }
-            let current = rule.in_use.get(&pair).copied();
             let used = current.and_then(|(relay, _)| routes.iter().find(|r| r.relay == relay));
-            let view = current.map(|(_, since)| Current {
-                score: used.map(|route| rule.to_beat(route, margin)),
-                since,
-            });
+            let view = current.map(|(_, since)| Current { score: used.map(&score), since });
             let is_current = best.is_some_and(|(b, _)| current.is_some_and(|(r, _)| b.relay == r));
             let (change, _) = switching.decide(view, best.map(|(_, score)| score), is_current, now);
             match (change, best) {
@@ -209,28 +216,28 @@ fn links(known: &Meshwise, (src, dst): Pair, relay: Relay) -> Option<Vec<LinkQua
 }
 
 impl Rule {
-    fn score(&self, route: &Route, prediction: Option<Prediction>) -> f64 {
-        let Some(prediction) = prediction else { return 0.0 };
+    /// With a bound that counts as lower by the margin.
+    fn score(&self, route: &Route, margin: f64) -> f64 {
+        let Some(prediction) = route.forecast.best() else { return 0.0 };
         let quality = RouteQuality {
             links: &route.links,
             loss: 0.0,
             probes: 0,
             delivers: 1.0,
-            forecast_ms: prediction.bound_ms,
+            forecast_ms: route.bound_ms * (1.0 - margin),
             forecast_bandwidth: prediction.bandwidth,
             forecast_delivery: prediction.delivery,
         };
         route_score(&self.weights, &quality)
     }
+}
 
-    /// The score that another route has to beat while this one is in use.
-    fn to_beat(&self, route: &Route, margin: f64) -> f64 {
-        let best = route.forecast.best();
-        let score = self.score(route, best);
-        let Some(Prediction { bound_ms, .. }) = best else { return score };
-        let factor = factor(route.links.len(), 1.0);
-        score_for_forecast(&self.weights, factor, score, bound_ms, bound_ms * (1.0 - margin))
-    }
+/// What a route is compared by, as [`RoutePredictor::prospect`] has it.
+fn prospect(known: &Meshwise, pair: Pair, relay: Relay, forecast: &Forecast) -> Option<Prospect> {
+    let best = forecast.best()?;
+    let spread_ms = best.scale.map(|scale| scale * best.latency_ms);
+    let foresight = forecast.learned().map(|_| known.foresight());
+    Some(known.prospect(pair, relay)?.foreseeing(best.latency_ms, spread_ms, foresight))
 }
 
 /// The throughput head as a model of both what a megabit takes and what a route carries.

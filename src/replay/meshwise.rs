@@ -11,8 +11,8 @@ use super::world::{Quantity, TraceWorld};
 use crate::engine::measure::worth::{volatility_of_all, worth};
 use crate::engine::measure::{LinkHistories, LinkQuality};
 use crate::engine::predict::{
-    AdaptiveInterval, FeatureVector, ForestModel, Head, Mix, MovingAverage, Prediction, Prospect,
-    QualityModel, Ranking, RankingTuner, Surprise, route_features,
+    AdaptiveInterval, FeatureVector, Foresight, ForestModel, Head, Mix, MovingAverage, Prediction,
+    Prospect, QualityModel, Ranking, RankingTuner, Surprise, route_features,
 };
 use crate::engine::types::{NodeId, Route, Timestamp};
 use crate::learn::{RouteKey, TrainRow};
@@ -116,6 +116,9 @@ pub struct Meshwise {
     surprises: BTreeMap<Pair, Surprise>,
     tuner: RankingTuner,
     ranking: Ranking,
+    foresight: Foresight,
+    /// By how much links change from value to value (mean absolute ln ratio).
+    volatility: f64,
     /// The relay in use by each pair that has no direct link.
     current: BTreeMap<Pair, Relay>,
 }
@@ -152,6 +155,8 @@ impl Meshwise {
             surprises: BTreeMap::new(),
             tuner: RankingTuner::default(),
             ranking: Ranking::default(),
+            foresight: Foresight::default(),
+            volatility: 0.0,
             current: BTreeMap::new(),
         }
     }
@@ -169,6 +174,7 @@ impl Meshwise {
     /// Puts a model into use.
     pub fn promote(&mut self, model: Arc<ForestModel>) {
         self.champion = Some(model);
+        self.foresight = Foresight::default();
         self.mixed.slack_ln += self.mix.slack();
         self.mix = Mix::default();
     }
@@ -182,6 +188,23 @@ impl Meshwise {
     pub(super) fn link_quality(&self, src: usize, dst: usize) -> Option<&LinkQuality> {
         let of = |a: usize, b: usize| self.qualities[a * self.ids.len() + b].as_ref();
         of(src, dst).or_else(|| of(dst, src))
+    }
+
+    /// What a node knows of a route before it learned a rule of its own: the rule to begin with, and
+    /// what it compares by the links alone. A node's silent links are withdrawn, not stale.
+    pub(super) fn first_rule(&self) -> Ranking {
+        Ranking::of_volatility(self.volatility)
+    }
+
+    /// The weight of what the model foresees.
+    pub(super) fn foresight(&self) -> f64 {
+        self.foresight.weight()
+    }
+
+    /// See [`Meshwise::first_rule`].
+    pub(super) fn prospect(&self, pair: Pair, relay: Relay) -> Option<Prospect> {
+        let prospect = self.estimates.route(self.quantity, pair, relay)?;
+        Some(Prospect { stale_ms: 0.0, ..prospect })
     }
 
     /// Every relay that a pair could use.
@@ -233,8 +256,8 @@ impl Meshwise {
     /// Before the decisions of a round: the rule that did best so far, and what is known of
     /// every link.
     pub fn begin_round(&mut self, now_s: f64) {
-        let volatility = volatility_of_all(&self.seen.known(now_s, 1.0));
-        self.tuner.set_fallback(Ranking::of_volatility(volatility));
+        self.volatility = volatility_of_all(&self.seen.known(now_s, 1.0));
+        self.tuner.set_fallback(Ranking::of_volatility(self.volatility));
         self.ranking = self.tuner.best();
         self.estimates = Estimates::new(&self.seen, self.quantity, now_s);
     }
@@ -328,6 +351,7 @@ impl Meshwise {
             prospect.spread_ms[0] = forecast_ms * scale;
         }
         prospect.centre_ms[0] = forecast_ms;
+        prospect.foresight = model.is_some().then(|| self.foresight.weight());
         let interval_ms = (low.exp(), high.exp());
         Some(Candidate {
             relay,
@@ -464,6 +488,7 @@ impl Meshwise {
             let known: Vec<_> = known.filter_map(|(c, ms)| Some((c, (*ms)?))).collect();
             let prospects: Vec<Prospect> = known.iter().map(|(c, _)| c.prospect).collect();
             let costs: Vec<f64> = known.iter().map(|(_, ms)| *ms).collect();
+            prospects.iter().zip(&costs).for_each(|(p, ms)| self.foresight.observe(p, *ms));
             // As it was at the decision; where that route's outcome is not known, nothing is said.
             let stay = stay_on.map(|relay| known.iter().position(|(c, _)| c.relay == relay));
             match stay {

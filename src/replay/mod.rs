@@ -61,8 +61,8 @@ pub use world::{Quantity, TraceWorld};
 const DECISIONS: usize = 40_000;
 /// Share of the rounds that only fill the histories.
 const WARMUP_SHARE: f64 = 1.0 / 3.0;
-/// Trainings after the warm-up.
-const TRAININGS: usize = 6;
+/// Trainings after the warm-up, unless said otherwise.
+pub const TRAININGS: usize = 6;
 
 /// How to replay.
 #[derive(Clone, Debug)]
@@ -82,6 +82,8 @@ pub struct ReplayConfig {
     /// Whether meshwise chooses by itself what it measures; without, it shares the fair rotation of the
     /// others.
     pub own_probes: bool,
+    /// Trainings after the warm-up, 1 or more; one more where rounds do not divide evenly.
+    pub trainings: usize,
     /// Where to leave decisions, pictures, measurements, training rows and the last model.
     pub out: Option<PathBuf>,
     /// Replace what an earlier replay left there.
@@ -96,7 +98,7 @@ impl ReplayConfig {
     }
 
     fn retrain_rounds(&self, rounds: usize) -> usize {
-        ((rounds - self.warmup_rounds(rounds)) / TRAININGS).max(1)
+        ((rounds - self.warmup_rounds(rounds)) / self.trainings.max(1)).max(1)
     }
 
     fn decisions_per_round(&self, rounds: usize, pairs: usize) -> usize {

@@ -447,7 +447,7 @@ mod tests {
         let prospect = |ms| Prospect {
             centre_ms: [ms; CENTRES_COUNT],
             spread_ms: [0.0; CENTRES_COUNT],
-            stale_ms: 0.0,
+            ..Prospect::default()
         };
         let run = |relay_ms: f64, times: usize| {
             let mut run = Run::default();

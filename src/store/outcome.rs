@@ -105,6 +105,9 @@ mod tests {
                 challenger: None,
                 last_value: None,
             },
+            prospect: None,
+            bound_ms: None,
+            margin: 0.0,
             score: 0.5,
             baseline_score: 0.5,
             propensity: 0.5,
@@ -120,6 +123,7 @@ mod tests {
             changed: false,
             model_version: "v1".into(),
             ranking: Ranking::PLAIN,
+            damping: 0.02,
             challenger_version: None,
         }
     }

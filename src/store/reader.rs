@@ -464,6 +464,9 @@ mod tests {
                 moving_average: some(25.0),
                 last_value: some(26.0),
             },
+            prospect: None,
+            bound_ms: None,
+            margin: 0.0,
             score: 0.75,
             baseline_score: 0.5,
             propensity: 0.5,
@@ -479,6 +482,7 @@ mod tests {
             changed: false,
             model_version: "v1".into(),
             ranking: Ranking::PLAIN,
+            damping: 0.02,
             challenger_version: Some("v2".into()),
         }
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use meshwise::learn::TrainConfig;
 use meshwise::learn::trace::TraceRow;
-use meshwise::replay::{NAMES, Quantity, ReplayConfig, Run, TraceWorld, report, run};
+use meshwise::replay::{NAMES, Quantity, ReplayConfig, Run, TRAININGS, TraceWorld, report, run};
 use polars::prelude::{Column, DataFrame, ParquetWriter};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -45,6 +45,7 @@ fn config(probes: Option<usize>, learning: bool) -> ReplayConfig {
         decisions: Some(3_000),
         learning,
         own_probes: true,
+        trainings: TRAININGS,
         out: None,
         force: false,
         train: TrainConfig { trees: 20, ..TrainConfig::default() },
@@ -109,7 +110,17 @@ fn the_command_prints_every_figure_and_leaves_its_files() {
     let trace = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/trace.parquet");
     let out = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_meshwise"))
-        .args(["replay", "--seeds", "2", "--decisions", "3000", "--json", "--trace"])
+        .args([
+            "replay",
+            "--seeds",
+            "2",
+            "--decisions",
+            "3000",
+            "--trainings",
+            "1",
+            "--json",
+            "--trace",
+        ])
         .arg(&trace)
         .arg("--out")
         .arg(out.path())

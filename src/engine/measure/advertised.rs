@@ -60,6 +60,11 @@ impl LinkHistory {
         self.quality.as_ref()
     }
 
+    /// The newest `count` advertised round-trip times (ms), oldest first.
+    pub fn rtts_ms(&self, count: usize) -> Vec<f64> {
+        self.rtts_ms.newest(count).collect()
+    }
+
     /// Statistics over the advertised RTTs; `None` before the first.
     pub fn statistics(&self) -> Option<&Statistics> {
         let found = self.statistics.get_or_init(|| Statistics::of(&self.rtts_ms).map(Box::new));
@@ -169,6 +174,12 @@ impl LinkHistories {
     /// The history of what `from` says of its link to `to`.
     pub fn link(&self, from: NodeId, to: NodeId) -> Option<&LinkHistory> {
         self.links.get(&(from, to))
+    }
+
+    /// The links that are advertised now, in order.
+    pub fn live(&self) -> impl Iterator<Item = ((NodeId, NodeId), &LinkHistory)> + '_ {
+        let live = self.links.iter().filter(|(_, link)| link.quality.is_some());
+        live.map(|(ends, link)| (*ends, link))
     }
 
     /// Median, over the links of a node's newest advertisement, of ln(last RTT / median of 20):

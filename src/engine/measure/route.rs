@@ -191,6 +191,21 @@ impl RouteHistories {
         }
     }
 
+    /// By how much round trips change from one answered probe of a route to the next: the sum of the
+    /// absolute ln ratios, and how many there are. A millisecond is added to each, below which changes
+    /// are those of the processors.
+    pub fn changes(&self) -> (f64, f64) {
+        let mut sum = (0.0, 0.0);
+        for history in self.histories.values() {
+            let rtts_ms = history.rtts_ms(WINDOW);
+            for pair in rtts_ms.windows(2) {
+                sum.0 += ((pair[1] + 1.0) / (pair[0] + 1.0)).ln().abs();
+                sum.1 += 1.0;
+            }
+        }
+        sum
+    }
+
     /// Whether a route has failed of late and should not be used while there is another.
     pub fn is_held(&self, route: &Route, now: Timestamp) -> bool {
         self.histories.get(route).is_some_and(|known| known.quarantine.is_held(now))

@@ -62,7 +62,7 @@ pub fn worth(nodes: usize, known: &[Option<Known>]) -> Option<Vec<f64>> {
     }
     let lasts: Vec<Option<f64>> = known.iter().map(|link| link.map(|l| l.last_ms)).collect();
     let triangulated = triangulated(nodes, &lasts);
-    let volatility = volatility(nodes, known);
+    let volatility = volatility_of_nodes(nodes, known);
     let believed: Vec<(f64, f64)> = (0..nodes * nodes)
         .map(|index| match (known[index], triangulated[index]) {
             (Some(link), _) => {
@@ -107,14 +107,18 @@ pub fn worth(nodes: usize, known: &[Option<Known>]) -> Option<Vec<f64>> {
 /// By how much links change from value to value (mean absolute ln ratio), drawn towards 5 % while
 /// few changes are known.
 pub fn volatility_of_all(known: &[Option<Known>]) -> f64 {
-    let (prior, weight) = VOLATILITY_PRIOR;
     let changes = known.iter().flatten().map(|link| link.changes);
-    let (total, count) = changes.fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
+    volatility(changes.fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1)))
+}
+
+/// The same from the sum of the absolute ln ratios, and how many there are.
+pub fn volatility((total, count): (f64, f64)) -> f64 {
+    let (prior, weight) = VOLATILITY_PRIOR;
     (total + prior * weight) / (count + weight)
 }
 
 /// The same of the links of each node, drawn towards that of all.
-fn volatility(nodes: usize, known: &[Option<Known>]) -> Vec<f64> {
+fn volatility_of_nodes(nodes: usize, known: &[Option<Known>]) -> Vec<f64> {
     let of_all = volatility_of_all(known);
     let of = |node: usize| {
         let changes = known[node * nodes..][..nodes].iter().flatten().map(|link| link.changes);

@@ -7,9 +7,24 @@ const BLOCKS_MIN: f64 = 8.0;
 /// Share by which another rule must have cost less than the default to replace it.
 const GAIN_MIN: f64 = 0.001;
 
+/// Largest share of choices in which a rule may have done harm and still replace the default: who is sent on a
+/// slower detour notices, who is not sent on a faster one does not.
+const HARM_MAX: f64 = 0.03;
+
+/// What a rule paid for a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Paid {
+    /// What the route that it took cost.
+    pub cost: f64,
+    /// Whether that was much more than staying would have.
+    pub harm: bool,
+}
+
 /// What a rule cost beyond the default.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
+    /// Choices in which it did harm.
+    harmed: u32,
     /// In this block, in all blocks before, and the sum of squares over blocks.
     block: f64,
     sum: f64,
@@ -60,11 +75,13 @@ impl Ledger {
         self.rules.iter().map(|(rule, _)| rule)
     }
 
-    /// A choice became known: `cost` says what each rule, with its position, paid.
-    pub fn add(&mut self, cost: impl Fn(usize, &Ranking) -> f64) {
-        let default_cost = cost(self.default, &self.rules[self.default].0);
+    /// A choice became known: `paid` says what each rule, with its position, paid.
+    pub fn add(&mut self, paid: impl Fn(usize, &Ranking) -> Paid) {
+        let default_cost = paid(self.default, &self.rules[self.default].0).cost;
         for (index, (rule, account)) in self.rules.iter_mut().enumerate() {
-            account.block += cost(index, rule) - default_cost;
+            let Paid { cost, harm } = paid(index, rule);
+            account.block += cost - default_cost;
+            account.harmed += u32::from(harm);
         }
         self.default_cost += default_cost;
         self.choices += 1;
@@ -97,7 +114,9 @@ impl Ledger {
             let variance = (account.squares - account.sum * account.sum / self.blocks).max(0.0);
             account.sum + standard_errors * variance.sqrt()
         };
-        let bounds = self.rules.iter().map(|(rule, account)| (rule, bound(account)));
+        let harmed_max = HARM_MAX * f64::from(self.choices);
+        let harmless = self.rules.iter().filter(|(_, a)| f64::from(a.harmed) <= harmed_max);
+        let bounds = harmless.map(|(rule, account)| (rule, bound(account)));
         match bounds.min_by(|(_, a), (_, b)| a.total_cmp(b)) {
             Some((rule, least)) if least < -GAIN_MIN * self.default_cost => *rule,
             _ => default,

@@ -8,9 +8,11 @@
 mod adaptive;
 mod baseline;
 mod card;
+mod comparing;
 mod delivery;
 pub mod drift;
 mod features;
+mod foresight;
 mod forest;
 mod ledger;
 mod mix;
@@ -18,6 +20,7 @@ mod model;
 pub mod posterior;
 mod predictor;
 pub mod profile;
+pub mod prospects;
 mod ranking;
 pub mod schema;
 mod shap;
@@ -28,13 +31,15 @@ pub mod watch;
 pub use adaptive::{AdaptiveInterval, Surprise};
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use card::{ClassCard, RankingCard, ReliabilityCard, ThroughputCard};
+pub use comparing::Comparing;
 pub use delivery::{DeliveryWatch, LiveDelivery};
 pub use features::route_features;
+pub use foresight::Foresight;
 pub use forest::{
     FORMAT, FORMAT_VERSION, ForestModel, Head, Interval, ModelCard, ModelError, Reference,
     ReliabilityHead, SCALE_RANGE, Score,
 };
-pub use ledger::Ledger;
+pub use ledger::{Ledger, Paid};
 pub use mix::{EXPERTS, Mix};
 pub use model::{Prediction, QualityModel, RTT_MS_MIN, ln_error};
 pub use predictor::{Forecast, RoutePredictor};

@@ -66,10 +66,10 @@ pub trait QualityModel: Send + Sync {
     /// A forecast, or `None` when these features do not allow one.
     fn predict(&self, features: &FeatureVector) -> Option<Prediction>;
 
-    /// How its forecasts become a choice. The pessimism is in [`Prediction::bound_ms`] already; the
-    /// margin is for who compares.
-    fn ranking(&self) -> Ranking {
-        Ranking::PLAIN
+    /// How its forecasts become a choice, where training found a rule that surely does better than the
+    /// default on rows that it was not fitted on.
+    fn ranking(&self) -> Option<Ranking> {
+        None
     }
 
     /// The latency forecast on the ln(ms) scale as an expectation and what each feature adds;

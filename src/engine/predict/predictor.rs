@@ -10,15 +10,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::baseline::{LastValue, Level, MovingAverage};
+use super::comparing::Comparing;
 use super::delivery::{DeliveryWatch, measured};
 use super::mix::EXPERTS;
 use super::model::{Prediction, QualityModel};
-use super::ranking::Ranking;
+use super::ranking::{Prospect, Ranking};
 use super::schema::FeatureVector;
 use super::streams::{Mixed, Streams};
 use super::watch::{Alarm, Expected, Watch};
+use crate::engine::measure::RouteHistory;
 use crate::engine::measure::prober::OUTSTANDING_MAX;
-use crate::engine::types::{NodeId, Timestamp};
+use crate::engine::types::{NodeId, Route, Timestamp};
 
 /// What is forecast for one route, by everyone asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +88,7 @@ pub struct RoutePredictor {
     streams: Streams,
     delivery: DeliveryWatch,
     said: BTreeMap<Timestamp, Said>,
+    comparing: Comparing,
 }
 
 impl RoutePredictor {
@@ -100,11 +103,13 @@ impl RoutePredictor {
             streams: Streams::default(),
             delivery: DeliveryWatch::default(),
             said: BTreeMap::new(),
+            comparing: Comparing::default(),
         }
     }
 
     /// Replaces the model; `None` goes back to the moving average.
     pub fn set_model(&mut self, model: Option<Arc<dyn QualityModel>>) {
+        self.comparing.set_trained(model.as_ref().and_then(|model| model.ranking()));
         self.model = model;
         self.watch.champion_replaced();
         // What was learned of one model's errors is not another's.
@@ -127,9 +132,34 @@ impl RoutePredictor {
         }
     }
 
-    /// How the forecasts of who decides now are to be compared.
+    /// How routes are to be compared: with the switch off, by the moving average as it is.
     pub fn ranking(&self) -> Ranking {
-        self.model().map_or(Ranking::PLAIN, |model| model.ranking())
+        if self.enabled { self.comparing.rule() } else { Ranking::PLAIN }
+    }
+
+    /// How routes are compared, and what is learned of that.
+    pub fn comparing(&self) -> &Comparing {
+        &self.comparing
+    }
+
+    /// The same, to be told of links and outcomes.
+    pub fn comparing_mut(&mut self) -> &mut Comparing {
+        &mut self.comparing
+    }
+
+    /// What a route is compared by; `None` without a forecast.
+    pub fn prospect(
+        &self,
+        route: &Route,
+        history: Option<&RouteHistory>,
+        forecast: &Forecast,
+    ) -> Option<Prospect> {
+        let best = forecast.best()?;
+        let known = self.enabled.then(|| self.comparing.prospect(route, history)).flatten();
+        let known = known.unwrap_or_else(|| Prospect::certain(best.latency_ms));
+        let spread_ms = best.scale.map(|scale| scale * best.latency_ms);
+        let foresight = forecast.learned().map(|_| self.comparing.foresight());
+        Some(known.foreseeing(best.latency_ms, spread_ms, foresight))
     }
 
     /// Version of the model in shadow that is asked now.

@@ -4,12 +4,12 @@
 //! 2006), so routes are compared by a pessimistic bound, and another route must beat the direct
 //! one, or the one in use, by a margin. How pessimistic and which margin is right depends on the
 //! network: the [`RankingTuner`] replays every [`Ranking`] of a small grid on choices whose outcomes
-//! became known, and keeps the one that would have cost least; training does the same with the rules
+//! became known, and keeps the one that would have cost least among those that seldom do harm; training does the same with the rules
 //! about forecasts on the rows that it calibrates on.
 
 use serde::{Deserialize, Serialize};
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Paid};
 use crate::engine::measure::worth::VOLATILITY_MAX;
 
 /// What a route's bound is built on.
@@ -63,6 +63,8 @@ const STALENESSES: [f64; 3] = [0.0, 0.02, 0.1];
 pub const STALE_INTERVALS_MAX: f64 = 300.0;
 /// Choices with known outcome before the tuner trusts them more than the default.
 pub const CHOICES_MIN: u32 = 500;
+/// Beyond this share above what the route to stay on cost, a choice has done harm.
+const HARM_SHARE: f64 = 0.1;
 /// Choices of one block.
 const BLOCK_CHOICES: u32 = 300;
 /// Standard errors by which a rule's saving must be sure.
@@ -96,6 +98,9 @@ pub struct Prospect {
     pub centre_ms: [f64; CENTRES_COUNT],
     /// How far outcomes lie around each; 0 or more.
     pub spread_ms: [f64; CENTRES_COUNT],
+    /// Weight of what the forecast foresees beyond the level, 0 to 1, which [`Centre::Blend`] adds; `None`
+    /// where no model forecasts.
+    pub foresight: Option<f64>,
     /// Sum over the links of their level times the usual intervals by which they are overdue, at
     /// most [`STALE_INTERVALS_MAX`].
     pub stale_ms: f64,
@@ -123,7 +128,13 @@ impl Ranking {
     /// The bound (ms) by which this rule compares a route.
     pub fn bound_ms(&self, prospect: &Prospect) -> f64 {
         let index = CENTRES.iter().position(|centre| *centre == self.centre).unwrap_or(0);
+        let [forecast, level, ..] = prospect.centre_ms;
+        let foreseen = match self.centre {
+            Centre::Blend => prospect.foresight.unwrap_or(0.0) * (forecast - level),
+            _ => 0.0,
+        };
         prospect.centre_ms[index]
+            + foreseen
             + self.pessimism * prospect.spread_ms[index]
             + self.staleness * prospect.stale_ms
     }
@@ -179,7 +190,11 @@ impl RankingTuner {
         if prospects.len() != outcomes_ms.len() || prospects.len() < 2 {
             return;
         }
-        self.0.add(|_, rule| rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]));
+        let harmless_ms = stay.map_or(f64::INFINITY, |at| outcomes_ms[at] * (1.0 + HARM_SHARE));
+        self.0.add(|_, rule| {
+            let cost = rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]);
+            Paid { cost, harm: cost > harmless_ms }
+        });
     }
 
     /// The choices of one moment are complete; a block ends with a moment, never within one.
@@ -208,7 +223,7 @@ mod tests {
 
     fn prospect(centre_ms: f64, spread_ms: f64) -> Prospect {
         let centre_ms = [centre_ms; CENTRES_COUNT];
-        Prospect { centre_ms, spread_ms: [spread_ms; CENTRES_COUNT], stale_ms: 0.0 }
+        Prospect { centre_ms, spread_ms: [spread_ms; CENTRES_COUNT], ..Prospect::default() }
     }
 
     #[test]
@@ -253,6 +268,22 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_saves_much_and_often_does_harm_is_not_taken() {
+        let learned = |harm_every: usize| {
+            let mut tuner = RankingTuner::new(Ranking { margin: 1.0, ..Ranking::default() });
+            for round in 0..4_000 {
+                let detour = if round % harm_every == 0 { 250.0 } else { 50.0 };
+                let prospects = [prospect(200.0, 0.0), prospect(180.0, 0.0)];
+                tuner.observe(&prospects, Some(0), &[200.0, detour]);
+                tuner.end_round();
+            }
+            tuner.best().margin
+        };
+        assert_eq!(learned(25), 1.0, "4 % of its choices");
+        assert!(learned(50) < 0.1);
+    }
+
+    #[test]
     fn a_volatile_network_begins_with_a_cautious_rule() {
         let cautious = Ranking::of_volatility(VOLATILITY_MAX + 0.01);
         assert!(cautious.margin > Ranking::of_volatility(VOLATILITY_MAX).margin);
@@ -280,7 +311,7 @@ mod tests {
                 .map(|ms| Prospect {
                     centre_ms: [*ms, 100.0, 100.0, 100.0, 100.0],
                     spread_ms: [1.0; CENTRES_COUNT],
-                    stale_ms: 0.0,
+                    ..Prospect::default()
                 })
                 .collect();
             tuner.observe(&prospects, Some(0), &truth);

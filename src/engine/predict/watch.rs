@@ -3,8 +3,9 @@
 //! When a route probe leaves, the forecasts of its round trip are kept; when it comes back, the
 //! absolute error of ln(ms) of each enters an exponentially weighted mean, the model's and the
 //! moving average's over the same probes. The error is that of the logarithm because a forecast is
-//! good when it is within a share of the truth, on a short route as on a long one. A probe that
-//! was lost says nothing about latency and is left out.
+//! good when it is within a share of the truth, on a short route as on a long one; but one of less than
+//! [`NOTICED_MS`] counts as none: such errors are those of the processors, as between nodes of one
+//! machine, and nobody notices them. A probe that was lost says nothing about latency and is left out.
 //!
 //! The model is *worse* when, over at least [`PROBES_MIN`] probes, its mean exceeds the moving
 //! average's by more than the slack. A forecast that is missing or absurd costs what the moving
@@ -34,6 +35,9 @@ pub const SLACK_LN: f64 = 0.005;
 /// Extra loss of a forecast that is missing or absurd: that of an error by the factor e.
 pub const FAILURE_LN: f64 = 1.0;
 
+/// Least error of a forecast that counts (ms). A guess.
+pub const NOTICED_MS: f64 = 0.5;
+
 /// A forecast (ms); `None` when it was missing or absurd.
 pub type Opinion = Option<f64>;
 
@@ -44,7 +48,7 @@ pub struct LiveLoss {
     pub probes: u64,
     /// Forecasts of the model among them that were missing or absurd.
     pub failures: u64,
-    /// The model's weighted mean absolute error of ln(ms).
+    /// The model's weighted mean absolute error of ln(ms), errors below [`NOTICED_MS`] as 0.
     pub model_ln: f64,
     /// The moving average's.
     pub moving_average_ln: f64,
@@ -52,8 +56,12 @@ pub struct LiveLoss {
 
 impl LiveLoss {
     fn add(&mut self, model: Opinion, moving_average_ms: f64, truth_ms: f64) {
-        let average = ln_error(moving_average_ms, truth_ms).abs();
-        let loss = model.map_or(average + FAILURE_LN, |ms| ln_error(ms, truth_ms).abs());
+        let error = |ms: f64| match (ms - truth_ms).abs() < NOTICED_MS {
+            true => 0.0,
+            false => ln_error(ms, truth_ms).abs(),
+        };
+        let average = error(moving_average_ms);
+        let loss = model.map_or(average + FAILURE_LN, error);
         self.probes += 1;
         self.failures += u64::from(model.is_none());
         // The plain mean at first: no loss weighs more because it came early.
@@ -214,6 +222,19 @@ mod tests {
         let a_little_worse =
             |truth: f64, _, random: &mut Pcg64Mcg| Some(truth * random.random_range(0.8..1.2));
         assert_eq!(worse(first_alarm(20_000, a_little_worse)), Some(PROBES_MIN));
+    }
+
+    #[test]
+    fn between_nodes_of_one_machine_no_error_is_noticed() {
+        let worse_within = |truth_ms: f64| {
+            let mut loss = LiveLoss::default();
+            for _ in 0..PROBES_MIN {
+                loss.add(Some(2.0 * truth_ms), truth_ms, truth_ms);
+            }
+            loss.is_worse()
+        };
+        assert!(!worse_within(0.4));
+        assert!(worse_within(0.6));
     }
 
     #[test]

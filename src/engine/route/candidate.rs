@@ -2,13 +2,15 @@
 
 use super::graph::OverlayGraph;
 use super::router::PathPolicy;
-use super::score::{RouteQuality, ScoreWeights, factor, route_score, score_for_forecast};
+use super::score::{RouteQuality, ScoreWeights, factor, route_score};
 use super::switching::Reason;
 use crate::engine::measure::{
     HISTORY_WINDOW, LinkHistories, LinkQuality, RouteHistories, RouteHistory,
 };
 use crate::engine::overlay::wire::Objective;
-use crate::engine::predict::{Forecast, Prediction, Ranking, RoutePredictor, route_features};
+use crate::engine::predict::{
+    Forecast, Prediction, Prospect, Ranking, RoutePredictor, route_features,
+};
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// What a tunnel wants of its route.
@@ -92,7 +94,14 @@ pub struct Candidate {
     pub doubted: Vec<(NodeId, f64)>,
     /// What is forecast for it.
     pub forecast: Forecast,
-    /// Score on the forecast in use, 0 to 1; 0 when dead.
+    /// What it is compared by.
+    pub prospect: Option<Prospect>,
+    /// Its bound by the rule in use (ms), which its score is made of; `None` when nothing is known.
+    pub bound_ms: Option<f64>,
+    /// Share by which that bound is lowered in its score, as it is the route that others have to beat: the
+    /// direct one, or where there is none the one in use.
+    pub margin: f64,
+    /// Score, 0 to 1; 0 when dead.
     pub score: f64,
     /// Score on the moving average, 0 to 1; 0 when dead.
     pub baseline_score: f64,
@@ -102,24 +111,14 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The score that another route has to beat while this one is in use: what this one would score
-    /// if its bound were lower by the margin (a share, 0 to 1).
-    pub fn score_to_beat(&self, weights: &ScoreWeights, margin: f64) -> f64 {
-        let Some(bound_ms) = self.forecast.best().map(|best| best.bound_ms) else {
-            return self.score;
-        };
-        let lower_ms = bound_ms * (1.0 - margin);
-        score_for_forecast(weights, self.factor(), self.score, bound_ms, lower_ms)
-    }
-
     /// Share that its relays deliver of what their links claim.
     pub fn delivers(&self) -> f64 {
         self.doubted.iter().map(|(_, share)| share).product()
     }
 
     /// What the terms of its score are multiplied by.
-    pub fn factor(&self) -> f64 {
-        factor(self.route.hop_count(), self.delivers())
+    pub fn factor(&self, weights: &ScoreWeights) -> f64 {
+        factor(weights, self.route.hop_count(), self.delivers())
     }
 }
 
@@ -144,8 +143,10 @@ pub struct Decision {
     pub changed: bool,
     /// Version of the model whose forecasts decided.
     pub model_version: String,
-    /// How its forecasts were compared; the margin protects the route in use of a tunnel.
+    /// How routes were compared.
     pub ranking: Ranking,
+    /// Share by which another route had to score better than the one in use.
+    pub damping: f64,
     /// Version of the model that was asked in shadow.
     pub challenger_version: Option<String>,
 }
@@ -178,19 +179,26 @@ impl Knowledge<'_> {
     }
 }
 
-/// Forecasts and scores, in the order of [`Decision::candidates`].
+/// Forecasts and scores, in the order of [`Decision::candidates`]. `stay`: the route in use.
 pub(super) fn weigh(
     policy: &PathPolicy,
     wanted: &Wanted,
     routes: Vec<Route>,
+    stay: Option<&Route>,
     know: &mut Knowledge<'_>,
     now: Timestamp,
 ) -> Vec<Candidate> {
     let weights = policy.weights_for(wanted.objective);
+    let ranking = know.predictor.ranking();
+    let direct = routes.iter().find(|route| route.hop_count() == 1 && know.is_alive(route));
+    let stay = direct.or(stay).cloned();
     let candidate = |route: Route| {
         let history = know.histories.of(&route);
         let features = route_features(&route, know.links, history, now);
         let forecast = know.predictor.forecast(route.destination(), features);
+        let prospect = know.predictor.prospect(&route, history, &forecast);
+        let bound_ms = prospect.map(|prospect| ranking.bound_ms(&prospect));
+        let margin = if stay.as_ref() == Some(&route) { ranking.margin } else { 0.0 };
         let links: Option<Vec<LinkQuality>> =
             route.links().map(|(a, b)| know.graph.quality(a, b)).collect();
         let alive = know.is_alive(&route);
@@ -200,14 +208,15 @@ pub(super) fn weigh(
         let delivers = doubted.iter().map(|(_, share)| share).product();
         let loss = history.map_or(0.0, RouteHistory::loss);
         let probes = history.map_or(0, |h| h.completed().min(HISTORY_WINDOW as u64) as usize);
-        let score = |prediction: Option<Prediction>| match (&links, prediction) {
-            (Some(links), Some(prediction)) if alive => {
+        let score = |prediction: Option<Prediction>, ms: Option<f64>| match (&links, prediction, ms)
+        {
+            (Some(links), Some(prediction), Some(forecast_ms)) if alive => {
                 let quality = RouteQuality {
                     links,
                     loss,
                     probes,
                     delivers,
-                    forecast_ms: prediction.bound_ms,
+                    forecast_ms,
                     forecast_bandwidth: prediction.bandwidth,
                     forecast_delivery: prediction.delivery,
                 };
@@ -215,10 +224,20 @@ pub(super) fn weigh(
             }
             _ => 0.0,
         };
-        let (best, average) = (score(forecast.best()), score(forecast.moving_average));
-        let (score, baseline_score) = (best, average);
-        let propensity = 0.0;
-        Candidate { route, alive, standing, doubted, forecast, score, baseline_score, propensity }
+        let average = forecast.moving_average;
+        Candidate {
+            score: score(forecast.best(), bound_ms.map(|ms| ms * (1.0 - margin))),
+            baseline_score: score(average, average.map(|average| average.latency_ms)),
+            route,
+            alive,
+            standing,
+            doubted,
+            forecast,
+            prospect,
+            bound_ms,
+            margin,
+            propensity: 0.0,
+        }
     };
     let mut candidates: Vec<Candidate> = routes.into_iter().map(candidate).collect();
     candidates.sort_by(|a, b| {

@@ -1,29 +1,28 @@
-//! What would have to be forecast for the decision to come out otherwise.
+//! By what bounds on round trips the decision would have come out otherwise.
 
 use super::candidate::{Candidate, Decision};
 use super::router::PathPolicy;
 use super::score::forecast_for_score;
 use super::switching::Reason;
 
-/// The runner-up of a decision, and the forecasts with which it would take the place of the route
-/// in use. Each holds by itself: all other forecasts and links stay as they are.
+/// The runner-up of a decision, and the bounds with which it would take the place of the route
+/// in use. Each holds by itself: all other bounds and links stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Counterfactual {
     /// Index of the best other candidate that is alive.
     pub runner_up: usize,
-    /// It wins when its own forecast is below this (ms); `None` when no forecast is low enough.
+    /// It wins when its own bound is below this (ms); `None` when none is low enough.
     pub falls_below_ms: Option<f64>,
-    /// It wins when the forecast of the route in use is above this (ms); `None` when no forecast
-    /// is high enough.
+    /// It wins when the bound of the route in use is above this (ms); `None` when none is high
+    /// enough.
     pub rises_above_ms: Option<f64>,
 }
 
 /// The counterfactual of a decision that was made by this policy. `None` without a choice: no
 /// route in use, no other candidate alive, a path fixed by the operator, or one drawn by chance.
 ///
-/// A tunnel's route is left when another scores better by the policy's margin than it would with a
-/// bound that is lower by the margin of the ranking; where nothing is in use yet, the best score
-/// wins. The time that a choice is held and the cap on moves are left aside. Between routes of
+/// A tunnel's route is left when another scores better by the policy's margin; where nothing is in use
+/// yet, the best score wins. The bound of the route to beat counts as lower by the margin of the rule. The time that a choice is held and the cap on moves are left aside. Between routes of
 /// different [`Standing`](super::candidate::Standing) no forecast decides.
 pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counterfactual> {
     if matches!(decision.reason, Reason::Forced | Reason::Explored) {
@@ -33,28 +32,22 @@ pub fn counterfactual(policy: &PathPolicy, decision: &Decision) -> Option<Counte
     let mut others = decision.candidates.iter().enumerate();
     let (runner_up, other) = others.find(|(at, c)| *at != chosen && c.alive)?;
     let in_use = &decision.candidates[chosen];
-    let (factor, margin) = match decision.tunnel {
-        Some(_) => (1.0 + policy.switching.margin, decision.ranking.margin),
-        None => (1.0, 0.0),
-    };
+    let factor = 1.0 + decision.damping;
     let weights = policy.weights_for(decision.wanted.objective);
     if in_use.standing != other.standing {
         return Some(Counterfactual { runner_up, falls_below_ms: None, rises_above_ms: None });
     }
-    // The score is made of the pessimistic bound, which is a fixed multiple of the forecast.
     let needed = |candidate: &Candidate, target: f64| {
-        let (factor, score) = (candidate.factor(), candidate.score);
-        let best = candidate.forecast.best()?;
-        let bound_ms = forecast_for_score(&weights, factor, score, best.bound_ms, target)?;
-        Some(bound_ms * best.latency_ms / best.bound_ms)
+        let (factor, share) = (candidate.factor(&weights), 1.0 - candidate.margin);
+        let counted_ms = candidate.bound_ms? * share;
+        let needed_ms = forecast_for_score(&weights, factor, candidate.score, counted_ms, target)?;
+        // Of a margin of 1 nothing is left that could rise or fall.
+        Some(needed_ms / share).filter(|ms| ms.is_finite())
     };
     Some(Counterfactual {
         runner_up,
-        falls_below_ms: needed(other, in_use.score_to_beat(&weights, margin) * factor),
-        // What has to rise so far is the bound less the margin; at 1 nothing is left that could.
-        rises_above_ms: needed(in_use, other.score / factor)
-            .map(|ms| ms / (1.0 - margin))
-            .filter(|ms| ms.is_finite()),
+        falls_below_ms: needed(other, in_use.score * factor),
+        rises_above_ms: needed(in_use, other.score / factor),
     })
 }
 
@@ -119,6 +112,9 @@ mod tests {
             standing: Standing::default(),
             doubted: Vec::new(),
             forecast,
+            prospect: None,
+            bound_ms: Some(ms),
+            margin: 0.0,
             score,
             baseline_score: 0.0,
             propensity: 0.0,
@@ -137,6 +133,7 @@ mod tests {
             changed: false,
             model_version: "v1".into(),
             ranking: Ranking::PLAIN,
+            damping: 0.02,
             challenger_version: None,
         }
     }
@@ -167,10 +164,10 @@ mod tests {
         ] {
             let leaves = |in_use_ms, other_ms| leaves(objective, margin, in_use_ms, other_ms);
             let mut candidates = vec![candidate(2, in_use_ms), candidate(3, other_ms)];
-            candidates[0].score = score_for(objective, 2, in_use_ms);
+            candidates[0].margin = margin;
+            candidates[0].score = score_for(objective, 2, in_use_ms * (1.0 - margin));
             candidates[1].score = score_for(objective, 3, other_ms);
             let mut made = decision(candidates, 0, Reason::Best);
-            made.ranking.margin = margin;
             made.wanted.objective = objective;
             let found = counterfactual(&policy, &made).unwrap();
             assert_eq!(found.runner_up, 1);
@@ -211,7 +208,7 @@ mod tests {
         assert_eq!(found.falls_below_ms, None, "four hops cost more than 5 ms");
         assert!(found.rises_above_ms.is_some());
         let mut stays = decision(vec![candidate(2, 80.0), candidate(2, 90.0)], 0, Reason::Best);
-        stays.ranking.margin = 1.0;
+        (stays.candidates[0].margin, stays.candidates[0].score) = (1.0, score(2, 0.0));
         let found = counterfactual(&policy, &stays).unwrap();
         assert_eq!((found.falls_below_ms, found.rises_above_ms), (None, None), "stays for ever");
     }
@@ -230,10 +227,9 @@ mod tests {
         let mut none = decision(two(), 0, Reason::NoRoute);
         none.chosen = None;
         assert_eq!(counterfactual(&policy, &none), None);
-        // Where nothing is in use yet, no margin protects the best.
+        // Where nothing is in use yet, nothing damps.
         let mut asked = decision(vec![candidate(2, 80.0), candidate(2, 80.0)], 0, Reason::First);
-        asked.tunnel = None;
-        asked.ranking.margin = 0.2;
+        asked.damping = 0.0;
         let found = counterfactual(&policy, &asked).unwrap();
         assert!((found.falls_below_ms.unwrap() - 80.0).abs() < 1e-6, "{found:?}");
     }

@@ -67,8 +67,7 @@ impl Explorer {
 }
 
 fn is_nearly_as_good(other: &Candidate, usual: &Candidate) -> bool {
-    let bound_ms = |candidate: &Candidate| candidate.forecast.best().map(|best| best.bound_ms);
-    let (Some(other_ms), Some(usual_ms)) = (bound_ms(other), bound_ms(usual)) else { return false };
+    let (Some(other_ms), Some(usual_ms)) = (other.bound_ms, usual.bound_ms) else { return false };
     other.alive
         && !other.standing.held
         && other.standing <= usual.standing

@@ -166,7 +166,8 @@ impl IntelligentRouter {
         let returned = self.tunnels.get_mut(&tunnel)?.return_home();
         let wanted = self.wanted(tunnel)?;
         let routes = self.routes(tunnel, &wanted, know.graph)?;
-        let mut candidates = weigh(&self.policy, &wanted, routes, know, now);
+        let in_use = self.tunnels.get(&tunnel)?.current.as_ref().map(|(route, _)| route);
+        let mut candidates = weigh(&self.policy, &wanted, routes, in_use, know, now);
         let destination = self.tunnels.get(&tunnel)?;
         let at = |route: &Route| candidates.iter().position(|c| c.route == *route);
         let alive = |index: &usize| candidates[*index].alive;
@@ -174,7 +175,6 @@ impl IntelligentRouter {
         let current_at = current.and_then(|(route, _)| at(route));
         let mut best = candidates.iter().position(|candidate| candidate.alive);
         let ranking = know.predictor.ranking();
-        let weights = self.policy.weights_for(wanted.objective);
         if current.is_none()
             && best.is_some_and(|i| candidates[i].standing.overlap == Overlap::Same)
         {
@@ -184,13 +184,15 @@ impl IntelligentRouter {
             // Against the best the least speaks: a route against which more does has no claim to stay.
             match best {
                 Some(best) if candidates[best].standing < candidates[index].standing => 0.0,
-                _ => candidates[index].score_to_beat(&weights, ranking.margin),
+                _ => candidates[index].score,
             }
         };
         let view = current.map(|(_, since)| Current {
             score: current_at.filter(alive).map(to_beat),
             since: *since,
         });
+        let damping =
+            current.map_or(0.0, |(_, since)| self.policy.switching.margin_after(now.since(*since)));
         let best_score = best.map(|index| candidates[index].score);
         let is_current = best.is_some() && best == current_at;
         let (mut change, mut reason) =
@@ -234,6 +236,11 @@ impl IntelligentRouter {
                 destination.refused = refused;
             }
         }
+        let offers = candidates.iter().filter(|candidate| candidate.alive);
+        let offers: Vec<_> = offers.filter_map(|c| Some((c, c.prospect?))).collect();
+        let stay = offers.iter().position(|(candidate, _)| candidate.margin > 0.0);
+        let offers = offers.into_iter().map(|(c, prospect)| (c.route.clone(), prospect));
+        know.predictor.comparing_mut().offered(tunnel, now, offers, stay);
         destination.settle_reservation();
         destination.reachable = reason != Reason::NoRoute;
         destination.candidates = candidates.iter().map(|c| c.route.clone()).collect();
@@ -259,6 +266,7 @@ impl IntelligentRouter {
             changed: change || reason == Reason::Explored || returned && chosen.is_some(),
             model_version: know.predictor.version(),
             ranking,
+            damping,
             challenger_version: know.predictor.challenger_version(),
         })
     }
@@ -286,7 +294,7 @@ impl IntelligentRouter {
         if !self.tunnels.values().any(|tunnel| tunnel.node == node) {
             self.finding.forget(node);
         }
-        let mut candidates = weigh(&self.policy, &wanted, routes, know, now);
+        let mut candidates = weigh(&self.policy, &wanted, routes, None, know, now);
         let chosen = candidates.iter().position(|candidate| candidate.alive);
         if let Some(index) = chosen {
             candidates[index].propensity = 1.0;
@@ -302,6 +310,7 @@ impl IntelligentRouter {
             changed: false,
             model_version: know.predictor.version(),
             ranking: know.predictor.ranking(),
+            damping: 0.0,
             challenger_version: know.predictor.challenger_version(),
         }
     }

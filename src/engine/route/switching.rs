@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::engine::types::Timestamp;
 
+/// Time in use from which the margin shrinks. A guess: 30 regular decisions.
+pub const SETTLED: Duration = Duration::from_secs(60);
+
 /// How much better a route must be, and how long a choice is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SwitchingPolicy {
@@ -78,6 +81,12 @@ pub struct Current {
 }
 
 impl SwitchingPolicy {
+    /// The margin for a route that has been in use for so long: the whole one within [`SETTLED`], then
+    /// less and less. It is there against flapping, and who moves every quarter of an hour does not flap.
+    pub fn margin_after(&self, in_use: Duration) -> f64 {
+        self.margin * SETTLED.as_secs_f64() / in_use.max(SETTLED).as_secs_f64()
+    }
+
     /// Whether to move to the best candidate, and why. `best_is_current` says that they are one.
     pub fn decide(
         &self,
@@ -91,7 +100,7 @@ impl SwitchingPolicy {
         let Some(score) = current.score else { return (true, Reason::CurrentDead) };
         if best_is_current {
             (false, Reason::Best)
-        } else if best_score <= score * (1.0 + self.margin) {
+        } else if best_score <= score * (1.0 + self.margin_after(now.since(current.since))) {
             (false, Reason::WithinMargin)
         } else if now.since(current.since) < self.hold {
             (false, Reason::Held)
@@ -121,6 +130,8 @@ mod tests {
         let small = decide(current(Some(0.5)), Some(0.505), false, LATE);
         assert_eq!(small, (false, Reason::WithinMargin));
         assert_eq!(decide(current(Some(0.5)), Some(0.6), false, LATE), (true, Reason::Better));
+        let settled = Timestamp(1_800_000_000);
+        assert_eq!(decide(current(Some(0.5)), Some(0.505), false, settled), (true, Reason::Better));
         let early = Timestamp(1_000_000);
         assert_eq!(decide(current(Some(0.5)), Some(0.6), false, early), (false, Reason::Held));
         assert_eq!(decide(current(None), Some(0.1), false, early), (true, Reason::CurrentDead));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::candidate::Knowledge;
 use super::*;
@@ -170,8 +171,8 @@ impl QualityModel for LastWithMargin {
         LastValue.predict(features)
     }
 
-    fn ranking(&self) -> Ranking {
-        Ranking { margin: self.0, ..Ranking::PLAIN }
+    fn ranking(&self) -> Option<Ranking> {
+        Some(Ranking { margin: self.0, ..Ranking::PLAIN })
     }
 }
 
@@ -202,12 +203,12 @@ fn decided_with(margin: f64, in_use_ms: f64, other_ms: f64) -> Decision {
 fn the_route_in_use_is_left_only_for_a_bound_that_is_lower_by_the_margin() {
     for (margin, other_ms, reason) in [
         (0.0, 90.0, Reason::Better),
-        (0.2, 90.0, Reason::WithinMargin),
-        (0.2, 81.0, Reason::WithinMargin),
+        (0.2, 90.0, Reason::Best),
+        (0.2, 81.0, Reason::Best),
         (0.2, 79.0, Reason::Better),
         (0.2, 70.0, Reason::Better),
         (0.2, 110.0, Reason::Best),
-        (1.0, 1.0, Reason::WithinMargin),
+        (1.0, 1.0, Reason::Best),
     ] {
         let decision = decided_with(margin, 100.0, other_ms);
         assert_eq!(decision.reason, reason, "{margin} {other_ms}");
@@ -553,4 +554,25 @@ fn the_counterfactual_is_exact_for_every_objective() {
         }
         assert!(turns > 0 || objective == Objective::Reliability, "{objective:?}");
     }
+}
+
+#[test]
+fn the_direct_route_stays_until_a_detour_is_lower_by_the_margin_and_is_returned_to() {
+    let switching = SwitchingPolicy { margin: 0.0, hold: Duration::ZERO };
+    let policy = PathPolicy { switching, ..PathPolicy::default() };
+    let links = [(0, 9, 100.0), (0, 1, 20.0), (1, 9, 20.0), (0, 2, 21.0), (2, 9, 21.0)];
+    let mut world = World::with(policy, &links);
+    world.predictor.set_model(Some(Arc::new(LastWithMargin(0.2))));
+    world.open_as(TUNNEL, Objective::Latency, None);
+    let mut use_of = |direct_ms: f64, first_ms: f64, second_ms: f64, at_s| {
+        world.measured(&[0, 9], direct_ms);
+        world.measured(&[0, 1, 9], first_ms);
+        world.measured(&[0, 2, 9], second_ms);
+        world.decide(at_s);
+        world.current()
+    };
+    assert_eq!(use_of(100.0, 85.0, 95.0, 1), route(&[0, 9]), "not by a fifth");
+    assert_eq!(use_of(100.0, 60.0, 95.0, 2), route(&[0, 1, 9]));
+    assert_eq!(use_of(100.0, 60.0, 58.0, 3), route(&[0, 2, 9]), "no margin between detours");
+    assert_eq!(use_of(100.0, 85.0, 85.0, 4), route(&[0, 9]));
 }
