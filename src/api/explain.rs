@@ -361,6 +361,7 @@ mod tests {
             prospect: None,
             bound_ms: Some(8.0),
             margin: 0.0,
+            stays: false,
             score: 0.5,
             baseline_score: 0.5,
             propensity: 0.75,

@@ -108,7 +108,7 @@ impl Engine {
 
     /// What would be decided for a destination now, without deciding it.
     pub fn explain(&mut self, destination: NodeId, now: Timestamp) -> Decision {
-        self.predictor.comparing_mut().refresh(&self.advertised, &self.histories);
+        self.look_at_links(now);
         let mut know = Knowledge {
             graph: &mut self.graph,
             links: &self.advertised,

@@ -354,7 +354,7 @@ impl Engine {
             self.advertisements.retain(|origin, _| graph.is_origin(*origin));
             self.services.expire(now, &mut self.outputs);
             if self.router.tunnels().next().is_some() {
-                self.predictor.comparing_mut().refresh(&self.advertised, &self.histories);
+                self.look_at_links(now);
             }
         }
         self.watch_services(now);
@@ -422,7 +422,7 @@ impl Engine {
             }
             Command::OpenTunnel { tunnel, destination, forced, objective, beside, reserve } => {
                 self.begin_histories(now);
-                self.predictor.comparing_mut().refresh(&self.advertised, &self.histories);
+                self.look_at_links(now);
                 if self.router.open(tunnel, destination, forced, objective, beside) {
                     if let Some(rate) = reserve {
                         self.router.reserve(tunnel, rate);
@@ -481,6 +481,11 @@ impl Engine {
             self.outputs.push_back(Output::Publish(bytes));
         }
         self.advertise_at = (self.links.revision(), self.advertiser.due_at(&links, now));
+    }
+
+    /// What is known of all links is brought up to date, where routes are compared.
+    fn look_at_links(&mut self, now: Timestamp) {
+        self.predictor.comparing_mut().refresh(&self.advertised, &self.histories, now);
     }
 
     fn decide(&mut self, tunnel: TunnelId, now: Timestamp) {

@@ -137,9 +137,9 @@ impl Engine {
                 if was_dead != is_dead {
                     self.route_turned(&route, now);
                 }
-                if let Some(rtt_us) = rtt_us {
-                    let rtt_ms = rtt_us as f64 / 1e3;
-                    self.predictor.comparing_mut().met(&route, sent_at, rtt_ms);
+                let rtt_ms = rtt_us.map(|rtt_us| rtt_us as f64 / 1e3);
+                self.predictor.comparing_mut().met(&route, sent_at, rtt_ms);
+                if let Some(rtt_ms) = rtt_ms {
                     self.route_met(&route, rtt_ms, now);
                 }
             }

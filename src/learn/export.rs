@@ -402,6 +402,7 @@ mod tests {
             prospect: None,
             bound_ms: None,
             margin: 0.0,
+            stays: false,
             score: 0.5,
             baseline_score: 0.5,
             propensity: 0.5,

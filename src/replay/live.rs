@@ -4,12 +4,12 @@
 //! Each source has a [`RoutePredictor`] of its own, as each node has: champion and baselines mixed by
 //! what this source saw, its interval, and the watch that drops a champion which does worse than the moving
 //! average. A decision weighs the routes of least advertised cost (as many as the router's k shortest
-//! paths, with at most one relay) and the route in use, scores their forecasts' bounds for an objective
-//! ([`route_score`]), and leaves the route in use as [`SwitchingPolicy`](crate::engine::route::SwitchingPolicy)
-//! and the ranking's margin have it. It knows what meshwise knows: the same measurements, advertisements
+//! paths, with at most one relay), the direct link and the route in use by the rule that a node begins with,
+//! scores them for an objective ([`route_score`]), and leaves the route in use as
+//! [`SwitchingPolicy`](crate::engine::route::SwitchingPolicy) has it. It knows what meshwise knows: the same measurements, advertisements
 //! and model.
 //!
-//! What a node has and this has not: histories of whole routes from probing them, the warm backup, and
+//! What a node has and this has not: a rule learned from its own choices, histories of whole routes from probing them, the warm backup, and
 //! what receipts say of relays. Traces hold links only.
 
 use std::collections::BTreeMap;
@@ -49,8 +49,9 @@ pub struct Live {
     sees_direct: bool,
     /// When the newest forecast was made: each at a moment of its own, as the predictors tell them apart.
     stamp: Timestamp,
-    /// Outcomes by the moment in which they are known: source, when it was sent, round trip (ms).
-    due: BTreeMap<Timestamp, Vec<(usize, Timestamp, f64)>>,
+    /// Outcomes by the moment in which they are known: source, when it was sent, round trip (ms), and what
+    /// the route was compared by.
+    due: BTreeMap<Timestamp, Vec<(usize, Timestamp, f64, Prospect)>>,
 }
 
 /// One route as it was weighed.
@@ -59,6 +60,7 @@ struct Route {
     links: Vec<LinkQuality>,
     features: FeatureVector,
     forecast: Forecast,
+    prospect: Prospect,
     /// What it is compared by (ms).
     bound_ms: f64,
 }
@@ -113,8 +115,9 @@ impl Live {
                 let links = links(known, pair, relay)?;
                 let features = known.features_of(weighed, relay)?;
                 let forecast = predictor.forecast(destination, features);
-                let bound_ms = ranking.bound_ms(&prospect(known, pair, relay, &forecast)?);
-                Some(Route { relay, links, features, forecast, bound_ms })
+                let prospect = predictor.compared(known.prospect(pair, relay), &forecast)?;
+                let bound_ms = ranking.bound_ms(&prospect);
+                Some(Route { relay, links, features, forecast, prospect, bound_ms })
             })
             .collect();
         let has_direct = routes.iter().any(|route| route.relay.is_none());
@@ -156,7 +159,7 @@ impl Live {
             let Some((ms, known_at_s)) = truth(route.relay) else { continue };
             self.stamp = now.max(Timestamp(self.stamp.0 + 1));
             self.predictors[pair.0].probe_sent(self.stamp, destination, || route.features);
-            let outcome = (pair.0, self.stamp, ms);
+            let outcome = (pair.0, self.stamp, ms, route.prospect);
             self.due.entry(timestamp(known_at_s)).or_default().push(outcome);
         }
         chosen
@@ -184,6 +187,9 @@ impl Live {
         }
         all.sort_by(order);
         let mut routes: Vec<Relay> = all.into_iter().map(|(_, relay)| relay).collect();
+        if !routes.contains(&None) && cost(None).is_some() {
+            routes.push(None);
+        }
         for rule in &self.rules {
             if let Some((relay, _)) = rule.in_use.get(&pair)
                 && !routes.contains(relay)
@@ -198,9 +204,10 @@ impl Live {
     pub fn resolve(&mut self, now_s: f64) {
         let now = timestamp(now_s);
         let later = self.due.split_off(&now);
-        for (source, sent_at, ms) in std::mem::replace(&mut self.due, later).into_values().flatten()
-        {
+        let due = std::mem::replace(&mut self.due, later);
+        for (source, sent_at, ms, prospect) in due.into_values().flatten() {
             let rtt_us = (ms * 1e3).round() as u64;
+            self.predictors[source].comparing_mut().foresaw(&prospect, ms);
             self.predictors[source].probe_completed(sent_at, Some(rtt_us), now);
         }
     }
@@ -230,14 +237,6 @@ impl Rule {
         };
         route_score(&self.weights, &quality)
     }
-}
-
-/// What a route is compared by, as [`RoutePredictor::prospect`] has it.
-fn prospect(known: &Meshwise, pair: Pair, relay: Relay, forecast: &Forecast) -> Option<Prospect> {
-    let best = forecast.best()?;
-    let spread_ms = best.scale.map(|scale| scale * best.latency_ms);
-    let foresight = forecast.learned().map(|_| known.foresight());
-    Some(known.prospect(pair, relay)?.foreseeing(best.latency_ms, spread_ms, foresight))
 }
 
 /// The throughput head as a model of both what a megabit takes and what a route carries.

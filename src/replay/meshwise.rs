@@ -196,11 +196,6 @@ impl Meshwise {
         Ranking::of_volatility(self.volatility)
     }
 
-    /// The weight of what the model foresees.
-    pub(super) fn foresight(&self) -> f64 {
-        self.foresight.weight()
-    }
-
     /// See [`Meshwise::first_rule`].
     pub(super) fn prospect(&self, pair: Pair, relay: Relay) -> Option<Prospect> {
         let prospect = self.estimates.route(self.quantity, pair, relay)?;

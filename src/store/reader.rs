@@ -467,6 +467,7 @@ mod tests {
             prospect: None,
             bound_ms: None,
             margin: 0.0,
+            stays: false,
             score: 0.75,
             baseline_score: 0.5,
             propensity: 0.5,

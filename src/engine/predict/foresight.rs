@@ -11,7 +11,7 @@ use super::ranking::Prospect;
 /// What is left of the sums after an observation: about the last 2,000 count.
 const MEMORY: f64 = 0.9995;
 /// Largest change that counts, as a share of the blend, so that one outlier cannot do much.
-const CHANGE_MAX: f64 = 0.5;
+pub const CHANGE_MAX: f64 = 0.5;
 /// Sum of squared changes that a slope of 0 counts for, until more is known: 50 of a twentieth.
 const DOUBT: f64 = 50.0 * 0.05 * 0.05;
 
@@ -49,7 +49,8 @@ mod tests {
         let mut foresight = Foresight::default();
         for at in 0..4_000 {
             let change = if at % 2 == 0 { 10.0 } else { -10.0 };
-            let prospect = Prospect::certain(100.0).foreseeing(100.0 + change, None, Some(0.0));
+            let prospect =
+                Prospect::certain(100.0, 0.0).foreseeing(100.0 + change, None, Some(0.0));
             foresight.observe(&prospect, 100.0 + change * comes_true(at));
         }
         foresight.weight()
@@ -63,7 +64,7 @@ mod tests {
         assert!(observed(|at| if at % 4 < 2 { 3.0 } else { -3.0 }) < 0.05, "noise");
         assert_eq!(observed(|_| -1.0), 0.0, "the opposite came");
         let mut foresight = Foresight::default();
-        foresight.observe(&Prospect::certain(1.0), 2.0);
+        foresight.observe(&Prospect::certain(1.0, 0.0), 2.0);
         let nothing = Prospect { foresight: Some(1.0), ..Prospect::default() };
         foresight.observe(&nothing, f64::NAN);
         assert_eq!(foresight, Foresight::default());

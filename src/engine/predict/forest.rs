@@ -370,10 +370,6 @@ impl QualityModel for ForestModel {
         })
     }
 
-    fn ranking(&self) -> Option<Ranking> {
-        (self.ranking != Ranking::FORECAST).then_some(self.ranking)
-    }
-
     fn explain(&self, features: &FeatureVector) -> Option<Explanation> {
         Self::explain(self, features)
     }
@@ -462,7 +458,6 @@ mod tests {
         assert!((bound_ms(&before) - 4.0 * 1.25).abs() < 1e-9);
         model.ranking = Ranking { pessimism: 2.0, ..Ranking::FORECAST };
         assert!((bound_ms(&model) - 4.0 * 3.0).abs() < 1e-9);
-        assert_eq!(QualityModel::ranking(&model).unwrap().pessimism, 2.0);
         model.ranking.margin = 1.1;
         assert!(matches!(read(&model), Err(ModelError::Damaged(_))));
     }

@@ -1,6 +1,5 @@
 //! The contract between the router and anything that forecasts.
 
-use super::ranking::Ranking;
 use super::schema::FeatureVector;
 use super::shap::Explanation;
 
@@ -23,8 +22,9 @@ pub struct Prediction {
     /// Lower and upper end (ms) of the interval that holds the truth in the share of cases that
     /// the model states; `None` when it states none.
     pub interval_ms: Option<(f64, f64)>,
-    /// What routes are compared by (ms), at least `latency_ms`: a pessimistic bound, because the
-    /// lowest of many noisy forecasts is too low (see [`Ranking`]).
+    /// What forecasts are compared by where models are judged on them alone (ms), at least `latency_ms`: a
+    /// pessimistic bound, because the lowest of many noisy forecasts is too low (see [`Ranking`](super::Ranking)). Routers
+    /// compare by a [`Prospect`](super::Prospect).
     pub bound_ms: f64,
     /// How far off such forecasts were, on the ln scale: about the relative error; above 0.
     pub scale: Option<f64>,
@@ -65,12 +65,6 @@ pub trait QualityModel: Send + Sync {
 
     /// A forecast, or `None` when these features do not allow one.
     fn predict(&self, features: &FeatureVector) -> Option<Prediction>;
-
-    /// How its forecasts become a choice, where training found a rule that surely does better than the
-    /// default on rows that it was not fitted on.
-    fn ranking(&self) -> Option<Ranking> {
-        None
-    }
 
     /// The latency forecast on the ln(ms) scale as an expectation and what each feature adds;
     /// `None` when these features allow no forecast, or the model cannot say.

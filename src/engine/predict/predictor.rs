@@ -109,8 +109,8 @@ impl RoutePredictor {
 
     /// Replaces the model; `None` goes back to the moving average.
     pub fn set_model(&mut self, model: Option<Arc<dyn QualityModel>>) {
-        self.comparing.set_trained(model.as_ref().and_then(|model| model.ranking()));
         self.model = model;
+        self.comparing.model_replaced();
         self.watch.champion_replaced();
         // What was learned of one model's errors is not another's.
         self.streams = Streams::default();
@@ -147,19 +147,39 @@ impl RoutePredictor {
         &mut self.comparing
     }
 
-    /// What a route is compared by; `None` without a forecast.
+    /// What a route is compared by, by its links or its own `history` at `now`; `None` without a forecast.
     pub fn prospect(
         &self,
         route: &Route,
         history: Option<&RouteHistory>,
         forecast: &Forecast,
+        now: Timestamp,
     ) -> Option<Prospect> {
+        let known = self.enabled.then(|| self.comparing.prospect(route, history, now)).flatten();
+        self.compared(known, forecast)
+    }
+
+    /// The same of what is `known` already.
+    pub fn compared(&self, known: Option<Prospect>, forecast: &Forecast) -> Option<Prospect> {
         let best = forecast.best()?;
-        let known = self.enabled.then(|| self.comparing.prospect(route, history)).flatten();
-        let known = known.unwrap_or_else(|| Prospect::certain(best.latency_ms));
+        let usual_ms = self.comparing.volatility() * best.latency_ms;
+        let known = known.unwrap_or_else(|| Prospect::certain(best.latency_ms, usual_ms));
         let spread_ms = best.scale.map(|scale| scale * best.latency_ms);
         let foresight = forecast.learned().map(|_| self.comparing.foresight());
         Some(known.foreseeing(best.latency_ms, spread_ms, foresight))
+    }
+
+    /// These routes were weighed for a tunnel to `destination`; `stay` is the one that another had to beat.
+    pub fn offered(
+        &mut self,
+        destination: NodeId,
+        now: Timestamp,
+        offers: impl IntoIterator<Item = (Route, Prospect)>,
+        stay: Option<usize>,
+    ) {
+        if self.enabled {
+            self.comparing.offered(destination, now, offers, stay);
+        }
     }
 
     /// Version of the model in shadow that is asked now.

@@ -90,9 +90,9 @@ impl Prospect {
         Some(known.prospect(0.0, (known.mean, error), 0.0))
     }
 
-    /// Of a route of which nothing is known but a round trip (ms).
-    pub fn certain(ms: f64) -> Self {
-        let (centre_ms, spread_ms) = ([ms; CENTRES_COUNT], [0.0; CENTRES_COUNT]);
+    /// Of a route of which nothing is known but a round trip (ms) and how far off it may be (ms).
+    pub fn certain(ms: f64, spread_ms: f64) -> Self {
+        let (centre_ms, spread_ms) = ([ms; CENTRES_COUNT], [spread_ms; CENTRES_COUNT]);
         Self { centre_ms, spread_ms, ..Self::default() }
     }
 

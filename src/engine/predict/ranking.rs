@@ -9,7 +9,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::foresight::CHANGE_MAX;
 use super::ledger::{Ledger, Paid};
+use super::model::RTT_MS_MIN;
 use crate::engine::measure::worth::VOLATILITY_MAX;
 
 /// What a route's bound is built on.
@@ -65,8 +67,9 @@ pub const STALE_INTERVALS_MAX: f64 = 300.0;
 pub const CHOICES_MIN: u32 = 500;
 /// Beyond this share above what the route to stay on cost, a choice has done harm.
 const HARM_SHARE: f64 = 0.1;
-/// Choices of one block.
+/// Choices of one block, of a replay and of a node: half an hour of tunnels to one destination.
 const BLOCK_CHOICES: u32 = 300;
+const BLOCK_CHOICES_NODE: u32 = 60;
 /// Standard errors by which a rule's saving must be sure.
 const SURENESS: f64 = 2.0;
 
@@ -125,18 +128,20 @@ impl Ranking {
     /// Seattle traces: a quarter to a half of the deviation did best on both.
     pub const FORECAST: Self = Self { pessimism: 0.25, ..Self::PLAIN };
 
-    /// The bound (ms) by which this rule compares a route.
+    /// The bound (ms) by which this rule compares a route, [`RTT_MS_MIN`] or more.
     pub fn bound_ms(&self, prospect: &Prospect) -> f64 {
         let index = CENTRES.iter().position(|centre| *centre == self.centre).unwrap_or(0);
         let [forecast, level, ..] = prospect.centre_ms;
+        let centre = prospect.centre_ms[index];
         let foreseen = match self.centre {
-            Centre::Blend => prospect.foresight.unwrap_or(0.0) * (forecast - level),
+            Centre::Blend => {
+                let most = CHANGE_MAX * centre;
+                prospect.foresight.unwrap_or(0.0) * (forecast - level).clamp(-most, most)
+            }
             _ => 0.0,
         };
-        prospect.centre_ms[index]
-            + foreseen
-            + self.pessimism * prospect.spread_ms[index]
-            + self.staleness * prospect.stale_ms
+        let spread = self.pessimism * prospect.spread_ms[index];
+        (centre + foreseen + spread + self.staleness * prospect.stale_ms).max(RTT_MS_MIN)
     }
 
     /// Index of the route to take: the lowest bound, unless the route to stay on (the direct one,
@@ -149,6 +154,21 @@ impl Ranking {
             _ => Some(best),
         }
     }
+}
+
+fn grid(stalenesses: &[f64], margins: &[f64]) -> Vec<Ranking> {
+    let mut rules = Vec::new();
+    for centre in CENTRES {
+        for pessimism in PESSIMISMS {
+            for staleness in stalenesses {
+                for margin in margins {
+                    let (staleness, margin) = (*staleness, *margin);
+                    rules.push(Ranking { centre, pessimism, staleness, margin });
+                }
+            }
+        }
+    }
+    rules
 }
 
 /// Finds the rule that would have cost least.
@@ -164,24 +184,22 @@ impl Default for RankingTuner {
 impl RankingTuner {
     /// Has seen nothing; `fallback` is the rule to use until another surely did better.
     pub fn new(fallback: Ranking) -> Self {
-        let mut rules = Vec::new();
-        for centre in CENTRES {
-            for pessimism in PESSIMISMS {
-                for staleness in STALENESSES {
-                    for margin in MARGINS {
-                        rules.push(Ranking { centre, pessimism, staleness, margin });
-                    }
-                }
-            }
-        }
-        Self(Ledger::new(rules, fallback, BLOCK_CHOICES))
+        Self(Ledger::new(grid(&STALENESSES, &MARGINS), fallback, BLOCK_CHOICES))
     }
 
-    /// Changes the fallback, until outcomes enough are known to choose by them. What was learned
-    /// beside another one is forgotten.
+    /// The same for a node: without staleness, as silent links are withdrawn; without a margin that
+    /// nothing can beat, as tunnels without a direct route would never leave what they were on first.
+    pub fn of_node(fallback: Ranking) -> Self {
+        let margins = &MARGINS[..MARGINS.len() - 1];
+        Self(Ledger::new(grid(&[0.0], margins), fallback, BLOCK_CHOICES_NODE))
+    }
+
+    /// Changes the fallback, unless another rule has replaced it by then. What was learned beside the
+    /// one before is forgotten.
     pub fn set_fallback(&mut self, fallback: Ranking) {
-        if fallback != self.0.default_rule() && !self.0.has_seen(CHOICES_MIN) {
-            *self = Self::new(fallback);
+        let before = self.0.default_rule();
+        if fallback != before && self.best() == before {
+            self.0 = self.0.beside(fallback);
         }
     }
 
@@ -279,8 +297,25 @@ mod tests {
             }
             tuner.best().margin
         };
-        assert_eq!(learned(25), 1.0, "4 % of its choices");
-        assert!(learned(50) < 0.1);
+        assert_eq!(learned(40), 1.0, "2.5 % of its choices");
+        assert!(learned(60) < 0.1);
+    }
+
+    #[test]
+    fn whatever_is_foreseen_a_bound_stays_above_0() {
+        // A spiking route whose blend is far from its level already.
+        let spiking = Prospect {
+            centre_ms: [120.0, 550.0, 125.0, 700.0, 291.0],
+            ..Prospect::certain(1.0, 0.0)
+        };
+        for foresight in [None, Some(0.5), Some(1.0)] {
+            let prospect = Prospect { foresight, ..spiking };
+            for rule in RankingTuner::default().ledger().rules() {
+                let bound_ms = rule.bound_ms(&prospect);
+                assert!(bound_ms >= 100.0, "{rule:?}: {bound_ms}");
+            }
+        }
+        assert!(Ranking::default().bound_ms(&Prospect::default()) > 0.0);
     }
 
     #[test]

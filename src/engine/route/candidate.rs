@@ -2,7 +2,7 @@
 
 use super::graph::OverlayGraph;
 use super::router::PathPolicy;
-use super::score::{RouteQuality, ScoreWeights, factor, route_score};
+use super::score::{RouteQuality, ScoreWeights, factor, route_score, score_for_forecast};
 use super::switching::Reason;
 use crate::engine::measure::{
     HISTORY_WINDOW, LinkHistories, LinkQuality, RouteHistories, RouteHistory,
@@ -98,8 +98,9 @@ pub struct Candidate {
     pub prospect: Option<Prospect>,
     /// Its bound by the rule in use (ms), which its score is made of; `None` when nothing is known.
     pub bound_ms: Option<f64>,
-    /// Share by which that bound is lowered in its score, as it is the route that others have to beat: the
-    /// direct one, or where there is none the one in use.
+    /// It is the route that others have to beat: the direct one, or where there is none the one in use.
+    pub stays: bool,
+    /// Share by which its bound is lowered in its score therefore; 0 of the others.
     pub margin: f64,
     /// Score, 0 to 1; 0 when dead.
     pub score: f64,
@@ -111,6 +112,15 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// It is the route that others have to beat by this margin.
+    fn stay(&mut self, weights: &ScoreWeights, margin: f64) {
+        (self.stays, self.margin) = (true, margin);
+        if let Some(bound_ms) = self.bound_ms {
+            let (factor, lower_ms) = (self.factor(weights), bound_ms * (1.0 - margin));
+            self.score = score_for_forecast(weights, factor, self.score, bound_ms, lower_ms);
+        }
+    }
+
     /// Share that its relays deliver of what their links claim.
     pub fn delivers(&self) -> f64 {
         self.doubted.iter().map(|(_, share)| share).product()
@@ -190,15 +200,12 @@ pub(super) fn weigh(
 ) -> Vec<Candidate> {
     let weights = policy.weights_for(wanted.objective);
     let ranking = know.predictor.ranking();
-    let direct = routes.iter().find(|route| route.hop_count() == 1 && know.is_alive(route));
-    let stay = direct.or(stay).cloned();
     let candidate = |route: Route| {
         let history = know.histories.of(&route);
         let features = route_features(&route, know.links, history, now);
         let forecast = know.predictor.forecast(route.destination(), features);
-        let prospect = know.predictor.prospect(&route, history, &forecast);
+        let prospect = know.predictor.prospect(&route, history, &forecast, now);
         let bound_ms = prospect.map(|prospect| ranking.bound_ms(&prospect));
-        let margin = if stay.as_ref() == Some(&route) { ranking.margin } else { 0.0 };
         let links: Option<Vec<LinkQuality>> =
             route.links().map(|(a, b)| know.graph.quality(a, b)).collect();
         let alive = know.is_alive(&route);
@@ -226,7 +233,7 @@ pub(super) fn weigh(
         };
         let average = forecast.moving_average;
         Candidate {
-            score: score(forecast.best(), bound_ms.map(|ms| ms * (1.0 - margin))),
+            score: score(forecast.best(), bound_ms),
             baseline_score: score(average, average.map(|average| average.latency_ms)),
             route,
             alive,
@@ -235,11 +242,26 @@ pub(super) fn weigh(
             forecast,
             prospect,
             bound_ms,
-            margin,
+            stays: false,
+            margin: 0.0,
             propensity: 0.0,
         }
     };
     let mut candidates: Vec<Candidate> = routes.into_iter().map(candidate).collect();
+    let alive = candidates.iter().filter(|candidate| candidate.alive);
+    let best = alive.map(|candidate| candidate.standing).min();
+    let mut able = candidates.iter_mut().filter(|c| c.alive && Some(c.standing) == best);
+    let direct = |c: &&mut Candidate| c.route.hop_count() == 1;
+    // What cannot be taken is no route to stay on.
+    let stays = match able.by_ref().find(direct) {
+        Some(direct) => Some(direct),
+        None => candidates
+            .iter_mut()
+            .find(|c| c.alive && Some(c.standing) == best && Some(&c.route) == stay),
+    };
+    if let Some(stays) = stays {
+        stays.stay(&weights, ranking.margin);
+    }
     candidates.sort_by(|a, b| {
         let by_kind = b.alive.cmp(&a.alive).then(a.standing.cmp(&b.standing));
         by_kind.then(b.score.total_cmp(&a.score)).then_with(|| a.route.cmp(&b.route))

@@ -114,6 +114,7 @@ mod tests {
             forecast,
             prospect: None,
             bound_ms: Some(ms),
+            stays: false,
             margin: 0.0,
             score,
             baseline_score: 0.0,

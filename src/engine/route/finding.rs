@@ -73,6 +73,12 @@ impl Finding {
         routes
     }
 
+    /// The link to a node, where there is one.
+    pub fn direct(&self, node: NodeId, graph: &OverlayGraph) -> Option<Route> {
+        let route = graph.is_link(self.me, node).then(|| Route::new([self.me, node]));
+        route?.ok()
+    }
+
     /// The cheapest path to a node that shares nothing with these routes.
     pub fn apart_from(
         &mut self,

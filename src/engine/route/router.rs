@@ -236,11 +236,13 @@ impl IntelligentRouter {
                 destination.refused = refused;
             }
         }
-        let offers = candidates.iter().filter(|candidate| candidate.alive);
+        // Only what could be taken teaches which rule takes the right one.
+        let able = candidates.first().map(|first| first.standing);
+        let offers = candidates.iter().filter(|c| c.alive && Some(c.standing) == able);
         let offers: Vec<_> = offers.filter_map(|c| Some((c, c.prospect?))).collect();
-        let stay = offers.iter().position(|(candidate, _)| candidate.margin > 0.0);
+        let stay = offers.iter().position(|(candidate, _)| candidate.stays);
         let offers = offers.into_iter().map(|(c, prospect)| (c.route.clone(), prospect));
-        know.predictor.comparing_mut().offered(tunnel, now, offers, stay);
+        know.predictor.offered(destination.node, now, offers, stay);
         destination.settle_reservation();
         destination.reachable = reason != Reason::NoRoute;
         destination.candidates = candidates.iter().map(|c| c.route.clone()).collect();
@@ -290,7 +292,11 @@ impl IntelligentRouter {
     /// What would be decided for a destination to which no tunnel is open.
     pub fn explain(&mut self, node: NodeId, know: &mut Knowledge<'_>, now: Timestamp) -> Decision {
         let wanted = Wanted::default();
-        let routes = self.finding.routes(node, know.graph);
+        let mut routes = self.finding.routes(node, know.graph);
+        let direct = self.finding.direct(node, know.graph);
+        if let Some(direct) = direct.filter(|direct| !routes.contains(direct)) {
+            routes.push(direct);
+        }
         if !self.tunnels.values().any(|tunnel| tunnel.node == node) {
             self.finding.forget(node);
         }
@@ -351,7 +357,9 @@ impl IntelligentRouter {
         let current = destination.current.as_ref().map(|(route, _)| route.clone());
         let backup = destination.backup.as_ref().map(|backup| backup.route.clone());
         let mut routes = self.finding.routes(node, graph);
-        for route in current.iter().cloned().chain(backup) {
+        // Whatever others advertise, the direct link is weighed.
+        let direct = self.finding.direct(node, graph);
+        for route in direct.into_iter().chain(current.iter().cloned()).chain(backup) {
             if !routes.contains(&route) {
                 routes.push(route);
             }

@@ -203,6 +203,18 @@ pub fn factor(weights: &ScoreWeights, hops: usize, delivers: f64) -> f64 {
     weights.hop_penalty.powf(hops as f64 - 1.0) * delivers
 }
 
+/// What a route with this [`factor`] that scores `score` with `forecast_ms` would score with `other_ms`
+/// instead, when everything else stays as it is.
+pub fn score_for_forecast(
+    weights: &ScoreWeights,
+    factor: f64,
+    score: f64,
+    forecast_ms: f64,
+    other_ms: f64,
+) -> f64 {
+    score + weights.latency * factor * (latency_term(other_ms) - latency_term(forecast_ms))
+}
+
 /// The forecast round trip (ms) with which a route would score `target`, when everything else
 /// stays as it is: a route with this [`factor`] that scores `score` with `forecast_ms`. `None` when no
 /// round trip would do; a route without latency in its score has none either.
@@ -295,6 +307,8 @@ mod tests {
                 let target = score(wanted_ms);
                 let found = forecast_for_score(&weights, factor, now, 80.0, target).unwrap();
                 assert!((found - wanted_ms).abs() < 1e-6, "{found} {wanted_ms}");
+                let other = score_for_forecast(&weights, factor, now, 80.0, wanted_ms);
+                assert!((other - target).abs() < 1e-12, "{other} {target}");
             }
             for target in [score(0.0) + 1e-9, score(f64::INFINITY) - 1e-9] {
                 assert_eq!(forecast_for_score(&weights, factor, now, 80.0, target), None);

@@ -159,21 +159,10 @@ fn a_route_that_turned_bad_is_left_by_margin_and_hold() {
     assert_ne!(world.current(), route(&[0, 1, 9]));
 }
 
-/// Forecasts the last value of the route.
-struct LastWithMargin(f64);
-
-impl QualityModel for LastWithMargin {
-    fn version(&self) -> &str {
-        "test"
-    }
-
-    fn predict(&self, features: &FeatureVector) -> Option<Prediction> {
-        LastValue.predict(features)
-    }
-
-    fn ranking(&self) -> Option<Ranking> {
-        Some(Ranking { margin: self.0, ..Ranking::PLAIN })
-    }
+/// Compares by the forecast, with this margin; the model forecasts the last value.
+fn with_margin(world: &mut World, margin: f64) {
+    world.predictor.set_model(Some(Arc::new(LastValue)));
+    world.predictor.comparing_mut().fix(Ranking { margin, ..Ranking::PLAIN });
 }
 
 /// A tunnel on 0-1-9, whose last round trip is `in_use_ms`, beside 0-2-9 with `other_ms`.
@@ -182,7 +171,7 @@ fn decided_with(margin: f64, in_use_ms: f64, other_ms: f64) -> Decision {
     policy.switching.margin = 0.0;
     let links = [(0, 1, 10.0), (1, 9, 10.0), (0, 2, 20.0), (2, 9, 20.0), (1, 2, 5.0)];
     let mut world = World::with(policy, &links);
-    world.predictor.set_model(Some(Arc::new(LastWithMargin(margin))));
+    with_margin(&mut world, margin);
     world.router.open(TUNNEL, node(9), None, Objective::default(), None);
     world.decide(0);
     assert_eq!(world.current(), route(&[0, 1, 9]));
@@ -527,7 +516,7 @@ fn the_counterfactual_is_exact_for_every_objective() {
         let quality = |loss, bandwidth| LinkQuality { loss, bandwidth, ..link(10.0) };
         let (a, b) = (quality(0.001, Some(900_000.0)), quality(0.003, Some(800_000.0)));
         world.qualities(&[(0, 1, a), (1, 9, b), (0, 2, b), (2, 9, b)]);
-        world.predictor.set_model(Some(Arc::new(LastWithMargin(0.1))));
+        with_margin(&mut world, 0.1);
         world.open_as(TUNNEL, objective, None);
         world.decide(0);
         assert_eq!(world.current(), route(&[0, 1, 9]));
@@ -562,7 +551,7 @@ fn the_direct_route_stays_until_a_detour_is_lower_by_the_margin_and_is_returned_
     let policy = PathPolicy { switching, ..PathPolicy::default() };
     let links = [(0, 9, 100.0), (0, 1, 20.0), (1, 9, 20.0), (0, 2, 21.0), (2, 9, 21.0)];
     let mut world = World::with(policy, &links);
-    world.predictor.set_model(Some(Arc::new(LastWithMargin(0.2))));
+    with_margin(&mut world, 0.2);
     world.open_as(TUNNEL, Objective::Latency, None);
     let mut use_of = |direct_ms: f64, first_ms: f64, second_ms: f64, at_s| {
         world.measured(&[0, 9], direct_ms);
@@ -575,4 +564,25 @@ fn the_direct_route_stays_until_a_detour_is_lower_by_the_margin_and_is_returned_
     assert_eq!(use_of(100.0, 60.0, 95.0, 2), route(&[0, 1, 9]));
     assert_eq!(use_of(100.0, 60.0, 58.0, 3), route(&[0, 2, 9]), "no margin between detours");
     assert_eq!(use_of(100.0, 85.0, 85.0, 4), route(&[0, 9]));
+}
+
+#[test]
+fn the_direct_link_is_weighed_and_stayed_on_whatever_others_advertise_and_however_small_the_margin()
+{
+    // Nine ways that claim to be quicker than the direct link.
+    let ways = (1..=8).flat_map(|relay| [(0, relay, 1.0), (relay, 9, 1.0)]);
+    let links: Vec<_> = ways.chain([(1, 2, 1.0), (0, 9, 100.0)]).collect();
+    let mut world = World::with(PathPolicy::default(), &links);
+    with_margin(&mut world, 0.0);
+    world.open_as(TUNNEL, Objective::Latency, None);
+    let decision = world.decide(0);
+    let direct = |c: &&Candidate| c.route == route(&[0, 9]);
+    assert!(decision.candidates.iter().find(direct).is_some_and(|c| c.stays && c.margin == 0.0));
+    // A second path keeps off the first one's route, and cannot stay on it.
+    world.measured(&[0, 9], 0.1);
+    world.decide(10);
+    assert_eq!(world.current(), route(&[0, 9]));
+    world.open_as(TunnelId(2), Objective::Latency, Some(TUNNEL));
+    let beside = world.decide_for(TunnelId(2), Timestamp(11_000_000));
+    assert!(beside.candidates.iter().find(direct).is_some_and(|c| !c.stays));
 }
