@@ -65,6 +65,10 @@ pub use watching::ProviderHealth;
 
 /// How often expired advertisements and records are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a node asks one of its peers for what it may have missed, give or take half of it: gossip
+/// goes over connections that lose nothing, so that this repairs what a full queue or a broken
+/// connection cost. A guess.
+pub const RESYNC: Duration = Duration::from_secs(120);
 /// Most connected peers that the engine keeps track of.
 pub const PEERS_MAX: usize = 512;
 
@@ -199,6 +203,8 @@ pub struct Engine {
     deciding: Deciding,
     totals: RouteTotals,
     expire_at: Timestamp,
+    /// When a peer is asked what this node may have missed.
+    resync_at: Timestamp,
     /// Links, tunnels or candidates changed: what is probed has to follow.
     aim: bool,
     /// What must be kept of the network changed.
@@ -259,6 +265,7 @@ impl Engine {
             deciding: Deciding::default(),
             totals: RouteTotals::default(),
             expire_at: now + EXPIRY_INTERVAL,
+            resync_at: now + RESYNC,
             aim: false,
             keep: false,
             outputs: VecDeque::new(),
@@ -342,6 +349,9 @@ impl Engine {
             self.reunite(now);
         }
         self.release_held(now);
+        if self.resync_at <= now {
+            self.resync(now);
+        }
         if self.expire_at <= now {
             self.expire_at = now + EXPIRY_INTERVAL;
             self.judge_all(now);
@@ -377,7 +387,7 @@ impl Engine {
         ]
         .into_iter()
         .flatten()
-        .fold(self.expire_at, Timestamp::min)
+        .fold(self.expire_at.min(self.resync_at), Timestamp::min)
     }
 
     /// The next thing to do, in order.

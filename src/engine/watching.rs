@@ -118,7 +118,7 @@ impl Services {
         let me = self.me();
         let works = |(key, _): &(PublicKey, R)| {
             let node = key.node_id();
-            let is_there = node == me || graph.is_origin(node);
+            let is_there = node == me || graph.is_linked(node);
             let health = self.health(name, node, now).map(|known| known.health);
             is_there && health != Some(Health::Down)
         };

@@ -89,8 +89,7 @@ pub struct View<'a> {
 impl View<'_> {
     /// Whether a link to a node is known that both of its ends have.
     pub fn is_linked(&self, node: NodeId) -> bool {
-        let graph = self.engine.graph();
-        graph.origins().any(|(neighbour, _)| graph.is_link(neighbour, node))
+        self.engine.graph().is_linked(node)
     }
 
     /// Whether this node has heard of another one: it is connected, or its links are known.
