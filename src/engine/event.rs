@@ -74,6 +74,8 @@ pub enum Input {
         /// A [`JoinResponse`](crate::engine::overlay::wire::JoinResponse), unverified.
         bytes: Vec<u8>,
     },
+    /// A peer that does not let this node in showed this revocation, unverified.
+    RevocationShown(Box<Signed>),
     /// A gossip message arrived.
     Gossip {
         /// Hands the verdict back to the right message.
@@ -493,6 +495,13 @@ pub enum Notice {
     Joined,
     /// Every bootstrap round failed.
     BootstrapGaveUp,
+    /// The root has granted a name that this node publishes to another owner: it is withdrawn.
+    NameGranted {
+        /// Which.
+        name: ServiceName,
+        /// To whom.
+        owner: NodeId,
+    },
     /// Somebody publishes a name that belongs to another owner. Said once for each name and claimant.
     ForeignName(crate::engine::overlay::RecordError),
     /// A message was dropped.

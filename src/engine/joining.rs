@@ -340,7 +340,7 @@ impl Engine {
                 accepted.0
             }
             GossipMessage::Revocation(signed) => self.revocation_received(&signed, now),
-            GossipMessage::Grant(signed) => self.grant_received(&signed),
+            GossipMessage::Grant(signed) => self.grant_received(&signed, now),
             GossipMessage::Heartbeat(signed) => self.heartbeat_received(&signed, now),
         })
     }

@@ -222,7 +222,8 @@ impl Engine {
         let mut services = Services::new(author.clone(), config.pins.clone(), config.seed);
         for signed in &network.grants {
             if let Ok(grant) = membership.open_of_root(signed) {
-                services.grant(grant, signed.clone());
+                // Nothing is published yet that it could concern.
+                services.grant(grant, signed.clone(), now, &mut VecDeque::new());
             }
         }
         let issuer = config.root.clone().map(|root| Issuer::new(root, network.ledger.clone()));
@@ -290,6 +291,7 @@ impl Engine {
                 self.outputs.push_back(Output::JoinAnswer { token, bytes });
             }
             Input::RenewalReceived { from, bytes } => self.renewal_received(from, &bytes, now),
+            Input::RevocationShown(signed) => drop(self.revocation_received(&signed, now)),
             Input::Gossip { token, from, bytes } => self.gossip_received(token, from, &bytes, now),
             Input::ProbeAnswered { id, rtt_us } => self.probe_answered(id, rtt_us, now),
             Input::Slice(reports) => {

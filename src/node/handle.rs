@@ -190,6 +190,11 @@ impl NodeHandle {
         answer.await.map_err(|_| RequestError::Stopped)
     }
 
+    /// How this node publishes a name, if it does.
+    pub fn published(&self, name: &ServiceName) -> Option<ServiceSpec> {
+        self.published.service(name).map(|(spec, _)| spec)
+    }
+
     /// Publishes a service whose connections go to `target`.
     ///
     /// # Errors
