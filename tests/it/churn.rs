@@ -61,7 +61,7 @@ fn newcomers_join_without_the_first_nodes() {
 
 #[test]
 fn one_of_two_replicas_can_be_used_nearly_always() {
-    let mut mesh = Mesh::new(6, 8, 2);
+    let mut mesh = Mesh::new(6, 8, 0);
     let tally = availability(&mut mesh, 3.0, 2);
     println!("{tally:?}");
     assert!(tally.looks > 600 && tally.served * 100 >= tally.possible * 99);
