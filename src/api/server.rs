@@ -18,8 +18,8 @@ use super::names;
 use super::network;
 use super::publishing::Wanted;
 use super::types::{
-    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reach, Reachability, Reloaded,
-    Resolved, Service, Status, Tunnel,
+    ErrorBody, Explanation, OpenTunnel, Peer, Pinged, Publish, Published, Reach, Reachability,
+    Reloaded, Resolved, Service, Status, Tunnel, route_ids,
 };
 use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::CommandError;
@@ -91,6 +91,7 @@ fn router(handle: NodeHandle) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/reach", get(reachability))
         .route("/v1/peers", get(peers))
+        .route("/v1/peers/{node}/ping", post(ping))
         .route("/v1/services", get(services).post(publish))
         .route("/v1/services/{name}", get(resolve).delete(withdraw))
         .route("/v1/services/{name}/delegations", post(names::delegate))
@@ -172,6 +173,19 @@ async fn reachability(State(node): State<NodeHandle>) -> Answer<Reachability> {
 
 async fn peers(State(node): State<NodeHandle>) -> Answer<Vec<Peer>> {
     Ok(Json(node.inspect(Peer::list).await?))
+}
+
+async fn ping(State(node): State<NodeHandle>, UrlPath(target): UrlPath<String>) -> Answer<Pinged> {
+    let target = parse_node(&target)?;
+    if target == node.key().node_id() {
+        return Err(Failure(StatusCode::CONFLICT, format!("{target} is this node itself")));
+    }
+    if !node.inspect(move |view| view.knows(target)).await? {
+        return Err(RequestError::UnknownNode(target).into());
+    }
+    let (route, rtt_us) = node.ping(target).await?;
+    let rtt_ms = rtt_us.map(|us| us as f64 / 1e3);
+    Ok(Json(Pinged { node: target.to_string(), route: route_ids(&route), rtt_ms }))
 }
 
 async fn services(State(node): State<NodeHandle>) -> Answer<Vec<Service>> {

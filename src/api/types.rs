@@ -386,6 +386,17 @@ pub struct Tunnel {
     pub reservation: Option<String>,
 }
 
+/// Answer to `POST /v1/peers/NODE/ping`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pinged {
+    /// Short id of the node.
+    pub node: String,
+    /// The route that the probe took there and back.
+    pub route: Vec<String>,
+    /// How long that took (ms); none when it did not come back in time.
+    pub rtt_ms: Option<f64>,
+}
+
 /// `POST /v1/model/reload`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reloaded {

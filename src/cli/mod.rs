@@ -65,7 +65,7 @@ enum Group {
     /// Look at routes, and at why one was chosen.
     #[command(subcommand)]
     Route(route::Verb),
-    /// Look at connected peers.
+    /// Look at connected peers, and at the way to them.
     #[command(subcommand)]
     Peer(peer::Verb),
     /// Train, list and ask models.

@@ -185,6 +185,13 @@ pub enum Command {
         /// Ask the DHT even when gossip brought the record already.
         from_dht: bool,
     },
+    /// How long does it take to a node and back?
+    Ping {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// Which.
+        node: NodeId,
+    },
     /// Open an invitation to the network.
     Invite {
         /// Comes back with the answer.
@@ -414,6 +421,13 @@ pub enum Answer {
     },
     /// Withdrawn.
     Withdrawn,
+    /// A probe was sent over the route that a tunnel would take.
+    Pinged {
+        /// Which.
+        route: Route,
+        /// Its round trip (µs); `None` when it did not come back in time.
+        rtt_us: Option<u64>,
+    },
     /// The invitation is open.
     Invited {
         /// When it ends.
@@ -440,6 +454,9 @@ pub enum CommandError {
     /// Nobody provides this name.
     #[error("nobody publishes {0}; see 'meshwise service list' for the names known here")]
     UnknownName(ServiceName),
+    /// No route to a node is alive.
+    #[error("no route leads to {0}; see 'meshwise route list' for the nodes that can be reached")]
+    NoRoute(NodeId),
     /// The name is not published by this node.
     #[error("this node does not publish {0}; see 'meshwise service list'")]
     NotPublishedHere(ServiceName),

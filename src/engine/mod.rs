@@ -22,6 +22,7 @@ mod joining;
 mod lookups;
 pub mod measure;
 pub mod overlay;
+mod pinging;
 pub mod predict;
 mod probing;
 pub mod route;
@@ -190,6 +191,7 @@ pub struct Engine {
     histories: RouteHistories,
     honesty: Honesty,
     prober: Prober,
+    pings: pinging::Pings,
     gossip: GossipManager,
     advertiser: Advertiser,
     /// When the next advertisement is due, and for which revision of the links that holds.
@@ -238,6 +240,7 @@ impl Engine {
             issuer,
             renew_at: now,
             prober: Prober::new(random.random()),
+            pings: pinging::Pings::default(),
             random,
             started_at: now,
             last_stamp: now,
@@ -335,7 +338,8 @@ impl Engine {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Timestamp) {
-        for lost in self.prober.take_lost(now) {
+        for (id, lost) in self.prober.take_lost(now) {
+            self.pinged(id, None);
             self.probe_completed(lost.kind, lost.route, lost.sent_at, None, now);
         }
         for (kind, route) in self.prober.take_due(now) {
@@ -418,6 +422,7 @@ impl Engine {
                 let (graph, outputs) = (&self.graph, &mut self.outputs);
                 self.services.resolve(request, name, from_dht, graph, now, outputs);
             }
+            Command::Ping { request, node } => self.ping(request, node, now),
             Command::Invite { request, secret, uses, lifetime } => {
                 self.invite(request, &secret, uses, lifetime, now);
             }

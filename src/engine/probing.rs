@@ -22,9 +22,10 @@ const PROBE_TIMEOUT_MS_MIN: f64 = 250.0;
 const PROBE_TIMEOUT_MS_MAX: f64 = 2_000.0;
 /// Time between two probes of a link that nobody uses, that is steady, in a mesh that is not restless; never
 /// less than between those of other links. With [`AGAIN_AFTER`] such a link that falls silent is down as
-/// soon as one that was probed every second without hurry: 2.5 s, twice 0.5 s, and the time-out.
-const IDLE_LINK_PROBE: Duration = Duration::from_millis(2_500);
-/// A link of which a probe was lost is probed again after this share of the time between two probes.
+/// soon as one that is probed every second without hurry: 2 s, twice 0.5 s, and the time-out.
+const IDLE_LINK_PROBE: Duration = Duration::from_secs(2);
+/// A link of which a probe was lost is probed again when this share of the time between two probes has
+/// passed since that one.
 const AGAIN_AFTER: f64 = 0.5;
 
 impl Engine {
@@ -71,7 +72,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn send_probe(&mut self, kind: ProbeKind, route: Route, now: Timestamp) {
+    /// Sends a probe and returns its id.
+    pub(super) fn send_probe(&mut self, kind: ProbeKind, route: Route, now: Timestamp) -> u64 {
         let timeout_ms = match kind {
             ProbeKind::Link => self.links.probe_timeout_ms(
                 route.destination(),
@@ -95,9 +97,11 @@ impl Engine {
         let timeout = Duration::from_secs_f64(timeout_ms / 1e3);
         let id = self.prober.sent(kind, route.clone(), sent_at, timeout);
         self.outputs.push_back(Output::SendProbe { id, route });
+        id
     }
 
     pub(super) fn probe_answered(&mut self, id: u64, rtt_us: u64, now: Timestamp) {
+        self.pinged(id, Some(rtt_us));
         if let Some(probe) = self.prober.answered(id) {
             self.probe_completed(probe.kind, probe.route, probe.sent_at, Some(rtt_us), now);
         }
@@ -120,7 +124,7 @@ impl Engine {
                 self.aim |= was_steady != self.links.is_steady(neighbour);
                 if rtt_us.is_none() {
                     let after = self.config.intervals.link_probe.mul_f64(AGAIN_AFTER);
-                    self.prober.again_by(&(kind, route.clone()), now + after);
+                    self.prober.again_by(&(kind, route.clone()), now.max(sent_at + after));
                 }
                 if turned {
                     let up = rtt_us.is_some();

@@ -292,6 +292,18 @@ impl NodeHandle {
         }
     }
 
+    /// Sends a probe over the route that a tunnel to this node would take. Returns the route, and the round
+    /// trip (µs) when it came back in time.
+    ///
+    /// # Errors
+    /// [`RequestError::Command`], when there is no route.
+    pub async fn ping(&self, node: NodeId) -> Result<(Route, Option<u64>), RequestError> {
+        match self.ask(move |request| Command::Ping { request, node }).await? {
+            Answer::Pinged { route, rtt_us } => Ok((route, rtt_us)),
+            _ => Err(RequestError::Stopped),
+        }
+    }
+
     /// Where the connections of a service of this node go.
     pub fn target(&self, name: &ServiceName) -> Option<SocketAddr> {
         let me = self.key().node_id();

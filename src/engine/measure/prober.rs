@@ -107,15 +107,15 @@ impl Prober {
         Some(probe)
     }
 
-    /// Probes whose time is over, or that exceed [`OUTSTANDING_MAX`], oldest first.
-    pub fn take_lost(&mut self, now: Timestamp) -> Vec<Outstanding> {
+    /// Probes whose time is over, or that exceed [`OUTSTANDING_MAX`], oldest first, with their ids.
+    pub fn take_lost(&mut self, now: Timestamp) -> Vec<(u64, Outstanding)> {
         let mut lost = Vec::new();
         while let Some((deadline, id)) = self.deadlines.first().copied() {
             if deadline > now && self.outstanding.len() <= OUTSTANDING_MAX {
                 break;
             }
             self.deadlines.remove(&(deadline, id));
-            lost.extend(self.outstanding.remove(&id));
+            lost.extend(self.outstanding.remove(&id).map(|probe| (id, probe)));
         }
         lost
     }
