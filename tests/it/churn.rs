@@ -86,8 +86,8 @@ fn a_mesh_in_which_nothing_happens_is_quiet() {
     let swings = sent(&mut mesh, 60, swing);
     println!("idle {idle:?}; one link swings {swings:?}");
     let bytes = |sent: &crate::churning::Sent| sent.values().map(|(_, bytes)| bytes).sum::<f64>();
-    // 30 nodes advertise every 30 s, and each passes that on to five.
-    assert!(bytes(&idle) < 10_000.0, "{idle:?}");
+    // Of 5.1 kB/s, 4.2 were advertisements without content.
+    assert!(bytes(&idle) < 2_000.0, "{idle:?}");
     // Both ends of one link, at most as often as they may.
     assert!(bytes(&swings) < bytes(&idle) + 20_000.0, "{swings:?}");
     assert!(swings["link-state"].0 > idle["link-state"].0);

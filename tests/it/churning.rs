@@ -585,11 +585,12 @@ pub fn sent(mesh: &mut Mesh, for_s: u64, mut change: impl FnMut(&mut Mesh, u64))
     sent.kinds().map(each).collect()
 }
 
-/// One link between two linked nodes gets slower and quicker again, each second.
+/// One link between two linked nodes gets slower and quicker again, for ten seconds each: what changes
+/// from probe to probe is noise, and nobody is told.
 pub fn swing(mesh: &mut Mesh, second: u64) {
     let neighbour = mesh.world.engine(BOOTSTRAP).links().next().map(|(node, ..)| node);
     let Some(link) = neighbour.and_then(|node| mesh.by_id.get(&node).copied()) else { return };
-    let delay_ms = if second.is_multiple_of(2) { 10.0 } else { 30.0 };
+    let delay_ms = if (second / 10).is_multiple_of(2) { 10.0 } else { 30.0 };
     mesh.world.set_link(BOOTSTRAP, link, LinkModel::delay(delay_ms));
 }
 

@@ -215,6 +215,22 @@ impl OverlayGraph {
         own.is_some_and(|own| own.links.keys().any(|neighbour| self.is_link(node, *neighbour)))
     }
 
+    /// The nodes to which links lead that count, the one where they begin included.
+    pub fn reached_from(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let mut reached = BTreeSet::from([node]);
+        let mut fringe = vec![node];
+        while let Some(at) = fringe.pop() {
+            let Some(own) = self.adverts.get(&at) else { continue };
+            for neighbour in own.links.keys() {
+                if !reached.contains(neighbour) && self.is_link(at, *neighbour) {
+                    reached.insert(*neighbour);
+                    fringe.push(*neighbour);
+                }
+            }
+        }
+        reached
+    }
+
     /// Whether an advertisement of this node is known.
     pub fn is_origin(&self, node: NodeId) -> bool {
         self.adverts.contains_key(&node)
