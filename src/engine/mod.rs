@@ -48,6 +48,7 @@ use measure::churn::ChurnDetector;
 use measure::prober::Prober;
 use measure::{
     Honesty, LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample,
+    Suspects,
 };
 use overlay::reunion::Reunion;
 use overlay::topology::TopologyManager;
@@ -190,6 +191,7 @@ pub struct Engine {
     keeps_histories: bool,
     histories: RouteHistories,
     honesty: Honesty,
+    suspects: Suspects,
     prober: Prober,
     pings: pinging::Pings,
     gossip: GossipManager,
@@ -257,6 +259,7 @@ impl Engine {
             keeps_histories: !config.late_histories,
             histories: RouteHistories::default(),
             honesty: Honesty::default(),
+            suspects: Suspects::default(),
             gossip: GossipManager::default(),
             advertiser: Advertiser::default(),
             advertise_at: (0, None),
@@ -365,7 +368,8 @@ impl Engine {
             let changes = self.graph.expire(self.me, now);
             self.links_changed(changes, now);
             // Doubts fade.
-            self.graph.doubt(self.honesty.doubted(now));
+            self.suspects.expire(now);
+            self.doubt_relays(now);
             let graph = &self.graph;
             self.advertisements.retain(|origin, _| graph.is_origin(*origin));
             self.services.expire(now, &mut self.outputs);
