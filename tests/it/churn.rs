@@ -79,6 +79,22 @@ fn a_revocation_reaches_everybody_and_those_that_were_cut_off_when_they_are_back
 }
 
 #[test]
+fn links_come_to_rest() {
+    let mut mesh = Mesh::new(9, 30, 1);
+    let links = |mesh: &Mesh| -> Vec<Vec<_>> {
+        let of = |node: &usize| mesh.world.engine(*node).links().map(|(id, ..)| id).collect();
+        mesh.running.keys().map(of).collect()
+    };
+    mesh.world.run_for(Duration::from_secs(120));
+    let before = links(&mesh);
+    mesh.world.run_for(Duration::from_secs(120));
+    let after = links(&mesh);
+    let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+    println!("{changed} of {} nodes changed their links", before.len());
+    assert!(changed <= 3);
+}
+
+#[test]
 fn a_mesh_in_which_nothing_happens_is_quiet() {
     let mut mesh = Mesh::new(8, 30, 5);
     mesh.world.run_for(Duration::from_secs(120));
