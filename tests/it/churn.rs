@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use meshwise::sim::Space;
+
 use crate::churning::{
     BOOTSTRAP, Mesh, Recovered, UNREACHABLE_MAX, availability, churn, join_without_the_first, lose,
     part_and_heal, restart_all, revoke, sent, swing,
@@ -79,19 +81,25 @@ fn a_revocation_reaches_everybody_and_those_that_were_cut_off_when_they_are_back
 }
 
 #[test]
-fn links_come_to_rest() {
-    let mut mesh = Mesh::new(9, 30, 1);
+fn links_come_to_rest_also_on_one_machine() {
+    // All are about equally near, and what differs is noise.
+    let space = Space { nearest_ms: 0.2, side_ms: 0.5, jitter_ms: 0.5, seed: 9 };
+    let mut mesh = Mesh::laid_out(space, 9, 30, 1);
     let links = |mesh: &Mesh| -> Vec<Vec<_>> {
         let of = |node: &usize| mesh.world.engine(*node).links().map(|(id, ..)| id).collect();
         mesh.running.keys().map(of).collect()
     };
-    mesh.world.run_for(Duration::from_secs(120));
-    let before = links(&mesh);
-    mesh.world.run_for(Duration::from_secs(120));
-    let after = links(&mesh);
-    let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
-    println!("{changed} of {} nodes changed their links", before.len());
-    assert!(changed <= 3);
+    let begun = mesh.world.now();
+    let (mut before, mut since) = (links(&mesh), begun);
+    while mesh.world.now().since(since) < Duration::from_secs(60) {
+        assert!(mesh.world.now().since(begun) < Duration::from_secs(240), "they never do");
+        mesh.world.run_for(Duration::from_secs(2));
+        let now = links(&mesh);
+        if now != before {
+            (before, since) = (now, mesh.world.now());
+        }
+    }
+    println!("{:?}", since.since(begun));
 }
 
 #[test]

@@ -92,8 +92,14 @@ pub struct Mesh {
 impl Mesh {
     /// Nodes that join by the first ones, each service on a node of its own, a minute after all that.
     pub fn new(seed: u64, nodes: usize, services: usize) -> Self {
+        let space = Space { nearest_ms: 2.0, side_ms: 40.0, jitter_ms: 0.3, seed };
+        Self::laid_out(space, seed, nodes, services)
+    }
+
+    /// The same in another space.
+    pub fn laid_out(space: Space, seed: u64, nodes: usize, services: usize) -> Self {
         let mut world = World::new(seed, START);
-        world.lay_out(Space { nearest_ms: 2.0, side_ms: 40.0, jitter_ms: 0.3, seed });
+        world.lay_out(space);
         world.stay_lean();
         let mut mesh = Self {
             world,
