@@ -183,7 +183,7 @@ mod tests {
         for _ in 0..100 {
             now = now + Duration::from_secs(1);
             for (a, b, rtt_ms) in [(me, other, 20.0), (other, me, 20.0), (other, far, 30.0)] {
-                engine.advertised.advertised(a, now, [(b, Some(quality(rtt_ms)))].into_iter());
+                engine.advertised.advertised(a, now, [(b, Some(quality(rtt_ms)))]);
             }
         }
         let plain = engine.expected_link_ms(far, now).unwrap();
