@@ -38,7 +38,7 @@ pub const NOISE: f64 = 1.5;
 /// many as it takes to forget a change (the gain is 1/8).
 pub const STEADY_PROBES: u32 = 10;
 /// See [`STEADY_PROBES`]: what is more is a change that others will be told of.
-const STEADY_SHARE: f64 = 0.2;
+pub const STEADY_SHARE: f64 = 0.2;
 /// See [`STEADY_PROBES`]: a single round trip, not a smoothed one, in times the jitter.
 const STEADY_NOISE: f64 = 4.0;
 /// Datagrams in a second beyond which a link carries more than probes of its two ends and of a few routes
