@@ -6,6 +6,7 @@ mod explain;
 mod learning;
 mod names;
 mod network;
+mod publishing;
 mod reach;
 mod reachable;
 mod server;

@@ -33,6 +33,9 @@ pub struct Network {
     pub issued_us: u64,
     /// When it ends (µs since the epoch).
     pub expires_us: u64,
+    /// Whether the root has revoked this node, as far as it knows.
+    #[serde(default)]
+    pub revoked: bool,
     /// Nodes whose credentials were seen, this one included; none when the node does not run.
     pub members_seen: Option<usize>,
 }
@@ -166,14 +169,16 @@ impl Network {
         let (name, issuer) = (engine.network_name(), engine.network_issuer());
         let holds = engine.issuer().is_some();
         let about = Self::new(name, &roster.root, &issuer, holds, &roster.credential);
-        Self { members_seen: Some(others + 1), ..about }
+        Self { members_seen: Some(others + 1), revoked: roster.is_revoked(&me), ..about }
     }
 
-    /// From the files of a data directory.
-    pub fn of(files: &Files) -> Self {
+    /// From the files of the data directory of the node with this key.
+    pub fn of(files: &Files, me: &PublicKey) -> Self {
         let state = &files.state;
         let holds = files.root.is_some();
-        Self::new(&state.name, &state.root, &state.issuer, holds, &state.credential)
+        let revoked = state.membership().roster().is_revoked(me);
+        let about = Self::new(&state.name, &state.root, &state.issuer, holds, &state.credential);
+        Self { revoked, ..about }
     }
 
     fn new(
@@ -191,6 +196,7 @@ impl Network {
             holds_root_key,
             issued_us: credential.issued_at.as_micros(),
             expires_us: credential.expires_at.as_micros(),
+            revoked: false,
             members_seen: None,
         }
     }

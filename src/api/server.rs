@@ -16,13 +16,13 @@ use tokio::net::UnixListener;
 use super::explain::Asked;
 use super::names;
 use super::network;
+use super::publishing::Wanted;
 use super::types::{
-    ErrorBody, Explanation, OpenTunnel, Peer, Publish, Published, Reach, Reachability, Reloaded,
-    Resolved, Service, Status, Tunnel,
+    ErrorBody, Explanation, OpenTunnel, Peer, Pinged, Publish, Published, Reach, Reachability,
+    Reloaded, Resolved, Service, Status, Tunnel, route_ids,
 };
 use crate::config::{EmulatedLink, parse_target};
-use crate::engine::event::{CommandError, ServiceSpec};
-use crate::engine::measure::HealthPolicy;
+use crate::engine::event::CommandError;
 use crate::engine::types::{NodeId, ServiceName, TunnelId};
 use crate::node::{DATABASE, NodeHandle, RequestError, TunnelOptions, parse_peer_id};
 
@@ -91,6 +91,7 @@ fn router(handle: NodeHandle) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/reach", get(reachability))
         .route("/v1/peers", get(peers))
+        .route("/v1/peers/{node}/ping", post(ping))
         .route("/v1/services", get(services).post(publish))
         .route("/v1/services/{name}", get(resolve).delete(withdraw))
         .route("/v1/services/{name}/delegations", post(names::delegate))
@@ -174,10 +175,25 @@ async fn peers(State(node): State<NodeHandle>) -> Answer<Vec<Peer>> {
     Ok(Json(node.inspect(Peer::list).await?))
 }
 
+async fn ping(State(node): State<NodeHandle>, UrlPath(target): UrlPath<String>) -> Answer<Pinged> {
+    let target = parse_node(&target)?;
+    if target == node.key().node_id() {
+        return Err(Failure(StatusCode::CONFLICT, format!("{target} is this node itself")));
+    }
+    if !node.inspect(move |view| view.knows(target)).await? {
+        return Err(RequestError::UnknownNode(target).into());
+    }
+    let (route, rtt_us) = node.ping(target).await?;
+    let rtt_ms = rtt_us.map(|us| us as f64 / 1e3);
+    Ok(Json(Pinged { node: target.to_string(), route: route_ids(&route), rtt_ms }))
+}
+
 async fn services(State(node): State<NodeHandle>) -> Answer<Vec<Service>> {
     let list = node.inspect(|view| {
         let services = view.engine.services().registry().list(view.now);
-        services.map(|(key, record)| Service::of(&key, record, view)).collect::<Vec<_>>()
+        let services = services.map(|(key, record)| Service::of(&key, record, view));
+        let withheld = view.engine.services().withheld();
+        services.chain(withheld.map(|(spec, _)| Service::withheld(spec, view))).collect::<Vec<_>>()
     });
     let mut list = list.await?;
     let me = node.key().node_id().to_string();
@@ -191,23 +207,23 @@ async fn services(State(node): State<NodeHandle>) -> Answer<Vec<Service>> {
 async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> Answer<Published> {
     let (kind, target) = parse_target(&body.to).map_err(wrong)?;
     let name: ServiceName = body.name.parse().map_err(wrong)?;
-    let allowed = body.allow.iter().map(|text| parse_node(text)).collect::<Result<_, _>>()?;
-    let health = body.check.unwrap_or_else(|| HealthPolicy::of_kind(kind));
-    health.fits(kind).map_err(wrong)?;
-    let service = ServiceSpec {
-        health,
-        name: name.clone(),
-        kind,
-        metadata: std::collections::BTreeMap::new(),
-        allowed,
+    let parse = |allow: Vec<String>| allow.iter().map(|text| parse_node(text)).collect();
+    let delegation = body.delegation.as_deref().map(names::delegation).transpose()?;
+    if let Some(health) = &body.check {
+        health.fits(kind).map_err(wrong)?;
+    }
+    let wanted = Wanted {
+        allowed: body.allow.map(parse).transpose()?,
         ttl_s: body.ttl_s,
         objective: body.objective,
-        delegation: body.delegation.as_deref().map(names::delegation).transpose()?,
+        health: body.check,
+        delegation,
     };
+    let (service, kept) = wanted.beside(name.clone(), kind, node.published(&name));
     let begun = Instant::now();
     let sequence = node.publish(service, target).await?;
     let took_ms = begun.elapsed().as_secs_f64() * 1e3;
-    Ok(Json(Published { name: name.to_string(), sequence, took_ms }))
+    Ok(Json(Published { name: name.to_string(), sequence, took_ms, kept }))
 }
 
 async fn withdraw(

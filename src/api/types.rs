@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::event::ServiceSpec;
 use crate::engine::measure::{HealthPolicy, LinkQuality, LinkState};
 use crate::engine::overlay::{Load, Objective, ServiceRecord};
 use crate::engine::route::ReservationState;
@@ -214,8 +215,9 @@ pub struct Service {
     pub ttl_s: u32,
     /// Nodes that may connect; everybody when empty.
     pub allowed: Vec<String>,
-    /// `up`, `suspect` or `down`, or `unreachable` when no links of the provider are known; none while
-    /// nobody knows, as for a service that is not checked.
+    /// `up`, `suspect` or `down`, `unreachable` when no link leads to the provider, or `withheld` when this
+    /// node would provide it but the name belongs to another owner; none while nobody knows, as for a
+    /// service that is not checked.
     pub health: Option<String>,
     /// How long it takes to answer (ms).
     pub response_ms: Option<f64>,
@@ -238,7 +240,7 @@ pub struct Resolved {
     pub took_ms: f64,
 }
 
-/// `POST /v1/services`
+/// `POST /v1/services`. What is left out is as it was, where this node publishes the name already.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Publish {
@@ -248,12 +250,13 @@ pub struct Publish {
     pub to: String,
     /// Node ids that may connect; everybody when empty.
     #[serde(default)]
-    pub allow: Vec<String>,
+    pub allow: Option<Vec<String>>,
     /// Time to live of each record (s).
-    pub ttl_s: u32,
+    #[serde(default)]
+    pub ttl_s: Option<u32>,
     /// What it wants from its routes.
     #[serde(default)]
-    pub objective: Objective,
+    pub objective: Option<Objective>,
     /// What the owner of the name printed with `meshwise service delegate`, when that is another node.
     #[serde(default)]
     pub delegation: Option<String>,
@@ -271,6 +274,9 @@ pub struct Published {
     pub sequence: u64,
     /// How long it took until a majority stored it (ms).
     pub took_ms: f64,
+    /// What was left out and is as it was before, in words.
+    #[serde(default)]
+    pub kept: Vec<String>,
 }
 
 /// `POST /v1/services/NAME/delegations`
@@ -378,6 +384,17 @@ pub struct Tunnel {
     pub reserved: Option<u64>,
     /// Whether it was: `pending`, `granted` or `refused`.
     pub reservation: Option<String>,
+}
+
+/// Answer to `POST /v1/peers/NODE/ping`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pinged {
+    /// Short id of the node.
+    pub node: String,
+    /// The route that the probe took there and back.
+    pub route: Vec<String>,
+    /// How long that took (ms); none when it did not come back in time.
+    pub rtt_ms: Option<f64>,
 }
 
 /// `POST /v1/model/reload`
@@ -498,7 +515,7 @@ impl Service {
     pub fn of(key: &PublicKey, record: &ServiceRecord, view: &View<'_>) -> Self {
         let (services, node) = (view.engine.services(), key.node_id());
         let known = services.health(&record.name, node, view.now);
-        let is_there = node == view.engine.me() || view.engine.graph().is_origin(node);
+        let is_there = node == view.engine.me() || view.engine.graph().is_linked(node);
         let health = match known {
             _ if !is_there => Some("unreachable"),
             known => known.map(|known| known.health.as_str()),
@@ -520,6 +537,32 @@ impl Service {
             sequence: record.sequence,
             ttl_s: record.ttl_s,
             allowed: record.allowed.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl Service {
+    /// What this node publishes although the name belongs to another owner.
+    pub fn withheld(spec: &ServiceSpec, view: &View<'_>) -> Self {
+        let (services, me) = (view.engine.services(), view.engine.key());
+        let owner = services.registry().owner(&spec.name).unwrap_or(me);
+        Self {
+            health: Some("withheld".into()),
+            response_ms: None,
+            checked: None,
+            providers: services.registry().resolve(&spec.name, view.now).count(),
+            load: None,
+            name: spec.name.to_string(),
+            kind: spec.kind.as_str().into(),
+            objective: spec.objective,
+            provider: me.node_id().to_string(),
+            provider_peer_id: peer_id_text(&me),
+            owner: owner.node_id().to_string(),
+            owner_peer_id: peer_id_text(&owner),
+            target: None,
+            sequence: 0,
+            ttl_s: spec.ttl_s,
+            allowed: spec.allowed.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -65,7 +65,7 @@ enum Group {
     /// Look at routes, and at why one was chosen.
     #[command(subcommand)]
     Route(route::Verb),
-    /// Look at connected peers.
+    /// Look at connected peers, and at the way to them.
     #[command(subcommand)]
     Peer(peer::Verb),
     /// Train, list and ask models.
@@ -90,12 +90,21 @@ enum Group {
 /// What every command gets.
 struct Context {
     data_dir: PathBuf,
+    /// As it was typed.
+    data_dir_typed: Option<PathBuf>,
     json: bool,
 }
 
 impl Context {
     fn client(&self) -> Client {
         Client::new(&self.data_dir)
+    }
+
+    /// What another command needs to be about the same node, with a space before it.
+    fn where_flag(&self) -> String {
+        let typed =
+            self.data_dir_typed.as_deref().map(|dir| format!(" --data-dir {}", dir.display()));
+        typed.unwrap_or_default()
     }
 }
 
@@ -111,11 +120,12 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
-    let data_dir = match cli.data_dir {
+    let data_dir_typed = cli.data_dir;
+    let data_dir = match data_dir_typed.clone() {
         Some(dir) => dir,
         None => default_data_dir()?,
     };
-    let context = Context { data_dir, json: cli.json };
+    let context = Context { data_dir, data_dir_typed, json: cli.json };
     // Commands that work on files need no runtime.
     match cli.command {
         Group::Model(verb) if verb.is_offline() => return model::offline(&verb, &context),

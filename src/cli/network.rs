@@ -83,7 +83,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
                 return output::json(&about_joined(&joined));
             }
             output::print(&said(&joined))?;
-            eprintln!("start it with 'meshwise node'");
+            eprintln!("start it with 'meshwise node{}'", context.where_flag());
             Ok(())
         }
         Verb::Members => members(context).await,
@@ -156,6 +156,12 @@ fn from_input() -> anyhow::Result<String> {
     let longest = TOKEN_BYTES_MAX as u64 + 64;
     let read = std::io::stdin().lock().take(longest).read_to_string(&mut text);
     read.map_err(|_| TokenError::Kind)?;
+    if text.trim().is_empty() {
+        anyhow::bail!(
+            "there is no token on standard input; is the file empty that 'meshwise network invite' was \
+             to write? Run that again, on a node that is in the network"
+        );
+    }
     Ok(text)
 }
 
@@ -169,7 +175,10 @@ fn create(name: &str, context: &Context) -> anyhow::Result<()> {
         }));
     }
     output::print(&format!("founded the network '{name}' (root {root})"))?;
-    eprintln!("start it with 'meshwise node', then let others in with 'meshwise network invite'");
+    let flag = context.where_flag();
+    eprintln!(
+        "start it with 'meshwise node{flag}', then let others in with 'meshwise network invite{flag}'"
+    );
     Ok(())
 }
 
@@ -220,10 +229,11 @@ async fn members(context: &Context) -> anyhow::Result<()> {
 }
 
 async fn show(context: &Context) -> anyhow::Result<()> {
+    let identity = || crate::node::Identity::load_or_create(&context.data_dir);
     let network = match context.client().get("/v1/network").await {
         Ok(network) => network,
         Err(ClientError::NoNode { data_dir }) => match Files::load(&context.data_dir)? {
-            Some(files) => Network::of(&files),
+            Some(files) => Network::of(&files, &identity()?.public_key()),
             None => anyhow::bail!(
                 "{data_dir} belongs to no network; found one with 'meshwise network create', or join \
                  one with 'meshwise network join'"
@@ -231,7 +241,7 @@ async fn show(context: &Context) -> anyhow::Result<()> {
         },
         Err(error) => return Err(error.into()),
     };
-    let identity = crate::node::Identity::load_or_create(&context.data_dir)?;
+    let identity = identity()?;
     let peer_id = peer_id_text(&identity.public_key());
     if context.json {
         let mut about = serde_json::to_value(&network)?;
@@ -261,6 +271,9 @@ async fn show(context: &Context) -> anyhow::Result<()> {
 /// When a node's credential ends.
 pub(super) fn until(network: &Network) -> String {
     let time = output::time(network.expires_us);
+    if network.revoked {
+        return "REVOKED by the root of the network, for good; see 'meshwise doctor'".into();
+    }
     match network.expires_us <= super::champion::now_us() {
         true => format!("{time}: it is over; join again with a new invitation"),
         false => time,

@@ -82,6 +82,11 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     // Before anything else runs, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let data_dir = context.data_dir.clone();
+    let trainer = std::env::current_exe().ok();
+    let options = NodeOptions { config, data_dir: data_dir.clone(), trainer };
+    // A typing error founds and joins nothing.
+    options.check()?;
+    let config = &options.config;
     if let Some(token) = &args.join {
         let joined = network::join(token, &data_dir).await?;
         tracing::info!("{}", network::said(&joined));
@@ -95,8 +100,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         Err(error) => tracing::warn!("no shipped model: {error}"),
     }
     let wanted = config.entry.socks.clone();
-    let node = Node::start(NodeOptions { config, data_dir, trainer: std::env::current_exe().ok() })
-        .await?;
+    let node = Node::start(options).await?;
     let server = Server::start(node.handle().clone())?;
     let (status, network) = node
         .handle()

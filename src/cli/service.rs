@@ -8,7 +8,6 @@ use crate::api::types::{
     Delegate, Delegated, Publish, Published, Resolved, Service, Trust, Trusted,
 };
 use crate::config::parse_target;
-use crate::engine::measure::service::FAILURES;
 use crate::engine::measure::{HealthCheck, HealthPolicy};
 use crate::engine::overlay::{Objective, ServiceKind};
 use crate::engine::types::ServiceName;
@@ -16,7 +15,8 @@ use crate::engine::types::ServiceName;
 /// Publish, find and withdraw services.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
-    /// Offer a local TCP or UDP service to the mesh under a name.
+    /// Offer a local TCP or UDP service to the mesh under a name. Of a name that this node publishes
+    /// already, what is not said stays as it was.
     Publish {
         /// The name, for example byronwade.local.
         name: ServiceName,
@@ -24,15 +24,16 @@ pub enum Verb {
         /// tcp://127.0.0.1:8080.
         #[arg(long, value_name = "TARGET", value_parser = target)]
         to: String,
-        /// Let only this node connect (node id or peer id); may be given several times.
+        /// Let only this node connect (node id or peer id); may be given several times, or `all` once.
         #[arg(long, value_name = "NODE")]
         allow: Vec<String>,
-        /// Time to live of each record (s); it is renewed after a third of it.
-        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(3..=86_400))]
-        ttl: u32,
-        /// What it wants from its routes. Whoever opens a tunnel may want something else.
-        #[arg(long, default_value_t, value_parser = super::objective())]
-        objective: Objective,
+        /// Time to live of each record (s); it is renewed after a third of it [default: 600].
+        #[arg(long, value_parser = clap::value_parser!(u32).range(3..=86_400))]
+        ttl: Option<u32>,
+        /// What it wants from its routes. Whoever opens a tunnel may want something else
+        /// [default: balanced].
+        #[arg(long, value_parser = super::objective())]
+        objective: Option<Objective>,
         /// The text that 'meshwise service delegate' printed at the node that owns the name; without it
         /// this node publishes the name as its own.
         #[arg(long, value_name = "TEXT")]
@@ -88,20 +89,32 @@ pub struct Check {
     /// What the body of the answer to http: has to contain.
     #[arg(long, value_name = "TEXT")]
     check_contains: Option<String>,
-    /// Time between two checks; a fifth of it while it fails.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
-    check_interval: Duration,
-    /// Failures in a row after which it counts as down.
-    #[arg(long, value_name = "N", default_value_t = FAILURES,
-          value_parser = clap::value_parser!(u32).range(1..=100))]
-    check_failures: u32,
+    /// Time between two checks; a fifth of it while it fails [default: 5s].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    check_interval: Option<Duration>,
+    /// Failures in a row after which it counts as down [default: 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    check_failures: Option<u32>,
 }
 
 impl Check {
-    fn policy(self, kind: ServiceKind) -> Result<HealthPolicy, String> {
+    /// How a service of this kind is to be checked; `None` when nothing was said.
+    fn policy(self, kind: ServiceKind) -> Result<Option<HealthPolicy>, String> {
+        let Self { how: None, check_status: None, check_contains: None, .. } = &self else {
+            return self.said(kind).map(Some);
+        };
+        match (self.check_interval, self.check_failures) {
+            (None, None) => Ok(None),
+            _ => self.said(kind).map(Some),
+        }
+    }
+
+    fn said(self, kind: ServiceKind) -> Result<HealthPolicy, String> {
         let mut policy = HealthPolicy::of_kind(kind);
-        policy.interval_ms = u64::try_from(self.check_interval.as_millis()).unwrap_or(u64::MAX);
-        policy.failures = self.check_failures;
+        if let Some(interval) = self.check_interval {
+            policy.interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        }
+        policy.failures = self.check_failures.unwrap_or(policy.failures);
         if let Some(how) = self.how {
             policy.check = how;
         }
@@ -139,11 +152,19 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
         Verb::Publish { name, to, allow, ttl, objective, delegation, check } => {
             let name = name.to_string();
             let (kind, _) = parse_target(&to).map_err(WrongUsage)?;
-            let check = Some(check.policy(kind).map_err(WrongUsage)?);
+            let check = check.policy(kind).map_err(WrongUsage)?;
+            let allow = match allow.as_slice() {
+                [] => None,
+                [all] if all == "all" => Some(Vec::new()),
+                _ => Some(allow),
+            };
             let body = Publish { name, to, allow, ttl_s: ttl, objective, delegation, check };
             let published: Published = client.post("/v1/services", &body).await?;
             if context.json {
                 return output::json(&published);
+            }
+            if !published.kept.is_empty() {
+                eprintln!("as it was before: {}", published.kept.join("; "));
             }
             output::print(&format!("published {} in {:.0} ms", published.name, published.took_ms))
         }

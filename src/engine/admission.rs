@@ -219,7 +219,7 @@ impl Engine {
             None => Err(CommandError::NotIssuer),
             Some(issuer) => {
                 let signed = issuer.grant(name, owner, now);
-                match self.grant_received(&signed) {
+                match self.grant_received(&signed, now) {
                     Verdict::Accept => {
                         let message = wire::encode(&GossipMessage::Grant(signed));
                         self.outputs.push_back(Output::Publish(message));
@@ -232,10 +232,10 @@ impl Engine {
         self.outputs.push_back(Output::Answer { request, answer });
     }
 
-    pub(super) fn grant_received(&mut self, signed: &Signed) -> Verdict {
+    pub(super) fn grant_received(&mut self, signed: &Signed, now: Timestamp) -> Verdict {
         match self.membership.open_of_root::<NameGrant>(signed) {
             Ok(grant) => {
-                if !self.services.grant(grant, signed.clone()) {
+                if !self.services.grant(grant, signed.clone(), now, &mut self.outputs) {
                     return Verdict::Ignore;
                 }
                 self.keep = true;

@@ -74,6 +74,8 @@ pub enum Input {
         /// A [`JoinResponse`](crate::engine::overlay::wire::JoinResponse), unverified.
         bytes: Vec<u8>,
     },
+    /// A peer that does not let this node in showed this revocation, unverified.
+    RevocationShown(Box<Signed>),
     /// A gossip message arrived.
     Gossip {
         /// Hands the verdict back to the right message.
@@ -182,6 +184,13 @@ pub enum Command {
         name: ServiceName,
         /// Ask the DHT even when gossip brought the record already.
         from_dht: bool,
+    },
+    /// How long does it take to a node and back?
+    Ping {
+        /// Comes back with the answer.
+        request: RequestId,
+        /// Which.
+        node: NodeId,
     },
     /// Open an invitation to the network.
     Invite {
@@ -412,6 +421,13 @@ pub enum Answer {
     },
     /// Withdrawn.
     Withdrawn,
+    /// A probe was sent over the route that a tunnel would take.
+    Pinged {
+        /// Which.
+        route: Route,
+        /// Its round trip (µs); `None` when it did not come back in time.
+        rtt_us: Option<u64>,
+    },
     /// The invitation is open.
     Invited {
         /// When it ends.
@@ -438,6 +454,9 @@ pub enum CommandError {
     /// Nobody provides this name.
     #[error("nobody publishes {0}; see 'meshwise service list' for the names known here")]
     UnknownName(ServiceName),
+    /// No route to a node is alive.
+    #[error("no route leads to {0}; see 'meshwise route list' for the nodes that can be reached")]
+    NoRoute(NodeId),
     /// The name is not published by this node.
     #[error("this node does not publish {0}; see 'meshwise service list'")]
     NotPublishedHere(ServiceName),
@@ -493,6 +512,13 @@ pub enum Notice {
     Joined,
     /// Every bootstrap round failed.
     BootstrapGaveUp,
+    /// The root has granted a name that this node publishes to another owner: it is withdrawn.
+    NameGranted {
+        /// Which.
+        name: ServiceName,
+        /// To whom.
+        owner: NodeId,
+    },
     /// Somebody publishes a name that belongs to another owner. Said once for each name and claimant.
     ForeignName(crate::engine::overlay::RecordError),
     /// A message was dropped.

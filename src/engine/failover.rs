@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Engine;
 use super::deciding::{Expected, UNREACHABLE_AFTER};
 use super::event::Notice;
+use super::measure::suspects::DELIVERS;
 use super::measure::{RouteReport, Sample};
 use super::route::Decision;
 use super::route::graph::LinkChange;
@@ -145,6 +146,10 @@ impl Engine {
         let used = (route_id == used.route_id).then_some(&used.current);
         let Some((route, _)) = used.cloned().flatten() else { return };
         self.histories.silenced(&route, now);
+        // Who says that a link is gone has not looked beyond it.
+        if at.is_none() && self.suspects.silent(&route, now) {
+            self.doubt_relays(now);
+        }
         let at = at.and_then(|index| route.nodes().get(index).copied());
         self.notice(Notice::RouteLost { tunnel, at });
         if self.router.moved_to_backup(tunnel, now)
@@ -171,6 +176,9 @@ impl Engine {
         now: Timestamp,
     ) {
         for (tunnel, report) in reports {
+            if report.received > 0 {
+                self.suspects.answered(report.route.destination());
+            }
             let Some(used) = self.router.tunnel(tunnel) else { continue };
             if report.route_id > used.route_id {
                 self.catch_up(tunnel, now);
@@ -187,7 +195,16 @@ impl Engine {
             }
             self.add_to_totals(tunnel, report, now);
         }
-        self.graph.doubt(self.honesty.doubted(now));
+        self.doubt_relays(now);
+    }
+
+    /// Relays that deliver less than they claim, and those that may be gone, are avoided.
+    pub(super) fn doubt_relays(&mut self, now: Timestamp) {
+        let mut doubted = self.honesty.doubted(now);
+        for node in self.suspects.suspected(now) {
+            doubted.insert(node, DELIVERS);
+        }
+        self.graph.doubt(doubted);
     }
 
     fn add_to_totals(&mut self, tunnel: TunnelId, report: RouteReport, now: Timestamp) {

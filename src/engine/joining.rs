@@ -18,7 +18,7 @@ use super::overlay::wire::{
 use super::overlay::{NotMember, OpenedLinkState, RecordError};
 use super::route::graph::{LIFETIME, Refused};
 use super::types::{NodeId, PublicKey, Timestamp};
-use super::{Engine, PEERS_MAX, Peer};
+use super::{Engine, PEERS_MAX, Peer, RESYNC};
 
 /// Room for the lengths of the two lists in a synchronisation answer (bytes).
 const SYNC_LENGTHS_BYTES: usize = 8;
@@ -115,6 +115,19 @@ impl Engine {
             self.notice(Notice::BootstrapGaveUp);
         }
         self.outputs.extend(dials.into_iter().map(Output::Dial));
+    }
+
+    /// Asks one of the peers for what this node may have missed.
+    pub(super) fn resync(&mut self, now: Timestamp) {
+        self.resync_at = now + RESYNC.mul_f64(0.5 + self.random.random::<f64>());
+        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        let at = (peers.len() as f64 * self.random.random::<f64>()) as usize;
+        if let Some(node) = peers.get(at).copied()
+            && self.gossip.asks(node, now)
+        {
+            let bytes = self.sync_request();
+            self.outputs.push_back(Output::RequestSync { node, bytes });
+        }
     }
 
     /// What this node says that it has.
@@ -327,7 +340,7 @@ impl Engine {
                 accepted.0
             }
             GossipMessage::Revocation(signed) => self.revocation_received(&signed, now),
-            GossipMessage::Grant(signed) => self.grant_received(&signed),
+            GossipMessage::Grant(signed) => self.grant_received(&signed, now),
             GossipMessage::Heartbeat(signed) => self.heartbeat_received(&signed, now),
         })
     }

@@ -22,6 +22,7 @@ mod joining;
 mod lookups;
 pub mod measure;
 pub mod overlay;
+mod pinging;
 pub mod predict;
 mod probing;
 pub mod route;
@@ -47,6 +48,7 @@ use measure::churn::ChurnDetector;
 use measure::prober::Prober;
 use measure::{
     Honesty, LinkHistories, LinkQuality, LinkState, QualityMonitor, RouteHistories, Sample,
+    Suspects,
 };
 use overlay::reunion::Reunion;
 use overlay::topology::TopologyManager;
@@ -65,6 +67,10 @@ pub use watching::ProviderHealth;
 
 /// How often expired advertisements and records are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a node asks one of its peers for what it may have missed, give or take half of it: gossip
+/// goes over connections that lose nothing, so that this repairs what a full queue or a broken
+/// connection cost. A guess.
+pub const RESYNC: Duration = Duration::from_secs(120);
 /// Most connected peers that the engine keeps track of.
 pub const PEERS_MAX: usize = 512;
 
@@ -185,7 +191,9 @@ pub struct Engine {
     keeps_histories: bool,
     histories: RouteHistories,
     honesty: Honesty,
+    suspects: Suspects,
     prober: Prober,
+    pings: pinging::Pings,
     gossip: GossipManager,
     advertiser: Advertiser,
     /// When the next advertisement is due, and for which revision of the links that holds.
@@ -199,6 +207,8 @@ pub struct Engine {
     deciding: Deciding,
     totals: RouteTotals,
     expire_at: Timestamp,
+    /// When a peer is asked what this node may have missed.
+    resync_at: Timestamp,
     /// Links, tunnels or candidates changed: what is probed has to follow.
     aim: bool,
     /// What must be kept of the network changed.
@@ -216,7 +226,8 @@ impl Engine {
         let mut services = Services::new(author.clone(), config.pins.clone(), config.seed);
         for signed in &network.grants {
             if let Ok(grant) = membership.open_of_root(signed) {
-                services.grant(grant, signed.clone());
+                // Nothing is published yet that it could concern.
+                services.grant(grant, signed.clone(), now, &mut VecDeque::new());
             }
         }
         let issuer = config.root.clone().map(|root| Issuer::new(root, network.ledger.clone()));
@@ -231,6 +242,7 @@ impl Engine {
             issuer,
             renew_at: now,
             prober: Prober::new(random.random()),
+            pings: pinging::Pings::default(),
             random,
             started_at: now,
             last_stamp: now,
@@ -247,6 +259,7 @@ impl Engine {
             keeps_histories: !config.late_histories,
             histories: RouteHistories::default(),
             honesty: Honesty::default(),
+            suspects: Suspects::default(),
             gossip: GossipManager::default(),
             advertiser: Advertiser::default(),
             advertise_at: (0, None),
@@ -259,6 +272,7 @@ impl Engine {
             deciding: Deciding::default(),
             totals: RouteTotals::default(),
             expire_at: now + EXPIRY_INTERVAL,
+            resync_at: now + RESYNC,
             aim: false,
             keep: false,
             outputs: VecDeque::new(),
@@ -283,6 +297,7 @@ impl Engine {
                 self.outputs.push_back(Output::JoinAnswer { token, bytes });
             }
             Input::RenewalReceived { from, bytes } => self.renewal_received(from, &bytes, now),
+            Input::RevocationShown(signed) => drop(self.revocation_received(&signed, now)),
             Input::Gossip { token, from, bytes } => self.gossip_received(token, from, &bytes, now),
             Input::ProbeAnswered { id, rtt_us } => self.probe_answered(id, rtt_us, now),
             Input::Slice(reports) => {
@@ -326,7 +341,8 @@ impl Engine {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Timestamp) {
-        for lost in self.prober.take_lost(now) {
+        for (id, lost) in self.prober.take_lost(now) {
+            self.pinged(id, None);
             self.probe_completed(lost.kind, lost.route, lost.sent_at, None, now);
         }
         for (kind, route) in self.prober.take_due(now) {
@@ -342,6 +358,9 @@ impl Engine {
             self.reunite(now);
         }
         self.release_held(now);
+        if self.resync_at <= now {
+            self.resync(now);
+        }
         if self.expire_at <= now {
             self.expire_at = now + EXPIRY_INTERVAL;
             self.judge_all(now);
@@ -349,7 +368,8 @@ impl Engine {
             let changes = self.graph.expire(self.me, now);
             self.links_changed(changes, now);
             // Doubts fade.
-            self.graph.doubt(self.honesty.doubted(now));
+            self.suspects.expire(now);
+            self.doubt_relays(now);
             let graph = &self.graph;
             self.advertisements.retain(|origin, _| graph.is_origin(*origin));
             self.services.expire(now, &mut self.outputs);
@@ -377,7 +397,7 @@ impl Engine {
         ]
         .into_iter()
         .flatten()
-        .fold(self.expire_at, Timestamp::min)
+        .fold(self.expire_at.min(self.resync_at), Timestamp::min)
     }
 
     /// The next thing to do, in order.
@@ -406,6 +426,7 @@ impl Engine {
                 let (graph, outputs) = (&self.graph, &mut self.outputs);
                 self.services.resolve(request, name, from_dht, graph, now, outputs);
             }
+            Command::Ping { request, node } => self.ping(request, node, now),
             Command::Invite { request, secret, uses, lifetime } => {
                 self.invite(request, &secret, uses, lifetime, now);
             }

@@ -1,7 +1,7 @@
 //! Links come and go, probes leave and return: what is measured, and what follows at once. When
 //! to probe what is decided by [`super::measure::prober`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -20,6 +20,13 @@ use super::types::{NodeId, Route, Timestamp};
 const PROBE_TIMEOUT_MS_MIN: f64 = 250.0;
 /// Longest time that a probe is given to come back (ms).
 const PROBE_TIMEOUT_MS_MAX: f64 = 2_000.0;
+/// Time between two probes of a link that nobody uses, that is steady, in a mesh that is not restless; never
+/// less than between those of other links. With [`AGAIN_AFTER`] such a link that falls silent is down as
+/// soon as one that is probed every second without hurry: 2 s, twice 0.5 s, and the time-out.
+const IDLE_LINK_PROBE: Duration = Duration::from_secs(2);
+/// A link of which a probe was lost is probed again when this share of the time between two probes has
+/// passed since that one.
+const AGAIN_AFTER: f64 = 0.5;
 
 impl Engine {
     pub(super) fn link_up(&mut self, node: NodeId) {
@@ -65,7 +72,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn send_probe(&mut self, kind: ProbeKind, route: Route, now: Timestamp) {
+    /// Sends a probe and returns its id.
+    pub(super) fn send_probe(&mut self, kind: ProbeKind, route: Route, now: Timestamp) -> u64 {
         let timeout_ms = match kind {
             ProbeKind::Link => self.links.probe_timeout_ms(
                 route.destination(),
@@ -89,9 +97,11 @@ impl Engine {
         let timeout = Duration::from_secs_f64(timeout_ms / 1e3);
         let id = self.prober.sent(kind, route.clone(), sent_at, timeout);
         self.outputs.push_back(Output::SendProbe { id, route });
+        id
     }
 
     pub(super) fn probe_answered(&mut self, id: u64, rtt_us: u64, now: Timestamp) {
+        self.pinged(id, Some(rtt_us));
         if let Some(probe) = self.prober.answered(id) {
             self.probe_completed(probe.kind, probe.route, probe.sent_at, Some(rtt_us), now);
         }
@@ -109,7 +119,14 @@ impl Engine {
         match kind {
             ProbeKind::Link => {
                 let neighbour = route.destination();
-                if self.links.probed(neighbour, rtt_us) {
+                let was_steady = self.links.is_steady(neighbour);
+                let turned = self.links.probed(neighbour, rtt_us);
+                self.aim |= was_steady != self.links.is_steady(neighbour);
+                if rtt_us.is_none() {
+                    let after = self.config.intervals.link_probe.mul_f64(AGAIN_AFTER);
+                    self.prober.again_by(&(kind, route.clone()), now.max(sent_at + after));
+                }
+                if turned {
                     let up = rtt_us.is_some();
                     self.notice(Notice::Link { neighbour, up });
                     self.graph.own_link(self.me, neighbour, up);
@@ -150,9 +167,20 @@ impl Engine {
     pub(super) fn aim_probes(&mut self, now: Timestamp) {
         let intervals = self.config.intervals;
         let mut targets = BTreeMap::new();
+        let ways = self.router.tunnels().flat_map(|(_, destination)| {
+            let current = destination.current.iter().map(|(route, _)| route);
+            current.chain(&destination.candidates)
+        });
+        let used: BTreeSet<NodeId> = ways.map(|route| route.nodes()[1]).collect();
+        let is_restless = self.churn.is_restless(self.peers.len(), now);
         for (neighbour, _, _) in self.links.all() {
+            let is_idle = !used.contains(&neighbour) && self.links.is_steady(neighbour);
+            let interval = match is_idle && !is_restless {
+                true => intervals.link_probe.max(IDLE_LINK_PROBE),
+                false => intervals.link_probe,
+            };
             if let Ok(route) = Route::new([self.me, neighbour]) {
-                targets.insert((ProbeKind::Link, route), intervals.link_probe);
+                targets.insert((ProbeKind::Link, route), interval);
             }
         }
         // Links first, then what is in use, then what might be, as far as there is room.

@@ -89,10 +89,36 @@ impl Services {
         self.author = author;
     }
 
-    /// See [`ServiceRegistry::grant`].
-    pub(super) fn grant(&mut self, grant: NameGrant, signed: Signed) -> bool {
-        self.conflicts.remove(&grant.name);
-        self.registry.grant(grant, signed)
+    /// See [`ServiceRegistry::grant`]. A name that this node publishes is withdrawn, or published again
+    /// when it is given back.
+    pub(super) fn grant(
+        &mut self,
+        grant: NameGrant,
+        signed: Signed,
+        now: Timestamp,
+        outputs: &mut Outputs,
+    ) -> bool {
+        let (name, owner) = (grant.name.clone(), grant.owner);
+        self.conflicts.remove(&name);
+        if !self.registry.grant(grant, signed) {
+            return false;
+        }
+        let mine = self.own.get(&name).map(|own| self.owner_of(&own.spec) == owner);
+        if mine == Some(false) {
+            let owner = owner.node_id();
+            outputs.push_back(Output::Notice(Notice::NameGranted { name, owner }));
+        } else if let Some(own) = self.own.get_mut(&name) {
+            own.republish_at = now;
+        }
+        true
+    }
+
+    /// What this node publishes and may not, because the name belongs to another owner, and why.
+    pub fn withheld(&self) -> impl Iterator<Item = (&ServiceSpec, RecordError)> + '_ {
+        self.own().filter_map(|spec| {
+            let why = self.registry.check_owner(&spec.name, &self.owner_of(spec)).err()?;
+            Some((spec, why))
+        })
     }
 
     /// See [`ServiceRegistry::trust`].

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::event::{Notice, Output};
-use super::overlay::topology::{DEGREE_MIN, DEGREE_SLACK, Neighbourhood, Reshape};
+use super::overlay::topology::{CANDIDATES_MAX, DEGREE_MIN, DEGREE_SLACK, Neighbourhood, Reshape};
+use super::predict::route_features;
 use super::route::graph::Topology;
-use super::types::{NodeId, Timestamp};
+use super::types::{NodeId, Route, Timestamp};
 
 /// A node takes links that others want up to so many times its target, so that newcomers find room.
 const WELCOME_FACTOR: usize = 2;
@@ -29,6 +30,15 @@ impl Engine {
     /// Peers that this node is connected with and keeps no link to.
     pub fn unlinked(&self) -> &BTreeSet<NodeId> {
         &self.unlinked
+    }
+
+    /// The round trip that is forecast for a link to a node, which may never have been measured (ms): by the
+    /// model that decides, and by coordinates alone without one; `None` when neither can say.
+    pub fn expected_link_ms(&mut self, node: NodeId, now: Timestamp) -> Option<f64> {
+        let route = Route::new([self.me, node]).ok()?;
+        let features = route_features(&route, &self.advertised, self.histories.of(&route), now);
+        let forecast = self.predictor.forecast(node, features).best()?;
+        Some(forecast.latency_ms)
     }
 
     /// A peer is here: it becomes a neighbour while there is room.
@@ -66,23 +76,21 @@ impl Engine {
         // A peer that keeps no link to this node is no neighbour, and no candidate either.
         self.pending.clear();
         let links: BTreeSet<NodeId> = self.links.all().map(|(node, ..)| node).collect();
-        let expected = self.advertised.coordinates();
-        let mut candidates: Vec<(NodeId, Option<f64>)> = self
+        let mut candidates: Vec<NodeId> = self
             .bootstrapper
             .known()
             .filter(|node| !self.peers.contains_key(node))
             .chain(self.unlinked.iter().copied())
             .filter(|node| *node != self.me && !links.contains(node))
-            .map(|node| (node, expected.rtt_ms(self.me, node)))
             .collect();
-        candidates.sort_by_key(|(node, _)| *node);
-        candidates.dedup_by_key(|(node, _)| *node);
+        candidates.sort_unstable();
+        candidates.dedup();
         // Another part of them each time.
-        let candidates: Vec<_> = super::joining::random_start(
-            candidates.into_iter(),
-            rand::RngExt::random(&mut self.random),
-        )
-        .collect();
+        let from = rand::RngExt::random(&mut self.random);
+        let candidates = super::joining::random_start(candidates.into_iter(), from);
+        let candidates = candidates.take(CANDIDATES_MAX);
+        let candidates: Vec<(NodeId, Option<f64>)> =
+            candidates.map(|node| (node, self.expected_link_ms(node, now))).collect();
         let topology = self.graph.topology();
         let seen = Neighbourhood {
             me: self.me,
@@ -123,5 +131,67 @@ impl Engine {
         if let Some(addresses) = self.bootstrapper.addresses(node) {
             self.outputs.push_back(Output::Dial(addresses.to_vec()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ed25519_dalek::SigningKey;
+
+    use super::super::measure::LinkQuality;
+    use super::super::overlay::NetworkState;
+    use super::super::predict::MovingAverage;
+    use super::super::predict::schema::FeatureVector;
+    use super::super::predict::{Prediction, QualityModel};
+    use super::super::{EngineConfig, types::PublicKey};
+    use super::*;
+
+    /// Says that everything takes twice as long.
+    struct Doubles;
+
+    impl QualityModel for Doubles {
+        fn version(&self) -> &str {
+            "doubles"
+        }
+
+        fn predict(&self, features: &FeatureVector) -> Option<Prediction> {
+            let usual = MovingAverage.predict(features)?;
+            Some(Prediction::of_latency(2.0 * usual.latency_ms))
+        }
+    }
+
+    #[test]
+    fn a_link_that_was_never_measured_is_expected_by_coordinates_and_by_the_model() {
+        let start = Timestamp(1_000_000_000_000);
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let public = PublicKey(key.verifying_key().to_bytes());
+        let root = SigningKey::from_bytes(&[9; 32]);
+        let network = NetworkState::found(&root, "home", &public, start);
+        let mut engine = Engine::new(EngineConfig::new(key, network), start);
+        let (me, far, other) = (engine.me, NodeId([2; 8]), NodeId([3; 8]));
+        assert_eq!(engine.expected_link_ms(far, start), None, "nobody knows");
+        let quality = |rtt_ms| LinkQuality {
+            rtt_ms,
+            jitter_ms: 0.0,
+            loss: 0.0,
+            bandwidth: None,
+            utilisation: 0.0,
+        };
+        let mut now = start;
+        for _ in 0..100 {
+            now = now + Duration::from_secs(1);
+            for (a, b, rtt_ms) in [(me, other, 20.0), (other, me, 20.0), (other, far, 30.0)] {
+                engine.advertised.advertised(a, now, [(b, Some(quality(rtt_ms)))]);
+            }
+        }
+        let plain = engine.expected_link_ms(far, now).unwrap();
+        let coordinates = engine.advertised.coordinates().rtt_ms(me, far).unwrap();
+        assert!((plain - coordinates).abs() < 1e-9, "{plain} {coordinates}");
+        engine.set_model(Some(Arc::new(Doubles)), now);
+        let forecast = engine.expected_link_ms(far, now).unwrap();
+        // Mixed with the baselines, as every forecast of a model.
+        assert!(forecast > 1.1 * plain && forecast <= 2.0 * plain, "{forecast} {plain}");
     }
 }

@@ -6,7 +6,7 @@
 //! checks through the tunnel say. The second stays here, so that nobody can talk down what others
 //! provide.
 //!
-//! A provider whose service is down, or whose links nobody has advertised for their lifetime, is not
+//! A provider whose service is down, or to whom no links lead that both of their ends have, is not
 //! named while another one is known that works. Its record stays: it is named again as soon as it
 //! works, and forgotten when its own time is over.
 
@@ -115,15 +115,22 @@ impl Services {
         graph: &OverlayGraph,
         now: Timestamp,
     ) -> Vec<(PublicKey, R)> {
-        let me = self.me();
-        let works = |(key, _): &(PublicKey, R)| {
-            let node = key.node_id();
-            let is_there = node == me || graph.is_origin(node);
-            let health = self.health(name, node, now).map(|known| known.health);
-            is_there && health != Some(Health::Down)
-        };
-        let (good, bad): (Vec<_>, Vec<_>) = providers.partition(works);
-        if good.is_empty() { bad } else { good }
+        let providers: Vec<(PublicKey, R)> = providers.collect();
+        if providers.len() < 2 {
+            return providers;
+        }
+        let reached = graph.reached_from(self.me());
+        let is_down =
+            |node| self.health(name, node, now).is_some_and(|known| known.health == Health::Down);
+        let works = |node: NodeId| reached.contains(&node) && !is_down(node);
+        // A node that has just joined has no link yet, and reaches nobody.
+        let may_work = |node: NodeId| reached.len() == 1 && !is_down(node);
+        for is_good in [&works as &dyn Fn(NodeId) -> bool, &may_work] {
+            if providers.iter().any(|(key, _)| is_good(key.node_id())) {
+                return providers.into_iter().filter(|(key, _)| is_good(key.node_id())).collect();
+            }
+        }
+        providers
     }
 
     /// Watches a service of this node as its operator wants it.

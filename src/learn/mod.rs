@@ -69,7 +69,7 @@ use polars::error::PolarsError;
 
 use crate::engine::measure::ProbeKind;
 use crate::engine::predict::{ForestModel, ModelError};
-use crate::store::{Reader, StoreError};
+use crate::store::{Reader, StoreError, what_to_do};
 
 pub use artefacts::{Observation, Warning, artefacts};
 pub use compare::{Comparison, compare_in_store};
@@ -128,7 +128,7 @@ pub enum LearnError {
         range: &'static str,
     },
     /// A table could not be computed, read or written.
-    #[error("cannot {doing}: {source}; if it is a file, check permissions and free space")]
+    #[error("cannot {doing}: {source}; if it is a file, {}", what_to_do(.doing))]
     Frame {
         /// What was attempted.
         doing: &'static str,
@@ -194,7 +194,7 @@ pub enum LearnError {
         source: ModelError,
     },
     /// A file or folder refused an operation.
-    #[error("cannot {doing} '{path}': {source}; check permissions and free space")]
+    #[error("cannot {doing} '{path}': {source}; {}", what_to_do(.doing))]
     File {
         /// What was attempted.
         doing: &'static str,

@@ -262,8 +262,12 @@ impl Handler {
                 Verdict::Admitted(self.key, credential)
             }
             Err(why) => {
+                let (key, members) = (self.key, self.members.clone());
                 self.talk = Talk::Telling(match (&why, stream) {
-                    (Failure::Stranger(why), Some(stream)) => exchange::tell(stream, *why).boxed(),
+                    (Failure::Stranger(why), Some(stream)) => {
+                        let why = *why;
+                        async move { exchange::tell(stream, key, &members, why).await }.boxed()
+                    }
                     _ => std::future::ready(()).boxed(),
                 });
                 Verdict::Failed(why)

@@ -29,8 +29,10 @@ const INCOMING_MAX: usize = 2 * LANES;
 const BUSY_MIN: Duration = Duration::from_millis(1);
 /// How long a lane may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// What is read from a lane at once (bytes).
+/// What is read from a busy lane at once (bytes).
 const READ_BYTES: usize = 64 * 1024;
+/// The same at first: most lanes carry probes only, and a node has dozens.
+const READ_BYTES_FIRST: usize = 4 * 1024;
 /// Longest wait between two tries to open the lanes.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 const ACKNOWLEDGED: u8 = 1;
@@ -187,7 +189,7 @@ async fn read_lane(mut stream: Stream, neighbour: NodeId, plane: &DataPlane) {
     loop {
         match stream.read(frames.space()).await {
             Ok(0) | Err(_) => return,
-            Ok(read) => frames.end += read,
+            Ok(read) => frames.read(read),
         }
         let fits = frames.take(&mut datagrams);
         plane.received_all(neighbour, datagrams.drain(..));
@@ -202,20 +204,34 @@ struct Frames {
     buffer: Vec<u8>,
     begin: usize,
     end: usize,
+    /// What is read at once.
+    room: usize,
 }
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { buffer: vec![0; READ_BYTES + 2 + FRAME_BYTES_MAX], begin: 0, end: 0 }
+        Self { buffer: Vec::new(), begin: 0, end: 0, room: READ_BYTES_FIRST }
     }
 }
 
 impl Frames {
-    /// Where to read to: [`READ_BYTES`] at least, as no more than a part of a frame is left.
+    /// Where to read to, behind what is left: no more than a part of a frame.
     fn space(&mut self) -> &mut [u8] {
         self.buffer.copy_within(self.begin..self.end, 0);
         (self.begin, self.end) = (0, self.end - self.begin);
-        &mut self.buffer[self.end..]
+        let needed = self.end + self.room;
+        if self.buffer.len() < needed {
+            self.buffer.resize(needed, 0);
+        }
+        &mut self.buffer[self.end..needed]
+    }
+
+    /// So many bytes were read; a lane that fills its room gets more.
+    fn read(&mut self, bytes: usize) {
+        self.end += bytes;
+        if bytes >= self.room {
+            self.room = (2 * self.room).min(READ_BYTES);
+        }
     }
 
     /// Takes all whole frames. Returns false at one that is too long.
@@ -242,10 +258,10 @@ mod tests {
         let (mut frames, mut datagrams) = (Frames::default(), Vec::new());
         while !bytes.is_empty() {
             let space = frames.space();
-            assert!(space.len() >= READ_BYTES);
-            let (now, later) = bytes.split_at(piece.min(bytes.len()));
+            assert!((READ_BYTES_FIRST..=READ_BYTES).contains(&space.len()));
+            let (now, later) = bytes.split_at(piece.min(bytes.len()).min(space.len()));
             space[..now.len()].copy_from_slice(now);
-            frames.end += now.len();
+            frames.read(now.len());
             bytes = later;
             if !frames.take(&mut datagrams) {
                 return (datagrams, false);

@@ -59,6 +59,7 @@ use crate::engine::types::{NodeId, Timestamp};
 
 use identity::Identity;
 use plane::DataPlane;
+pub use swarm::check_addresses;
 use tunnel::Tunnels;
 
 /// Events that may wait for the engine; beyond, the network waits.

@@ -236,6 +236,17 @@ impl DataPlane {
         self.snapshot.load().tunnels.get(&tunnel).is_some_and(|binding| binding.reachable)
     }
 
+    /// Whether the far end of a tunnel of this node answers, as far as is known.
+    pub(super) fn answers(&self, tunnel: TunnelId) -> bool {
+        let snapshot = self.snapshot.load();
+        let node = snapshot.tunnels.get(&tunnel).map(|binding| binding.destination);
+        let flow = node.and_then(|node| self.flows.of(FarEnd { node, tunnel, ours: true }));
+        flow.is_none_or(|flow| match &hold(&flow).end {
+            End::Own(own) => own.answers(),
+            End::Their(_) => true,
+        })
+    }
+
     /// What the route of a tunnel of this node can carry (bytes/s), where that is known.
     pub(super) fn capacity(&self, tunnel: TunnelId) -> Option<f64> {
         self.snapshot.load().tunnels.get(&tunnel).and_then(|binding| binding.capacity)

@@ -34,7 +34,7 @@ use super::plane::DataPlane;
 use super::reach::{Gateway, Reach, SharedReach};
 use super::tls::LinkTls;
 use super::{MEMBERS_CHECK, Members, NetError, lanes, now};
-use crate::config::Config;
+use crate::config::{Config, NetworkConfig};
 use crate::engine::event::{Input, Output, Verdict};
 use crate::engine::overlay::wire::{self, JoinRequest, PeerAddresses, SyncRequest};
 use crate::engine::types::{NodeId, PublicKey};
@@ -80,6 +80,20 @@ pub struct Start<'a> {
     pub stop: &'a CancellationToken,
 }
 
+/// Where to listen, when all addresses of the settings are some.
+///
+/// # Errors
+/// [`NetError::Address`] and [`NetError::Bootstrap`].
+pub fn check_addresses(network: &NetworkConfig) -> Result<Vec<Multiaddr>, NetError> {
+    let parse =
+        |text: &String| text.parse::<Multiaddr>().map_err(|_| NetError::Address(text.clone()));
+    for text in &network.bootstrap {
+        check_dial(&parse(text)?)
+            .map_err(|why| NetError::Bootstrap { address: text.clone(), why })?;
+    }
+    network.listen.iter().map(parse).collect()
+}
+
 /// Builds the swarm, listens, and spawns its task. Returns where it listens.
 ///
 /// # Errors
@@ -87,13 +101,7 @@ pub struct Start<'a> {
 pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
     let network = &start.config.network;
     let build = |error: &dyn std::fmt::Display| NetError::Build(error.to_string());
-    let parse =
-        |text: &String| text.parse::<Multiaddr>().map_err(|_| NetError::Address(text.clone()));
-    let listen: Vec<Multiaddr> = network.listen.iter().map(parse).collect::<Result<_, _>>()?;
-    for text in &network.bootstrap {
-        check_dial(&parse(text)?)
-            .map_err(|why| NetError::Bootstrap { address: text.clone(), why })?;
-    }
+    let listen = check_addresses(network)?;
     let protocols = Protocols::new(&start.members.load().root.node_id().to_string())?;
     let only_loopback = listen.iter().all(|addr| ip_of(addr).is_some_and(|ip| ip.is_loopback()));
     let emulation = &start.config.emulation;

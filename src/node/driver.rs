@@ -89,8 +89,7 @@ pub struct View<'a> {
 impl View<'_> {
     /// Whether a link to a node is known that both of its ends have.
     pub fn is_linked(&self, node: NodeId) -> bool {
-        let graph = self.engine.graph();
-        graph.origins().any(|(neighbour, _)| graph.is_link(neighbour, node))
+        self.engine.graph().is_linked(node)
     }
 
     /// Whether this node has heard of another one: it is connected, or its links are known.
@@ -311,6 +310,16 @@ impl Driver {
         match notice {
             Notice::Shape(Reshape::Make(node)) => tracing::debug!(%node, "makes a link"),
             Notice::Shape(Reshape::GiveUp(node)) => tracing::debug!(%node, "gives a link up"),
+            Notice::Revoked { node } if node == self.engine.me() => {
+                tracing::error!(
+                    "the root of the network has revoked this node: nobody there talks to it any more"
+                );
+            }
+            Notice::NameGranted { name, owner } => {
+                tracing::warn!(
+                    "the root of the network has granted {name} to {owner}: this node provides it no longer"
+                );
+            }
             Notice::Revoked { node } => tracing::warn!(%node, "revoked by the root of the network"),
             Notice::ForeignName(error) => tracing::warn!("{error}"),
             Notice::Joined => tracing::info!("joined the network"),

@@ -225,10 +225,13 @@ impl Entrance {
     ) -> Result<Connected, Refusal> {
         let node = provider.0.node_id();
         let shared = self.shared_with(name, node);
+        let begun = Instant::now();
         let connected = match provider.0 == self.node.key() {
             true => self.connect_here(name).await,
             false => self.connect_over(name, &shared, provider).await,
         };
+        let (took_ms, accepted) = (begun.elapsed().as_millis(), connected.is_ok());
+        tracing::debug!(%name, %node, took_ms, accepted, "connection");
         let mut known = shared.known();
         let now = Some(Instant::now());
         match connected {
@@ -301,12 +304,14 @@ impl Entrance {
                 return Err(refusal);
             }
         }
-        let node = provider.0.node_id();
+        let (node, begun) = (provider.0.node_id(), Instant::now());
         let opened = self.open(name, provider).await;
         let mut known = shared.known();
         let now = Instant::now();
         match opened {
             Ok((tunnel, _)) => {
+                let took_ms = (now - begun).as_millis();
+                tracing::debug!(%name, %node, %tunnel, took_ms, "tunnel opened");
                 known.tunnel = Some(tunnel);
                 (known.used_at, known.failed, known.lost_at) = (Some(now), None, None);
                 Ok(tunnel)

@@ -190,6 +190,11 @@ impl NodeHandle {
         answer.await.map_err(|_| RequestError::Stopped)
     }
 
+    /// How this node publishes a name, if it does.
+    pub fn published(&self, name: &ServiceName) -> Option<ServiceSpec> {
+        self.published.service(name).map(|(spec, _)| spec)
+    }
+
     /// Publishes a service whose connections go to `target`.
     ///
     /// # Errors
@@ -283,6 +288,18 @@ impl NodeHandle {
     ) -> Result<(Vec<(PublicKey, ServiceRecord)>, bool), RequestError> {
         match self.ask(move |request| Command::Resolve { request, name, from_dht }).await? {
             Answer::Resolved { providers, from_gossip } => Ok((providers, from_gossip)),
+            _ => Err(RequestError::Stopped),
+        }
+    }
+
+    /// Sends a probe over the route that a tunnel to this node would take. Returns the route, and the round
+    /// trip (µs) when it came back in time.
+    ///
+    /// # Errors
+    /// [`RequestError::Command`], when there is no route.
+    pub async fn ping(&self, node: NodeId) -> Result<(Route, Option<u64>), RequestError> {
+        match self.ask(move |request| Command::Ping { request, node }).await? {
+            Answer::Pinged { route, rtt_us } => Ok((route, rtt_us)),
             _ => Err(RequestError::Stopped),
         }
     }

@@ -112,6 +112,18 @@ pub struct NodeOptions {
     pub trainer: Option<PathBuf>,
 }
 
+impl NodeOptions {
+    /// Sees whether a node can be started with these settings, without writing anything.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub fn check(&self) -> Result<(), NodeError> {
+        self.config.check()?;
+        crate::net::check_addresses(&self.config.network)?;
+        Ok(())
+    }
+}
+
 /// A running node. Dropping it without [`Node::stop`] ends it less politely.
 pub struct Node {
     handle: NodeHandle,
@@ -128,7 +140,7 @@ impl Node {
     /// # Errors
     /// [`NodeError`]; nothing keeps running.
     pub async fn start(options: NodeOptions) -> Result<Self, NodeError> {
-        options.config.check()?;
+        options.check()?;
         let data_dir = &options.data_dir;
         let (lock, identity) = take(data_dir)?;
         let clock = Clock::default();

@@ -17,8 +17,8 @@ const MESH_PEERS: usize = 6;
 const LAZY_PEERS: usize = 6;
 /// See [`LAZY_PEERS`].
 const LAZY_HEARTBEATS: usize = 3;
-/// What gossipsub adds to a message: who, number, topic, signature, and their lengths (bytes).
-const ENVELOPE_BYTES: usize = 38 + 8 + 27 + 64 + 14;
+/// What gossipsub adds to a message: the topic, and lengths (bytes).
+const ENVELOPE_BYTES: usize = 27 + 10;
 /// Name of a message in an announcement, a SHA-256 (bytes).
 const NAME_BYTES: usize = 34;
 

@@ -342,6 +342,15 @@ impl World {
         self.nodes[index].engine.as_ref().expect("the caller names a node that is running")
     }
 
+    /// The route that a running node would take to another one now, by all that decides; `None` when it has
+    /// none, or does not run.
+    pub fn would_take(&mut self, index: usize, to: usize) -> Option<Route> {
+        let (to, now) = (self.id(to), self.now);
+        let decision = self.nodes[index].engine.as_mut()?.explain(to, now);
+        let mut candidates = decision.candidates;
+        Some(candidates.swap_remove(decision.chosen?).route)
+    }
+
     /// The links of the mesh as a node sees them.
     ///
     /// # Panics

@@ -57,6 +57,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// does not occupy the disk for ever.
 const LOG_BYTES_MAX: i64 = 16 << 20;
 
+/// What to do about a file that refused an operation, which is named by what was done: one that was read
+/// needs no free space.
+pub(crate) fn what_to_do(doing: &str) -> &'static str {
+    match doing.starts_with("read") || doing.starts_with("open") {
+        true => "see that this user may read it",
+        false => "check permissions and free space",
+    }
+}
+
 /// A store that cannot be used. Nothing was changed in the file.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -111,7 +120,7 @@ pub enum StoreError {
         found: i64,
     },
     /// SQLite refused an operation: permissions, locks, space.
-    #[error("cannot {doing} the store '{path}': {source}; check permissions and free space")]
+    #[error("cannot {doing} the store '{path}': {source}; {}", what_to_do(.doing))]
     Sqlite {
         /// What was attempted.
         doing: &'static str,

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use meshwise::sim::Space;
+
 use crate::churning::{
     BOOTSTRAP, Mesh, Recovered, UNREACHABLE_MAX, availability, churn, join_without_the_first, lose,
     part_and_heal, restart_all, revoke, sent, swing,
@@ -61,7 +63,7 @@ fn newcomers_join_without_the_first_nodes() {
 
 #[test]
 fn one_of_two_replicas_can_be_used_nearly_always() {
-    let mut mesh = Mesh::new(6, 8, 2);
+    let mut mesh = Mesh::new(6, 8, 0);
     let tally = availability(&mut mesh, 3.0, 2);
     println!("{tally:?}");
     assert!(tally.looks > 600 && tally.served * 100 >= tally.possible * 99);
@@ -79,6 +81,28 @@ fn a_revocation_reaches_everybody_and_those_that_were_cut_off_when_they_are_back
 }
 
 #[test]
+fn links_come_to_rest_also_on_one_machine() {
+    // All are about equally near, and what differs is noise.
+    let space = Space { nearest_ms: 0.2, side_ms: 0.5, jitter_ms: 0.5, seed: 9 };
+    let mut mesh = Mesh::laid_out(space, 9, 30, 1);
+    let links = |mesh: &Mesh| -> Vec<Vec<_>> {
+        let of = |node: &usize| mesh.world.engine(*node).links().map(|(id, ..)| id).collect();
+        mesh.running.keys().map(of).collect()
+    };
+    let begun = mesh.world.now();
+    let (mut before, mut since) = (links(&mesh), begun);
+    while mesh.world.now().since(since) < Duration::from_secs(60) {
+        assert!(mesh.world.now().since(begun) < Duration::from_secs(240), "they never do");
+        mesh.world.run_for(Duration::from_secs(2));
+        let now = links(&mesh);
+        if now != before {
+            (before, since) = (now, mesh.world.now());
+        }
+    }
+    println!("{:?}", since.since(begun));
+}
+
+#[test]
 fn a_mesh_in_which_nothing_happens_is_quiet() {
     let mut mesh = Mesh::new(8, 30, 5);
     mesh.world.run_for(Duration::from_secs(120));
@@ -86,8 +110,8 @@ fn a_mesh_in_which_nothing_happens_is_quiet() {
     let swings = sent(&mut mesh, 60, swing);
     println!("idle {idle:?}; one link swings {swings:?}");
     let bytes = |sent: &crate::churning::Sent| sent.values().map(|(_, bytes)| bytes).sum::<f64>();
-    // 30 nodes advertise every 30 s, and each passes that on to five.
-    assert!(bytes(&idle) < 10_000.0, "{idle:?}");
+    // Of 5.1 kB/s, 4.2 were advertisements without content.
+    assert!(bytes(&idle) < 2_000.0, "{idle:?}");
     // Both ends of one link, at most as often as they may.
     assert!(bytes(&swings) < bytes(&idle) + 20_000.0, "{swings:?}");
     assert!(swings["link-state"].0 > idle["link-state"].0);

@@ -8,7 +8,7 @@ use meshwise::engine::Intervals;
 use meshwise::engine::event::{Answer, Command, RequestId, ServiceSpec};
 use meshwise::engine::measure::HealthPolicy;
 use meshwise::engine::overlay::registry::CLOCK_SKEW;
-use meshwise::engine::overlay::{Objective, ServiceKind};
+use meshwise::engine::overlay::{Delegation, Objective, ServiceKind, Signed};
 use meshwise::engine::route::PathPolicy;
 use meshwise::engine::types::{MAX_ROUTE_HOPS, NodeId, PublicKey, ServiceName, Timestamp};
 use meshwise::sim::{LinkModel, Space, World};
@@ -72,6 +72,10 @@ pub struct Mesh {
     by_id: BTreeMap<NodeId, usize>,
     /// Living services.
     pub offers: BTreeMap<ServiceName, Offer>,
+    /// Those that were withdrawn by nodes that stay.
+    withdrawn: BTreeSet<ServiceName>,
+    /// Ordered pairs of nodes of which one had no route to the other when they were looked at last.
+    without_route: BTreeSet<(usize, usize)>,
     /// Those of nodes that left, and when nobody may name them any more.
     gone: BTreeMap<ServiceName, Timestamp>,
     out_of_reach: BTreeMap<(usize, ServiceName), Timestamp>,
@@ -88,8 +92,14 @@ pub struct Mesh {
 impl Mesh {
     /// Nodes that join by the first ones, each service on a node of its own, a minute after all that.
     pub fn new(seed: u64, nodes: usize, services: usize) -> Self {
+        let space = Space { nearest_ms: 2.0, side_ms: 40.0, jitter_ms: 0.3, seed };
+        Self::laid_out(space, seed, nodes, services)
+    }
+
+    /// The same in another space.
+    pub fn laid_out(space: Space, seed: u64, nodes: usize, services: usize) -> Self {
         let mut world = World::new(seed, START);
-        world.lay_out(Space { nearest_ms: 2.0, side_ms: 40.0, jitter_ms: 0.3, seed });
+        world.lay_out(space);
         world.stay_lean();
         let mut mesh = Self {
             world,
@@ -97,6 +107,8 @@ impl Mesh {
             running: BTreeMap::new(),
             by_id: BTreeMap::new(),
             offers: BTreeMap::new(),
+            withdrawn: BTreeSet::new(),
+            without_route: BTreeSet::new(),
             gone: BTreeMap::new(),
             out_of_reach: BTreeMap::new(),
             few_links: BTreeMap::new(),
@@ -138,9 +150,15 @@ impl Mesh {
 
     /// A node offers a service under this name.
     pub fn publish_as(&mut self, provider: usize, name: ServiceName) {
+        self.send_publish(provider, name.clone(), None);
+        let since = self.world.now();
+        self.offers.insert(name, Offer { provider, since });
+    }
+
+    fn send_publish(&mut self, provider: usize, name: ServiceName, delegation: Option<Signed>) {
         let service = ServiceSpec {
-            delegation: None,
-            name: name.clone(),
+            delegation,
+            name,
             kind: ServiceKind::Tcp,
             metadata: BTreeMap::new(),
             allowed: vec![],
@@ -150,8 +168,6 @@ impl Mesh {
         };
         let request = self.request();
         self.world.command(provider, Command::Publish { request, service });
-        let since = self.world.now();
-        self.offers.insert(name, Offer { provider, since });
     }
 
     fn request(&mut self) -> RequestId {
@@ -286,27 +302,55 @@ impl Mesh {
         (0..size).filter(works).map(|at| index[at]).collect()
     }
 
-    /// The share of ordered pairs of running nodes whose cheapest route works.
-    pub fn pairs_with_a_route(&mut self) -> f64 {
-        let running: Vec<usize> = self.running.keys().copied().collect();
-        let reached = running.iter().map(|node| {
-            let reached = self.reached(*node);
-            running.iter().filter(|other| reached.contains(other)).count() - 1
-        });
-        let reached: usize = reached.sum();
-        reached as f64 / (running.len() * (running.len() - 1)) as f64
+    /// Whether the route that a node would take to another one leads over nodes and links that work.
+    pub fn has_a_route(&mut self, from: usize, to: usize) -> bool {
+        if from == to {
+            return true;
+        }
+        let Some(route) = self.world.would_take(from, to) else { return false };
+        let nodes: Vec<usize> = route.nodes().iter().map(|id| self.by_id[id]).collect();
+        nodes.windows(2).all(|link| self.world.carries(link[0], link[1]))
     }
 
-    /// The share of pairs of a running node and a living service that resolve there.
-    pub fn resolve_everywhere(&self) -> f64 {
-        let (mut found, mut all) = (0, 0);
-        for node in self.running.keys() {
-            for (name, offer) in &self.offers {
-                all += 1;
-                found += usize::from(self.names(*node, name, offer.provider));
-            }
-        }
-        found as f64 / all as f64
+    /// Whether this is so for every ordered pair of running nodes.
+    pub fn every_pair_has_a_route(&mut self) -> bool {
+        let running: Vec<usize> = self.running.keys().copied().collect();
+        let pairs = running.iter().flat_map(|from| running.iter().map(move |to| (*from, *to)));
+        let mut pairs: Vec<(usize, usize)> = pairs.collect();
+        // The pairs that had none the last time are the likeliest to have none now.
+        pairs.sort_by_key(|pair| !self.without_route.contains(pair));
+        let first = pairs.into_iter().find(|(from, to)| !self.has_a_route(*from, *to));
+        self.without_route.extend(first);
+        first.is_none()
+    }
+
+    /// Whether every running node resolves every living service, and none that was withdrawn.
+    pub fn resolves_everywhere(&self) -> bool {
+        self.running.keys().all(|node| {
+            let mut living = self.offers.iter();
+            let registry = self.world.engine(*node).services().registry();
+            let gone =
+                |name: &ServiceName| registry.resolve(name, self.world.now()).next().is_none();
+            living.all(|(name, offer)| self.names(*node, name, offer.provider))
+                && self.withdrawn.iter().all(gone)
+        })
+    }
+
+    /// A service is withdrawn, and its node goes on.
+    pub fn withdraw(&mut self, name: &ServiceName) {
+        let Some(offer) = self.offers.remove(name) else { return };
+        let request = self.request();
+        self.world.command(offer.provider, Command::Withdraw { request, name: name.clone() });
+        self.withdrawn.insert(name.clone());
+    }
+
+    /// A node provides a name that belongs to another one, or to itself.
+    fn replicate(&mut self, name: &ServiceName, owner: usize, provider: usize) {
+        let key = self.world.author(provider).public();
+        let expires_at = self.world.now() + Duration::from_secs(365 * 86_400);
+        let delegation = Delegation { name: name.clone(), provider: key, expires_at };
+        let delegation = Signed::seal(&self.world.author(owner), &delegation);
+        self.send_publish(provider, name.clone(), (owner != provider).then_some(delegation));
     }
 
     fn names(&self, node: usize, name: &ServiceName, provider: usize) -> bool {
@@ -460,10 +504,10 @@ impl Recovered {
         let (mut services, mut routes) = (None, None);
         mesh.until(limit, |mesh| {
             let after = mesh.world.now().since(begun);
-            if services.is_none() && mesh.resolve_everywhere() == 1.0 {
+            if services.is_none() && mesh.resolves_everywhere() {
                 services = Some(after);
             }
-            if routes.is_none() && mesh.pairs_with_a_route() == 1.0 {
+            if routes.is_none() && mesh.every_pair_has_a_route() {
                 routes = Some(after);
             }
             services.is_some() && routes.is_some()
@@ -477,11 +521,19 @@ impl Recovered {
 pub fn part_and_heal(mesh: &mut Mesh, cut: Duration) -> Recovered {
     let all: Vec<usize> = mesh.running.keys().copied().collect();
     let half: BTreeSet<usize> = all.sample(&mut mesh.random, all.len() / 2).copied().collect();
-    mesh.world.part(half);
+    mesh.world.part(half.clone());
     mesh.world.run_for(cut / 2);
-    for _ in 0..4 {
-        let node = mesh.any_running();
-        mesh.publish(node);
+    for side in [true, false] {
+        let is_here = |node: &usize| half.contains(node) == side;
+        let here: Vec<usize> = mesh.running.keys().copied().filter(is_here).collect();
+        for node in here.sample(&mut mesh.random, 2).copied().collect::<Vec<_>>() {
+            mesh.publish(node);
+        }
+        let of_here = mesh.offers.iter().filter(|(_, offer)| is_here(&offer.provider));
+        let of_here: Vec<ServiceName> = of_here.map(|(name, _)| name.clone()).collect();
+        if let Some(name) = of_here.choose(&mut mesh.random).cloned() {
+            mesh.withdraw(&name);
+        }
     }
     mesh.world.run_for(cut / 2);
     mesh.world.heal();
@@ -539,11 +591,12 @@ pub fn sent(mesh: &mut Mesh, for_s: u64, mut change: impl FnMut(&mut Mesh, u64))
     sent.kinds().map(each).collect()
 }
 
-/// One link between two linked nodes gets slower and quicker again, each second.
+/// One link between two linked nodes gets slower and quicker again, for ten seconds each: what changes
+/// from probe to probe is noise, and nobody is told.
 pub fn swing(mesh: &mut Mesh, second: u64) {
     let neighbour = mesh.world.engine(BOOTSTRAP).links().next().map(|(node, ..)| node);
     let Some(link) = neighbour.and_then(|node| mesh.by_id.get(&node).copied()) else { return };
-    let delay_ms = if second.is_multiple_of(2) { 10.0 } else { 30.0 };
+    let delay_ms = if (second / 10).is_multiple_of(2) { 10.0 } else { 30.0 };
     mesh.world.set_link(BOOTSTRAP, link, LinkModel::delay(delay_ms));
 }
 
@@ -611,13 +664,18 @@ pub struct Availability {
     pub served: u64,
 }
 
-/// A service with two replicas, under two names, in a small mesh of which a share of the nodes leaves in
-/// an hour and is back a minute later, the providers too. A random node looks every ten seconds.
+/// A service with two replicas of one name in a small mesh, of which a share of the nodes leaves in an hour
+/// and is back a minute later, the providers too. A random node looks every ten seconds: whom the name
+/// leads to, and whether the route there works.
 pub fn availability(mesh: &mut Mesh, per_hour: f64, hours: u64) -> Availability {
     const AWAY: Duration = Duration::from_secs(60);
     const LOOK: Duration = Duration::from_secs(10);
-    let replicas: Vec<(ServiceName, usize)> =
-        mesh.offers.iter().map(|(name, offer)| (name.clone(), offer.provider)).collect();
+    let name: ServiceName = "replicated.local".parse().expect("a name");
+    let nodes: Vec<usize> = mesh.running.keys().copied().collect();
+    let replicas: Vec<usize> = nodes.sample(&mut mesh.random, 2).copied().collect();
+    let owner = replicas[0];
+    replicas.iter().for_each(|provider| mesh.replicate(&name, owner, *provider));
+    mesh.world.run_for(Duration::from_secs(10));
     let mut away: BTreeMap<usize, Timestamp> = BTreeMap::new();
     let mut tally = Availability::default();
     for _ in 0..hours * 360 {
@@ -626,6 +684,10 @@ pub fn availability(mesh: &mut Mesh, per_hour: f64, hours: u64) -> Availability 
             let how = [Leaves::Orderly, Leaves::Killed, Leaves::Vanished];
             let how = *how.choose(&mut mesh.random).expect("three ways");
             let node = mesh.any_running();
+            if how == Leaves::Orderly && replicas.contains(&node) {
+                let request = mesh.request();
+                mesh.world.command(node, Command::Withdraw { request, name: name.clone() });
+            }
             mesh.leave(node, how);
             away.insert(node, mesh.world.now() + AWAY);
         }
@@ -635,9 +697,9 @@ pub fn availability(mesh: &mut Mesh, per_hour: f64, hours: u64) -> Availability 
         for node in back {
             away.remove(&node);
             mesh.restart(node);
-            let own: Vec<ServiceName> =
-                replicas.iter().filter(|(_, p)| *p == node).map(|(n, _)| n.clone()).collect();
-            own.into_iter().for_each(|name| mesh.publish_as(node, name));
+            if replicas.contains(&node) {
+                mesh.replicate(&name, owner, node);
+            }
         }
         let wait = mesh.random.random_range(0.0..1.0) * LOOK.as_secs_f64();
         mesh.world.run_for(Duration::from_secs_f64(wait));
@@ -645,11 +707,13 @@ pub fn availability(mesh: &mut Mesh, per_hour: f64, hours: u64) -> Availability 
         let old = mesh.running.iter().filter(|(_, since)| now.since(**since) >= NEW);
         let old: Vec<usize> = old.map(|(node, _)| *node).collect();
         if let Some(asker) = old.choose(&mut mesh.random).copied() {
-            let reached = mesh.reached(asker);
-            let lives = |provider: &usize| mesh.running.contains_key(provider);
-            let possible = replicas.iter().any(|(_, provider)| lives(provider));
-            let served = replicas.iter().any(|(name, provider)| {
-                lives(provider) && reached.contains(provider) && mesh.names(asker, name, *provider)
+            let possible = replicas.iter().any(|provider| mesh.running.contains_key(provider));
+            let engine = mesh.world.engine(asker);
+            let named = engine.services().providers(&name, engine.graph(), now);
+            let named: Vec<usize> =
+                named.iter().map(|(key, _)| mesh.by_id[&key.node_id()]).collect();
+            let served = named.into_iter().any(|provider| {
+                mesh.running.contains_key(&provider) && mesh.has_a_route(asker, provider)
             });
             tally.looks += 1;
             tally.possible += u64::from(possible);

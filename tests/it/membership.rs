@@ -18,6 +18,7 @@ use meshwise::engine::overlay::{NetworkState, NotLetIn, NotMember};
 use meshwise::engine::types::{NodeId, ServiceName};
 use meshwise::node::network::Network;
 use meshwise::node::{Clock, Identity, JoinError, Node, NodeOptions, TunnelOptions, join};
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
@@ -107,16 +108,29 @@ pub fn protocol(network: &Network, name: &str) -> StreamProtocol {
     StreamProtocol::try_from_owned(format!("/meshwise/{root}/{name}")).unwrap()
 }
 
+pub fn topic(network: &Network) -> gossipsub::IdentTopic {
+    gossipsub::IdentTopic::new(format!("meshwise/{}/2", network.state.root.node_id()))
+}
+
+/// Gossip as nodes speak it: gossipsub signs nothing, and names messages by what is in them.
+pub fn gossip() -> gossipsub::Behaviour {
+    let name = |message: &gossipsub::Message| {
+        gossipsub::MessageId::from(Sha256::digest(&message.data).to_vec())
+    };
+    let config = gossipsub::ConfigBuilder::default()
+        .validation_mode(gossipsub::ValidationMode::Anonymous)
+        .message_id_fn(name)
+        .build();
+    gossipsub::Behaviour::new(gossipsub::MessageAuthenticity::Anonymous, config.unwrap()).unwrap()
+}
+
 fn plain(network: &Network) -> Swarm<Plain> {
     let root = network.state.root.node_id();
     let (kad, sync) = (protocol(network, "kad/1"), protocol(network, "sync/2"));
     let behaviour = |key: &libp2p::identity::Keypair| {
         let me = key.public().to_peer_id();
-        let signed = gossipsub::MessageAuthenticity::Signed(key.clone());
-        let mut gossipsub: gossipsub::Behaviour =
-            gossipsub::Behaviour::new(signed, gossipsub::Config::default()).unwrap();
-        let topic = gossipsub::IdentTopic::new(format!("meshwise/{root}/1"));
-        gossipsub.subscribe(&topic).unwrap();
+        let mut gossipsub = gossip();
+        gossipsub.subscribe(&topic(network)).unwrap();
         let mut kad = kad::Behaviour::with_config(
             me,
             kad::store::MemoryStore::new(me),

@@ -419,3 +419,22 @@ async fn a_provider_that_was_restarted_serves_again_by_itself() {
     .await;
     user.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ping_takes_the_route_that_a_tunnel_would_take_and_is_a_sample() {
+    let mesh = Diamond::start().await;
+    let source = mesh.nodes[S].handle();
+    let ping = async || {
+        let pinged = source.ping(mesh.ids[T]).await.ok();
+        pinged.filter(|(_, rtt_us)| rtt_us.is_some())
+    };
+    eventually("a ping over a relay is answered", async || ping().await.is_some()).await;
+    let (route, rtt_us) = ping().await.unwrap();
+    assert_eq!((route.hop_count(), route.destination()), (2, mesh.ids[T]));
+    assert!(rtt_us.is_some_and(|us| us > 0));
+    let nowhere = NodeId([7; 8]);
+    let refused = source.ping(nowhere).await;
+    let no_route = CommandError::NoRoute(nowhere);
+    assert!(matches!(refused, Err(RequestError::Command(why)) if why == no_route));
+    mesh.stop().await;
+}

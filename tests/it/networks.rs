@@ -125,6 +125,18 @@ fn tokens_that_do_not_let_in_say_why_and_change_nothing() {
 }
 
 #[test]
+fn what_cannot_start_founds_and_joins_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("node");
+    fails(&dir, &["node", "--listen", "/ip4/127.0.0.1/tpc/0"], &["/tpc/", "multiaddress"]);
+    fails(&dir, &["node", "--join", "-"], &["no token on standard input", "network invite"]);
+    assert!(!dir.exists(), "nothing was written");
+    let (code, _, said) = run(&dir, &["network", "create", "--name", "home"], "");
+    let hint = format!("meshwise node --data-dir {}", dir.display());
+    assert!(code == 0 && said.contains(&hint), "the next command is about the same node: {said}");
+}
+
+#[test]
 fn the_holder_of_the_root_key_invites_certifies_grants_and_revokes() {
     let folder = tempfile::tempdir().unwrap();
     let (first_dir, second_dir) = (folder.path().join("first"), folder.path().join("second"));
@@ -275,6 +287,12 @@ fn a_second_machine_joins_by_a_token_and_is_put_out_again() {
         });
     }
     second.ask_until(&["peer", "list"], |peers: &Vec<Peer>| peers.is_empty());
+    // Nobody lets it in any more, but it is shown why.
+    second.ask_until(&["status"], |status: &Status| status.network.revoked);
+    let (_, said, _) = run(&dir("second"), &["status"], "");
+    assert!(said.contains("REVOKED"), "{said}");
+    let (code, said, _) = run(&dir("second"), &["doctor"], "");
+    assert!(code == 1 && said.contains("has revoked this node"), "{code}: {said}");
     for process in [first, second, third] {
         assert!(process.stop(), "a clean end");
     }

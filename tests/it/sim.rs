@@ -520,3 +520,54 @@ fn a_model_that_does_worse_than_the_moving_average_stops_deciding_by_itself() {
         assert_eq!(watch.champion().probes > 0, !harmful);
     }
 }
+
+/// How often a node probed each of these links in so many seconds.
+fn link_probes<const N: usize>(
+    world: &mut World,
+    node: usize,
+    to: [usize; N],
+    for_s: u64,
+) -> [usize; N] {
+    let before = world.samples(node).len();
+    world.run_for(seconds(for_s));
+    let ids = to.map(|neighbour| world.id(neighbour));
+    ids.map(|id| {
+        let of = |sample: &&Sample| {
+            matches!(sample, Sample::Probe { kind: ProbeKind::Link, route, .. }
+                if route.destination() == id)
+        };
+        world.samples(node)[before..].iter().filter(of).count()
+    })
+}
+
+#[test]
+fn links_are_probed_less_while_they_are_steady_and_nobody_uses_them_in_a_calm_mesh() {
+    let mut world = diamond(41);
+    let first = link_probes(&mut world, 0, [1, 2], 10);
+    assert!(first.iter().all(|probes| *probes >= 7), "nothing is known yet: {first:?}");
+    world.run_for(seconds(20));
+    let idle = link_probes(&mut world, 0, [1, 2], 20);
+    assert!(idle.iter().all(|probes| (9..=11).contains(probes)), "every 2 s: {idle:?}");
+    world.set_link(0, 2, LinkModel { jitter_ms: 1.0, ..LinkModel::delay(40.0) });
+    let changed = link_probes(&mut world, 0, [1, 2], 10);
+    assert!(changed[0] <= 6 && changed[1] >= 7, "news is looked at: {changed:?}");
+    world.run_for(seconds(30));
+    open(&mut world, 0, 5);
+    world.run_for(seconds(5));
+    let used = link_probes(&mut world, 0, [1, 2], 20);
+    assert!(used.iter().all(|probes| *probes >= 19), "every second: {used:?}");
+}
+
+#[test]
+fn links_are_probed_at_full_rate_while_peers_come_and_go() {
+    let mut world = diamond(42);
+    world.run_for(seconds(30));
+    let before = link_probes(&mut world, 5, [3], 20);
+    world.kill(4);
+    world.start(4);
+    world.run_for(seconds(20));
+    world.kill(4);
+    world.run_for(seconds(20));
+    let restless = link_probes(&mut world, 5, [3], 20);
+    assert!(before[0] <= 11 && restless[0] >= 19, "{before:?} {restless:?}");
+}

@@ -10,7 +10,7 @@ use meshwise::engine::Intervals;
 use meshwise::engine::event::Command;
 use meshwise::engine::measure::LinkState;
 use meshwise::engine::overlay::Objective;
-use meshwise::engine::overlay::advertiser::REFRESH;
+use meshwise::engine::overlay::advertiser::REFRESH_QUIET;
 use meshwise::engine::route::{PathPolicy, ReservationState};
 use meshwise::engine::types::{Timestamp, TunnelId};
 use meshwise::sim::{LinkModel, Traffic, World};
@@ -351,7 +351,7 @@ fn a_thousand_nodes_come_and_go() {
         }
     }
     // Who joined last was told of at most 512 nodes by each peer; the others say it themselves.
-    world.run_for(REFRESH + Duration::from_secs(2));
+    world.run_for(REFRESH_QUIET + Duration::from_secs(2));
     let running = (0..count).filter(|node| world.is_running(*node));
     let known: Vec<usize> =
         running.map(|node| world.engine(node).graph().origins().count()).collect();

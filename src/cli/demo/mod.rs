@@ -152,9 +152,9 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
         let body = Publish {
             name: name.clone(),
             to,
-            allow: Vec::new(),
-            ttl_s: 600,
-            objective,
+            allow: None,
+            ttl_s: None,
+            objective: Some(objective),
             delegation: None,
             check: None,
         };

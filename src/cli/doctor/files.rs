@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Check;
 use crate::config::Config;
+use crate::engine::overlay::NotMember;
 use crate::engine::types::Timestamp;
 use crate::learn::ModelRegistry;
 use crate::node::network::{self, Network};
@@ -86,6 +87,11 @@ pub(super) fn membership(dir: &Path) -> Check {
     let until = super::output::time(credential.expires_at.as_micros());
     let found = format!("in '{}' until {until}{issues}", state.name);
     match state.membership().roster().check(&key, credential, now) {
+        Err(NotMember::Revoked) => Check::broken(
+            WHAT,
+            format!("the root of '{}' has revoked this node, for good", state.name),
+            "ask why; with a new identity (another --data-dir) and a new invitation it could come back",
+        ),
         Err(why) => Check::broken(
             WHAT,
             format!("not in '{}': {why}", state.name),

@@ -1,6 +1,9 @@
 //! The end of a tunnel that opened it: what it knows of the route in use, and what it tells the
 //! engine of it.
 //!
+//! When one route after the other is left and nothing is answered over any, it is the far end that does
+//! not answer ([`OwnEnd::answers`]): other relays will not help.
+//!
 //! A route that the data plane took by itself keeps its number, which is higher than that of the one
 //! it left: it stays in use until the snapshot names one at least as high.
 
@@ -15,6 +18,9 @@ use crate::engine::types::{NodeId, Route, Timestamp};
 
 /// How often the engine is told what traffic met.
 pub const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// Routes that were left one after the other without an answer over any, from which on the far end is
+/// suspected. They are chosen to share no relay, so that two are rarely lost at once.
+pub const UNANSWERED: u32 = 2;
 
 impl Binding {
     /// The route of the snapshot with its number, unless the one in use is as new.
@@ -42,6 +48,8 @@ pub struct OwnEnd {
     resumes: bool,
     /// Number of the route that the engine was told is lost, and nothing was answered since.
     lost: Option<u32>,
+    /// Routes that were left since something was answered.
+    unanswered: u32,
     /// Newest receipt over the route in use.
     arrived: Receipt,
     /// Bytes sent over the route in use.
@@ -80,6 +88,7 @@ impl OwnEnd {
         self.watch.receipt(sequence, now)?;
         self.resumes = false;
         self.lost = None;
+        self.unanswered = 0;
         if receipt.highest >= self.arrived.highest {
             self.arrived = receipt;
         }
@@ -105,7 +114,14 @@ impl OwnEnd {
 
     /// The route in use, of this number, is lost. Returns whether that is news.
     pub fn lost(&mut self, route_id: u32) -> bool {
-        self.lost.replace(route_id) != Some(route_id)
+        let is_news = self.lost.replace(route_id) != Some(route_id);
+        self.unanswered = self.unanswered.saturating_add(is_news.into());
+        is_news
+    }
+
+    /// Whether the far end answers, as far as is known.
+    pub fn answers(&self) -> bool {
+        self.unanswered < UNANSWERED
     }
 
     /// The tunnel takes another route.
@@ -193,6 +209,20 @@ mod tests {
         assert!(own.lost(3));
         own.moved(at(6));
         assert!(own.lost(3));
+    }
+
+    #[test]
+    fn who_answers_over_no_route_is_suspected_until_something_is_answered() {
+        let mut own = OwnEnd::default();
+        assert!(own.lost(1) && own.answers(), "one route may be lost");
+        own.moved(at(1));
+        assert!(own.lost(2));
+        assert!(!own.answers(), "two, and none answered");
+        own.moved(at(2));
+        assert!(!own.answers());
+        own.sent(9, 100, at(3));
+        assert!(own.receipt(9, Receipt::default(), at(4)).is_some());
+        assert!(own.answers());
     }
 
     #[test]

@@ -29,6 +29,21 @@ pub const BANDWIDTH_BYTES_MIN: u64 = 2_000;
 /// Smallest busy share of a slice that gives a bandwidth estimate: below, a few waits of the
 /// sender's own processor decide it.
 pub const BUSY_SHARE_MIN: f64 = 0.05;
+/// Smallest change of a round-trip time that counts (ms).
+pub const RTT_STEP_MS: f64 = 1.0;
+/// Changes of a smoothed round-trip time within so many times its jitter are noise: of independent round
+/// trips, two smoothed values differ by a standard deviation of a third of the jitter.
+pub const NOISE: f64 = 1.5;
+/// Probes in a row within [`STEADY_SHARE`] of the smoothed round-trip time after which a link is steady: as
+/// many as it takes to forget a change (the gain is 1/8).
+pub const STEADY_PROBES: u32 = 10;
+/// See [`STEADY_PROBES`]: what is more is a change that others will be told of.
+pub const STEADY_SHARE: f64 = 0.2;
+/// See [`STEADY_PROBES`]: a single round trip, not a smoothed one, in times the jitter.
+const STEADY_NOISE: f64 = 4.0;
+/// Datagrams in a second beyond which a link carries more than probes of its two ends and of a few routes
+/// (a guess).
+const IDLE_DATAGRAMS_PER_S: f64 = 10.0;
 /// Most neighbours of one node; further ones are refused. A guess: four times the degree the
 /// overlay needs at 10,000 nodes.
 pub const NEIGHBOURS_MAX: usize = 64;
@@ -63,11 +78,12 @@ impl LinkQuality {
             && self.bandwidth.is_none_or(|b| b.is_finite() && b >= 0.0)
     }
 
-    /// Whether any number moved by more than `share` of its old value (with 1 ms, 2 points of
-    /// loss and 10 points of utilisation as the smallest moves that count).
-    pub fn differs_by(&self, other: &LinkQuality, share: f64) -> bool {
+    /// Whether any number moved by more than `share` of its old value. The smallest moves that count are
+    /// 2 points of loss, 10 points of utilisation, and of the round-trip time `step_ms` and
+    /// [`NOISE`] times its jitter: what is within the noise of the link itself is no news.
+    pub fn differs_by(&self, other: &LinkQuality, share: f64, step_ms: f64) -> bool {
         let moved = |a: f64, b: f64, least: f64| (a - b).abs() > (share * b.abs()).max(least);
-        moved(self.rtt_ms, other.rtt_ms, 1.0)
+        moved(self.rtt_ms, other.rtt_ms, step_ms.max(NOISE * self.jitter_ms.max(other.jitter_ms)))
             || moved(self.loss, other.loss, 0.02)
             || moved(self.utilisation, other.utilisation, 0.1)
             || match (self.bandwidth, other.bandwidth) {
@@ -111,6 +127,10 @@ struct Link {
     jitter_ms: f64,
     lost: Window<bool>,
     failure_streak: u32,
+    /// Probes in a row that said nothing new.
+    steady: u32,
+    /// It carried traffic in the newest slice.
+    in_use: bool,
     capacity: Capacity,
     utilisation: f64,
 }
@@ -159,6 +179,8 @@ impl QualityMonitor {
             jitter_ms: 0.0,
             lost: Window::new(LOSS_WINDOW),
             failure_streak: 0,
+            steady: 0,
+            in_use: false,
             capacity: Capacity::default(),
             utilisation: 0.0,
         });
@@ -185,6 +207,9 @@ impl QualityMonitor {
                 link.state = LinkState::Up;
                 match &mut link.rtt_ms {
                     Some(smoothed) => {
+                        let noise = (STEADY_SHARE * *smoothed).max(STEADY_NOISE * link.jitter_ms);
+                        let is_news = (rtt_ms - *smoothed).abs() > noise.max(RTT_STEP_MS);
+                        link.steady = if is_news { 0 } else { link.steady.saturating_add(1) };
                         let difference = (rtt_ms - link.last_rtt_ms).abs();
                         link.jitter_ms += JITTER_GAIN * (difference - link.jitter_ms);
                         *smoothed += RTT_GAIN * (rtt_ms - *smoothed);
@@ -194,6 +219,7 @@ impl QualityMonitor {
                 link.last_rtt_ms = rtt_ms;
             }
             None => {
+                link.steady = 0;
                 link.failure_streak += 1;
                 if link.failure_streak >= DEAD_AFTER {
                     link.state = LinkState::Down;
@@ -207,12 +233,21 @@ impl QualityMonitor {
     pub fn report(&mut self, neighbour: NodeId, report: &LinkReport) {
         let Some(link) = self.links.get_mut(&neighbour) else { return };
         self.revision += 1;
+        let seconds = report.duration_us as f64 / 1e6;
+        link.in_use = report.sent_datagrams as f64 > IDLE_DATAGRAMS_PER_S * seconds;
         if report.duration_us > 0 {
             link.utilisation = (report.busy_us as f64 / report.duration_us as f64).min(1.0);
         }
         if report.sent_bytes >= BANDWIDTH_BYTES_MIN && link.utilisation >= BUSY_SHARE_MIN {
             link.capacity.estimated(report.sent_bytes as f64 * 1e6 / report.busy_us as f64);
         }
+    }
+
+    /// Whether a link has nothing to say: its probes come back in the time that they always take, and it
+    /// carries no traffic.
+    pub fn is_steady(&self, neighbour: NodeId) -> bool {
+        let link = self.links.get(&neighbour);
+        link.is_some_and(|link| link.steady >= STEADY_PROBES && !link.in_use)
     }
 
     /// The links that carry traffic, with their quality, in order of neighbour.
@@ -276,6 +311,38 @@ mod tests {
         let (_, quality) = monitor.up().next().unwrap();
         assert!((quality.rtt_ms - 11.0).abs() < 1e-12);
         assert!((quality.jitter_ms - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_link_is_steady_until_its_probes_say_something_else_or_it_carries_traffic() {
+        let mut monitor = monitor();
+        for _ in 0..=STEADY_PROBES {
+            assert!(!monitor.is_steady(PEER));
+            monitor.probed(PEER, Some(10_000));
+        }
+        assert!(monitor.is_steady(PEER));
+        monitor.probed(PEER, Some(11_500));
+        assert!(monitor.is_steady(PEER), "15 %");
+        let of = |sent_datagrams| LinkReport {
+            sent_datagrams,
+            duration_us: 10_000_000,
+            ..LinkReport::default()
+        };
+        let (idle, busy) = (of(95), of(1_000));
+        monitor.report(PEER, &idle);
+        assert!(monitor.is_steady(PEER));
+        monitor.report(PEER, &busy);
+        assert!(!monitor.is_steady(PEER), "somebody uses it");
+        monitor.report(PEER, &idle);
+        assert!(monitor.is_steady(PEER));
+        monitor.probed(PEER, Some(13_000));
+        assert!(!monitor.is_steady(PEER), "news");
+        for _ in 0..40 {
+            monitor.probed(PEER, Some(13_000));
+        }
+        assert!(monitor.is_steady(PEER));
+        monitor.probed(PEER, None);
+        assert!(!monitor.is_steady(PEER), "a loss");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod route;
 mod sample;
 pub mod service;
 mod statistics;
+pub mod suspects;
 mod window;
 pub mod worth;
 
@@ -31,4 +32,5 @@ pub use route::{
 pub use sample::{EventKind, ProbeKind, Sample};
 pub use service::{Health, HealthCheck, HealthPolicy, ServiceMonitor, Vantage};
 pub use statistics::{STATISTICS, Statistics, WINDOW};
+pub use suspects::Suspects;
 pub use window::Window;

@@ -65,6 +65,13 @@ impl Prober {
         }
     }
 
+    /// Probes a target that was silent again at this time, if not before.
+    pub fn again_by(&mut self, target: &(ProbeKind, Route), at: Timestamp) {
+        if let Some((due, _)) = self.due.get_mut(target) {
+            *due = (*due).min(at);
+        }
+    }
+
     /// The targets that are due now, each scheduled again.
     pub fn take_due(&mut self, now: Timestamp) -> Vec<(ProbeKind, Route)> {
         let mut taken = Vec::new();
@@ -100,15 +107,15 @@ impl Prober {
         Some(probe)
     }
 
-    /// Probes whose time is over, or that exceed [`OUTSTANDING_MAX`], oldest first.
-    pub fn take_lost(&mut self, now: Timestamp) -> Vec<Outstanding> {
+    /// Probes whose time is over, or that exceed [`OUTSTANDING_MAX`], oldest first, with their ids.
+    pub fn take_lost(&mut self, now: Timestamp) -> Vec<(u64, Outstanding)> {
         let mut lost = Vec::new();
         while let Some((deadline, id)) = self.deadlines.first().copied() {
             if deadline > now && self.outstanding.len() <= OUTSTANDING_MAX {
                 break;
             }
             self.deadlines.remove(&(deadline, id));
-            lost.extend(self.outstanding.remove(&id));
+            lost.extend(self.outstanding.remove(&id).map(|probe| (id, probe)));
         }
         lost
     }
@@ -146,6 +153,12 @@ mod tests {
         assert!(prober.take_due(at(1_499)).is_empty());
         prober.set_targets(&targets, at(1_000), || 0.9);
         assert_eq!(prober.take_due(at(1_500)).len(), 1);
+        prober.again_by(&target(1), at(1_700));
+        prober.again_by(&target(1), at(1_900));
+        prober.again_by(&target(2), at(1_700));
+        assert_eq!(prober.next_timeout(), Some(at(1_700)), "sooner, not later");
+        assert_eq!(prober.take_due(at(1_700)), [target(1)]);
+        assert_eq!(prober.next_timeout(), Some(at(2_700)));
         prober.set_targets(&BTreeMap::new(), at(1_600), || 0.0);
         assert_eq!(prober.next_timeout(), None);
     }

@@ -154,6 +154,11 @@ impl Roster {
         self.revoked.contains_key(key)
     }
 
+    /// The root's word that this key is revoked.
+    pub fn revocation(&self, key: &PublicKey) -> Option<&Signed> {
+        self.revoked.get(key)
+    }
+
     /// The keys that the root has revoked.
     pub fn revoked(&self) -> impl Iterator<Item = &PublicKey> + '_ {
         self.revoked.keys()

@@ -4,7 +4,10 @@
 //! is by how much routes to everybody get longer without it; what a new one would be worth follows
 //! from what its round trip is expected to be. A node below its target degree links to the best
 //! candidate; one at its target takes a candidate that is worth much more than its least valuable
-//! link; one above its target gives up a link that is worth nothing to anybody.
+//! link; one above its target gives up a link that is worth nothing to anybody: to a neighbour that has
+//! more than its target too, or when it has far too many, to any. Otherwise the neighbour would have to
+//! make another link, somebody else to give one up for that, and the mesh would never come to rest.
+//! For the same reason routes that get shorter by no more than [`STRETCH`] allows are not shorter.
 //!
 //! **Pruning never parts the mesh**, whoever prunes at the same time and however old the picture is
 //! that each has. All links have a rank that follows from the ids of their ends alone. A link is
@@ -172,7 +175,8 @@ impl TopologyManager {
             }
         }
         if let Some((node, _, true)) = least
-            && seen.links.len() > seen.target
+            && links > seen.target
+            && (links > seen.target + DEGREE_SLACK || has_spare(seen, node))
         {
             changes.push(Reshape::GiveUp(node));
         }
@@ -198,7 +202,9 @@ impl TopologyManager {
                     let hops = seen.max_hops.saturating_sub(1);
                     let from_there = reach_ms(seen.topology, index, hops, None);
                     mean(from_me.iter().zip(&from_there).map(|(now, there)| {
-                        if *now == 0.0 { 0.0 } else { shortening(*now, link_ms + there) }
+                        let then = link_ms + there;
+                        let is_worth = *now > 0.0 && *now - then > STRETCH.1;
+                        if is_worth { shortening(*now, then) } else { 0.0 }
                     }))
                 }
                 // It joins those that have no link yet.
@@ -230,8 +236,18 @@ impl TopologyManager {
                 && keeps_good_routes(&reach(there, None), &reach(there, Some((me, there))));
             (node, loss, nobody_suffers)
         });
-        valued.min_by(|one, other| other.2.cmp(&one.2).then(one.1.total_cmp(&other.1)))
+        valued.min_by(|one, other| {
+            let spare = |it: &(NodeId, f64, bool)| has_spare(seen, it.0);
+            let can = other.2.cmp(&one.2);
+            can.then(spare(other).cmp(&spare(one))).then(one.1.total_cmp(&other.1))
+        })
     }
+}
+
+/// Whether a neighbour has more links than a node wants.
+fn has_spare(seen: &Neighbourhood<'_>, node: NodeId) -> bool {
+    let index = seen.topology.index(node);
+    index.is_some_and(|index| seen.topology.edges[index as usize].len() > seen.target)
 }
 
 /// Links that are missing to the least that a node may have.

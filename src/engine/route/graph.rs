@@ -15,10 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::measure::LinkQuality;
+use crate::engine::overlay::advertiser::REFRESH_QUIET;
 use crate::engine::types::{NodeId, Route, Timestamp};
 
-/// An advertisement that was not refreshed is forgotten after this: three refresh intervals.
-pub const LIFETIME: Duration = Duration::from_secs(90);
+/// An advertisement that was not refreshed is forgotten after this: three of the longest times between
+/// two refreshes. Links do not live as long: they count while both ends say so, and the end that is
+/// left says within seconds that one is gone.
+pub const LIFETIME: Duration = REFRESH_QUIET.saturating_mul(3);
 /// Most origins in the graph; advertisements of further ones are dropped and counted. Ten times
 /// the size the first networks are built for.
 pub const ORIGINS_MAX: usize = 10_000;
@@ -204,6 +207,28 @@ impl OverlayGraph {
             Some(quality.bandwidth? * (1.0 - quality.utilisation))
         });
         left.reduce(|least, left| Some(least?.min(left?))).flatten()
+    }
+
+    /// Whether anybody has a link to this node that counts.
+    pub fn is_linked(&self, node: NodeId) -> bool {
+        let own = self.adverts.get(&node);
+        own.is_some_and(|own| own.links.keys().any(|neighbour| self.is_link(node, *neighbour)))
+    }
+
+    /// The nodes to which links lead that count, the one where they begin included.
+    pub fn reached_from(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let mut reached = BTreeSet::from([node]);
+        let mut fringe = vec![node];
+        while let Some(at) = fringe.pop() {
+            let Some(own) = self.adverts.get(&at) else { continue };
+            for neighbour in own.links.keys() {
+                if !reached.contains(neighbour) && self.is_link(at, *neighbour) {
+                    reached.insert(*neighbour);
+                    fringe.push(*neighbour);
+                }
+            }
+        }
+        reached
     }
 
     /// Whether an advertisement of this node is known.

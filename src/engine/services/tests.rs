@@ -3,7 +3,7 @@ use ed25519_dalek::SigningKey;
 use super::*;
 use crate::engine::lookups::{ABSENT_FOR, RETRY_AFTER};
 use crate::engine::measure::HealthPolicy;
-use crate::engine::overlay::membership::{Credential, Roster};
+use crate::engine::overlay::membership::{Credential, NameGrant, Roster};
 use crate::engine::overlay::wire::GOSSIP_BYTES_MAX;
 use crate::engine::overlay::{Objective, ServiceKind};
 
@@ -297,4 +297,32 @@ fn an_owner_delegates_its_names_and_no_others_and_the_replica_publishes_in_its_n
     let answers = other.did().1;
     let Some(Err(CommandError::Refused(error))) = answers.get(&1) else { panic!("{answers:?}") };
     assert!(matches!(error, RecordError::NotOwner { .. }), "not delegated to this one: {error}");
+}
+
+#[test]
+fn a_name_that_the_root_gives_to_another_is_withheld_and_published_again_when_it_is_given_back() {
+    let mut node = Node::new(1);
+    node.publish(spec(), START);
+    assert!(node.said().is_some());
+    let root = Author::root(SigningKey::from_bytes(&[9; 32]));
+    let give = |node: &mut Node, to: u8, at: Timestamp| {
+        let grant = NameGrant { name: name(), owner: author(to).public(), at };
+        let signed = Signed::seal(&root, &grant);
+        assert!(node.services.grant(grant, signed, at, &mut node.outputs));
+    };
+    let second = |s: u64| START + Duration::from_secs(s);
+    give(&mut node, 2, second(1));
+    let told = node.outputs.drain(..).any(|output| {
+        matches!(output, Output::Notice(Notice::NameGranted { owner, .. })
+            if owner == author(2).public().node_id())
+    });
+    assert!(told);
+    let withheld: Vec<_> = node.services.withheld().map(|(spec, why)| (&spec.name, why)).collect();
+    assert!(matches!(&withheld[..], [(_, RecordError::Granted { .. })]), "{withheld:?}");
+    node.timeout(second(500));
+    assert!(node.said().is_none(), "not its any more");
+    give(&mut node, 1, second(501));
+    node.timeout(second(501));
+    assert!(node.said().is_some(), "at once");
+    assert_eq!(node.services.withheld().count(), 0);
 }

@@ -6,7 +6,8 @@
 //! | 2 | judges it, serves, and opens streams from now on | <- `Welcome` | shows its own |
 //! | 3 | | `Ready` -> | opens streams from now on |
 //!
-//! Instead of each step `Refused` says why not. A frame is two bytes of length (big endian) and the
+//! Instead of each step `Refused` says why not; who was revoked is shown the revocation (`Revoked`), which
+//! it can verify, unlike a text. A frame is two bytes of length (big endian) and the
 //! postcard encoding of a [`Frame`]. Whose credential it must be is known: the connection has proved
 //! the key.
 
@@ -16,7 +17,7 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use serde::{Deserialize, Serialize};
 
 use super::{ADMISSION_TIMEOUT, Gate};
-use crate::engine::overlay::wire;
+use crate::engine::overlay::wire::{self, Signed};
 use crate::engine::overlay::{Credential, NotMember};
 use crate::engine::types::PublicKey;
 use crate::net::{Members, now};
@@ -39,6 +40,9 @@ pub enum Frame {
     Refused(String),
     /// Step 3.
     Ready,
+    /// Instead of any step: the root's word that the other side's key is out, a
+    /// [`Revocation`](crate::engine::overlay::membership::Revocation).
+    Revoked(Signed),
 }
 
 impl Frame {
@@ -60,6 +64,9 @@ pub enum Failure {
     /// The peer takes this node for no member. What it says is not to be trusted.
     #[error("it does not let this node in: {0:?}")]
     Refused(String),
+    /// The peer showed that the root has revoked this node's key, as it says: unverified.
+    #[error("it shows that this node was revoked")]
+    Revoked(Box<Signed>),
     /// The peer does not speak the protocol: it is of another network, or no node of ours at all.
     #[error("it speaks no protocol of this network")]
     Foreign,
@@ -79,7 +86,7 @@ impl Failure {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Stranger(_) => "admission-stranger",
-            Self::Refused(_) => "admission-refused-by-peer",
+            Self::Refused(_) | Self::Revoked(_) => "admission-refused-by-peer",
             Self::Foreign => "admission-foreign",
             Self::TimedOut => "admission-timed-out",
             Self::Broken => "admission-broken",
@@ -107,6 +114,7 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
     let credential = match receive(stream).await? {
         Frame::Welcome(credential) => credential,
         Frame::Refused(text) => return Err(refused(&text)),
+        Frame::Revoked(signed) => return Err(Failure::Revoked(Box::new(signed))),
         Frame::Hello(_) | Frame::Ready => return Err(Failure::Malformed),
     };
     members.load().check(&key, &credential, now())?;
@@ -137,6 +145,7 @@ pub(super) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     match receive(stream).await? {
         Frame::Ready => {}
         Frame::Refused(text) => return Err(refused(&text)),
+        Frame::Revoked(signed) => return Err(Failure::Revoked(Box::new(signed))),
         Frame::Hello(_) | Frame::Welcome(_) => return Err(Failure::Malformed),
     }
     gate.open_outbound();
@@ -144,10 +153,19 @@ pub(super) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(credential)
 }
 
-/// Tells the other side why it is not admitted.
-pub(super) async fn tell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, why: NotMember) {
+/// Tells the other side, which has this key, why it is not admitted.
+pub(super) async fn tell<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    key: PublicKey,
+    members: &Members,
+    why: NotMember,
+) {
+    let frame = match members.load().revocation(&key) {
+        Some(revocation) => Frame::Revoked(revocation.clone()),
+        None => Frame::Refused(why.to_string()),
+    };
     let telling = async {
-        send(&mut stream, &Frame::Refused(why.to_string())).await?;
+        send(&mut stream, &frame).await?;
         stream.close().await?;
         // Until it has read it: what is under way is lost with the connection.
         let _ = stream.read(&mut [0]).await;
@@ -191,6 +209,7 @@ mod tests {
 
     use super::*;
     use crate::engine::overlay::Roster;
+    use crate::engine::overlay::membership::{Author, Membership, Revocation};
     use crate::net::gate::tests::openings;
 
     fn public(byte: u8) -> PublicKey {
@@ -215,14 +234,14 @@ mod tests {
         let asks = async {
             let said = ask(&mut one, public(2), &dials, &gate).await;
             if let Err(Failure::Stranger(why)) = said {
-                tell(one, why).await;
+                tell(one, public(2), &dials, why).await;
             }
             said
         };
         let answers = async {
             let said = answer(&mut other, public(1), &listens, &other_gate).await;
             if let Err(Failure::Stranger(why)) = said {
-                tell(other, why).await;
+                tell(other, public(1), &listens, why).await;
             }
             said
         };
@@ -249,6 +268,20 @@ mod tests {
         let (one, other) = meet(members(9, 1), impostor).await;
         assert_eq!(one, (Err(Failure::Stranger(NotMember::Forged)), [false, false]));
         assert_eq!(other, (Err(Failure::Refused(text)), [true, false]));
+    }
+
+    #[tokio::test]
+    async fn who_was_revoked_is_shown_the_revocation() {
+        let root = Author::root(SigningKey::from_bytes(&[9; 32]));
+        let signed = Signed::seal(&root, &Revocation { key: public(1), at: now() });
+        let knows = |byte| {
+            let mut membership = Membership::new(members(9, byte).load().as_ref().clone());
+            membership.revoke(&signed).unwrap();
+            Arc::new(ArcSwap::new(membership.roster().clone()))
+        };
+        let shown = Err(Failure::Revoked(Box::new(signed.clone())));
+        let (one, other) = meet(members(9, 1), knows(2)).await;
+        assert_eq!((one.0, other.0), (shown, Err(Failure::Stranger(NotMember::Revoked))));
     }
 
     #[tokio::test]

@@ -289,6 +289,73 @@ async fn who_refuses_a_record_does_not_count_as_having_stored_it() {
     }
 }
 
+/// Where nobody listens.
+fn nowhere() -> Multiaddr {
+    "/ip4/127.0.0.1/tcp/1".parse().unwrap()
+}
+
+#[tokio::test]
+async fn when_most_of_those_that_are_known_are_gone_those_that_are_found_decide() {
+    let (mut me, _) = node(1, || NOW).await;
+    let (other, address) = node(2, || NOW).await;
+    me.behaviour_mut().add_address(&peer(2), address);
+    for gone in [3, 4, 5] {
+        me.behaviour_mut().add_address(&peer(gone), nowhere());
+    }
+    let bytes = wire::encode(&Signed::seal(&key(1), &service(1)));
+    let mut dht = Dht::default();
+    dht.put(me.behaviour_mut(), &public(1), 7, &service(1).name, bytes);
+    let input = until_input(&mut me, &mut dht, vec![other]).await;
+    assert!(matches!(input, Input::DhtStored { request: 7, error: None }));
+    assert!(dht.spreads.is_empty());
+}
+
+#[tokio::test]
+async fn nodes_that_only_the_search_finds_get_the_record_too() {
+    let (mut me, _) = node(1, || NOW).await;
+    let (mut known, address) = node(2, || NOW).await;
+    let (mut far, far_address) = node(3, || NOW).await;
+    me.behaviour_mut().add_address(&peer(2), address);
+    known.behaviour_mut().add_address(&peer(3), far_address);
+    let bytes = wire::encode(&Signed::seal(&key(1), &service(1)));
+    let mut dht = Dht::default();
+    let name = service(1).name;
+    dht.put(me.behaviour_mut(), &public(1), 7, &name, bytes);
+    let arrives = async {
+        let key = record_key(&name, &public(1));
+        while far.behaviour_mut().store_mut().get(&key).is_none() {
+            far.select_next_some().await;
+        }
+    };
+    let runs = async {
+        let mut told = 0;
+        let roster = Roster::new(public(9), key(1).credential);
+        loop {
+            let event = tokio::select! {
+                event = me.select_next_some() => event,
+                _ = known.select_next_some() => continue,
+            };
+            if let SwarmEvent::Behaviour(kad::Event::OutboundQueryProgressed {
+                id,
+                result,
+                step,
+                ..
+            }) = event
+            {
+                let kad = me.behaviour_mut();
+                told +=
+                    usize::from(dht.progressed(kad, id, result, step.last, &roster, NOW).is_some());
+                assert!(told <= 1, "said once");
+            }
+        }
+    };
+    tokio::select! {
+        () = arrives => {}
+        () = runs => {}
+        () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it did not arrive"),
+    }
+}
+
 #[tokio::test]
 async fn one_node_that_kept_an_old_record_does_not_bring_it_back() {
     let (mut me, _) = node(4, || NOW).await;

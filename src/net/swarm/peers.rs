@@ -61,7 +61,10 @@ impl Task {
                 } else {
                     tracing::debug!(%peer, "not admitted: {why}");
                 }
-                Vec::new()
+                match why {
+                    Failure::Revoked(signed) => vec![Input::RevocationShown(signed)],
+                    _ => Vec::new(),
+                }
             }
         }
     }

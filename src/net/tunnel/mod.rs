@@ -373,11 +373,12 @@ impl Tunnels {
         let _ = self.plane.events.try_send(Input::ServiceDoubted { name, provider });
     }
 
-    /// Whether a tunnel of this node is open and a route to its provider is alive.
+    /// Whether a tunnel of this node is open, a route to its provider is alive, and the provider answers.
     pub fn is_reachable(&self, tunnel: TunnelId) -> bool {
         let open = self.lock_open();
         let strands = open.get(&tunnel).map_or(&[][..], |open| &open.local.strands);
-        strands.iter().any(|strand| self.plane.is_reachable(strand.tunnel))
+        let is_there = |tunnel| self.plane.is_reachable(tunnel) && self.plane.answers(tunnel);
+        strands.iter().any(|strand| is_there(strand.tunnel))
     }
 
     /// Counts a connection that failed, and says so in the log: the first one of a kind, and then

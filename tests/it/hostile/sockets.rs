@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::NAME;
-use crate::membership::{counted, found, member, peers, protocol};
+use crate::membership::{counted, found, gossip, member, peers, protocol, topic};
 use crate::support::{
     PATIENCE, config, echo_server, eventually, exchange, listening, service, within,
 };
@@ -157,16 +157,10 @@ struct Speaker {
     inside: Gated<Inside>,
 }
 
-fn topic(network: &Network) -> gossipsub::IdentTopic {
-    gossipsub::IdentTopic::new(format!("meshwise/{}/1", network.state.root.node_id()))
-}
-
 fn speaker(network: &Network, gates: Gates, identity: libp2p::identity::Keypair) -> Swarm<Speaker> {
     let behaviour = |key: &libp2p::identity::Keypair| {
         let me = key.public().to_peer_id();
-        let signed = gossipsub::MessageAuthenticity::Signed(key.clone());
-        let mut gossipsub: gossipsub::Behaviour =
-            gossipsub::Behaviour::new(signed, gossipsub::Config::default()).unwrap();
+        let mut gossipsub = gossip();
         gossipsub.subscribe(&topic(network)).unwrap();
         let store = kad::store::MemoryStore::new(me);
         let kad_config = kad::Config::new(protocol(network, "kad/1"));

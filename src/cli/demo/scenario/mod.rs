@@ -200,9 +200,9 @@ async fn tunnel(
     let body = Publish {
         name: name.into(),
         to,
-        allow: Vec::new(),
-        ttl_s: 600,
-        objective,
+        allow: None,
+        ttl_s: None,
+        objective: Some(objective),
         delegation: None,
         check: None,
     };
