@@ -84,7 +84,7 @@ const PERSISTENT_CONGESTION: u32 = 10;
 const DATAGRAMS_RECEIVED: usize = 1 << 20;
 /// Datagrams that wait to be sent (bytes); the oldest make room.
 const DATAGRAMS_WAITING: usize = 256 << 10;
-const PROTOCOL: &[u8] = b"meshwise-tunnel/2";
+const PROTOCOL: &[u8] = b"meshwise-tunnel/3";
 
 /// Why a tunnel could not be opened. One line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
