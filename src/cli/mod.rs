@@ -7,6 +7,7 @@ mod champion;
 mod data;
 mod demo;
 mod doctor;
+mod drops;
 mod explain;
 mod import;
 mod judge;

@@ -295,7 +295,7 @@ fn a_relay_whose_next_link_is_gone_says_so() {
 fn each_node_of_a_route_sets_a_reservation_aside_until_the_tunnel_moves_or_ends() {
     let mut world = diamond(46);
     world.run_for(seconds(10));
-    open_with(&mut world, 0, 5, TUNNEL, Some(300_000));
+    open_with(&mut world, 0, 5, TUNNEL, Some(625_000));
     world.run_for(seconds(1));
     let state = |world: &World, tunnel| world.engine(0).reservation(tunnel).map(|r| r.state);
     assert_eq!(state(&world, TUNNEL), Some(ReservationState::Granted));
@@ -305,25 +305,25 @@ fn each_node_of_a_route_sets_a_reservation_aside_until_the_tunnel_moves_or_ends(
         there.chain(back).collect::<Vec<u64>>()
     };
     let (near, far) = ([0, 1, 3, 5], [0, 2, 4, 5]);
-    assert_eq!((held(&world, &near), held(&world, &far)), (vec![300_000; 6], vec![0; 6]));
-    // A link that was never busy counts for 1 MB/s, of which one neighbour gets 40 %.
+    assert_eq!((held(&world, &near), held(&world, &far)), (vec![625_000; 6], vec![0; 6]));
+    // A link that was never busy counts for 2.5 MB/s, of which one neighbour gets 40 %.
     let (second, third) = (TunnelId(2), TunnelId(3));
-    open_with(&mut world, 0, 5, second, Some(300_000));
+    open_with(&mut world, 0, 5, second, Some(625_000));
     world.run_for(seconds(1));
     assert_eq!(state(&world, second), Some(ReservationState::Granted), "on another route");
-    assert_eq!((held(&world, &near), held(&world, &far)), (vec![300_000; 6], vec![300_000; 6]));
-    open_with(&mut world, 0, 5, third, Some(300_000));
+    assert_eq!((held(&world, &near), held(&world, &far)), (vec![625_000; 6], vec![625_000; 6]));
+    open_with(&mut world, 0, 5, third, Some(625_000));
     world.run_for(seconds(1));
-    let full = Bottleneck { from: world.id(0), to: world.id(1), available: 100_000 };
-    let refused = Reservation { rate: 300_000, state: ReservationState::Refused(Some(full)) };
+    let full = Bottleneck { from: world.id(0), to: world.id(1), available: 375_000 };
+    let refused = Reservation { rate: 625_000, state: ReservationState::Refused(Some(full)) };
     assert_eq!(world.engine(0).reservation(third), Some(refused));
-    assert_eq!(held(&world, &near), [300_000; 6], "who was refused holds nothing");
+    assert_eq!(held(&world, &near), [625_000; 6], "who was refused holds nothing");
     world.command(0, Command::CloseTunnel(third));
     world.command(0, Command::CloseTunnel(second));
     world.kill(3);
     world.run_for(seconds(3));
-    assert_eq!(held(&world, &far), [300_000; 6], "it is asked for on the new route");
-    assert_eq!((world.promised(0, 1), world.promised(1, 0)), (0, 300_000));
+    assert_eq!(held(&world, &far), [625_000; 6], "it is asked for on the new route");
+    assert_eq!((world.promised(0, 1), world.promised(1, 0)), (0, 625_000));
     world.run_for(seconds(30));
     assert_eq!(world.promised(1, 0), 0, "what nobody could release is forgotten");
     world.command(0, Command::CloseTunnel(TUNNEL));

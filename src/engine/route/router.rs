@@ -27,6 +27,7 @@ use super::graph::OverlayGraph;
 use super::score::ScoreWeights;
 use super::switching::{Current, Reason, SwitchingPolicy};
 use crate::engine::overlay::wire::Objective;
+use crate::engine::traffic::CAPACITY_UNKNOWN;
 use crate::engine::traffic::message::Bottleneck;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
@@ -53,6 +54,8 @@ pub struct PathPolicy {
     pub max_hops: usize,
     /// Weights of the score for the balanced objective.
     pub weights: ScoreWeights,
+    /// What a link is counted on to carry while it was never busy (bytes/s).
+    pub capacity_unknown: f64,
     /// Damping.
     pub switching: SwitchingPolicy,
     /// Share of decisions that may try another route, 0 to [`super::explore::EXPLORE_MAX`].
@@ -65,6 +68,7 @@ impl Default for PathPolicy {
             candidates: 8,
             max_hops: 4,
             weights: ScoreWeights::default(),
+            capacity_unknown: CAPACITY_UNKNOWN,
             switching: SwitchingPolicy::default(),
             explore: 0.0,
         }
