@@ -9,6 +9,7 @@ mod network;
 mod reach;
 mod reachable;
 mod server;
+mod trace;
 pub mod types;
 
 pub use client::{Client, ClientError};

@@ -1,9 +1,15 @@
 //! Probes of this node that are under way, answers to those of others, and what neighbours may have this
 //! node do for them. The rule of the latter is [`Allowance`].
+//!
+//! A route is traced by probes over its first link, its first two, and so on: each is answered by the
+//! last node that it reaches. What they take is the node's own, and no sample.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
 
 use super::plane::DataPlane;
 use crate::engine::event::Input;
@@ -13,33 +19,56 @@ use crate::engine::measure::prober::OUTSTANDING_MAX;
 use crate::engine::traffic::{Allowance, Passing};
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
-/// Probes that are under way, at most [`OUTSTANDING_MAX`]: when each left, and over which route.
+/// Probes of each node of a route that is traced.
+const TRACE_PROBES: usize = 5;
+/// Time between two of them.
+const TRACE_EVERY: Duration = Duration::from_millis(50);
+/// How long the last one may take.
+const TRACE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A probe that is under way.
+struct UnderWay {
+    sent: Instant,
+    route: Route,
+    /// Who is told of its round trip, when it is not the engine.
+    told: Option<oneshot::Sender<Duration>>,
+}
+
+/// Probes that are under way, at most [`OUTSTANDING_MAX`].
 #[derive(Default)]
-pub(super) struct Probes(Mutex<BTreeMap<u64, (Instant, Route)>>);
+pub(super) struct Probes(Mutex<BTreeMap<u64, UnderWay>>);
 
 impl Probes {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, (Instant, Route)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, UnderWay>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A probe leaves.
-    fn sent(&self, id: u64, route: Route) {
+    fn sent(&self, id: u64, route: Route, told: Option<oneshot::Sender<Duration>>) {
         let mut probes = self.lock();
         while probes.len() >= OUTSTANDING_MAX {
             probes.pop_first();
         }
-        probes.insert(id, (Instant::now(), route));
+        probes.insert(id, UnderWay { sent: Instant::now(), route, told });
     }
 
-    /// An answer arrived. Returns when its probe left; `None` when nobody asked, or over another route.
-    fn answered(&self, answer: &Header) -> Option<Instant> {
+    /// An answer arrived. Returns its probe; `None` when nobody asked, or over another route.
+    fn answered(&self, answer: &Header) -> Option<UnderWay> {
         let mut probes = self.lock();
-        let asked = |(_, route): &(Instant, Route)| {
-            route.nodes().iter().eq(answer.route.nodes().iter().rev())
-        };
-        probes.get(&answer.sequence).filter(|probe| asked(probe))?;
-        probes.remove(&answer.sequence).map(|(sent, _)| sent)
+        let asked =
+            |probe: &&UnderWay| probe.route.nodes().iter().eq(answer.route.nodes().iter().rev());
+        probes.get(&answer.sequence).filter(asked)?;
+        probes.remove(&answer.sequence)
     }
+}
+
+/// What a trace found of one node of a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traced {
+    /// Probes that were sent to it.
+    pub probes: usize,
+    /// Round trips of those that came back, in the order in which they left.
+    pub round_trips: Vec<Duration>,
 }
 
 /// What neighbours may still have this node do, at most [`NEIGHBOURS_MAX`] of them.
@@ -91,9 +120,43 @@ impl Allowances {
 impl DataPlane {
     /// Sends a probe over a route; its answer becomes an event with the round-trip time.
     pub(super) fn send_probe(&self, id: u64, route: &Route) {
-        self.probes.sent(id, route.clone());
+        self.probe(id, route, None);
+    }
+
+    fn probe(&self, id: u64, route: &Route, told: Option<oneshot::Sender<Duration>>) {
+        self.probes.sent(id, route.clone(), told);
         let header = Header::new(DatagramKind::Probe, TunnelId(0), 0, id, route.clone());
         self.send(route.nodes()[1], header.encode(&[]));
+    }
+
+    /// Measures how far away each node of a route is, in its order, the source left out. Takes some 2 s
+    /// at most.
+    pub async fn trace(&self, route: &Route) -> Vec<Traced> {
+        let ends = 2..=route.nodes().len();
+        let parts = ends.filter_map(|end| Route::new(&route.nodes()[..end]).ok());
+        let parts: Vec<Route> = parts.collect();
+        // Ids that nobody guesses, and that no other probe has.
+        let ids = RandomState::new();
+        let mut nodes = vec![Traced::default(); parts.len()];
+        let mut asked = Vec::new();
+        for round in 0..TRACE_PROBES {
+            if round > 0 {
+                tokio::time::sleep(TRACE_EVERY).await;
+            }
+            for (index, part) in parts.iter().enumerate() {
+                let (told, heard) = oneshot::channel();
+                self.probe(ids.hash_one((round, index)), part, Some(told));
+                nodes[index].probes += 1;
+                asked.push((index, heard));
+            }
+        }
+        let deadline = tokio::time::Instant::now() + TRACE_PATIENCE;
+        for (index, heard) in asked {
+            if let Ok(Ok(round_trip)) = tokio::time::timeout_at(deadline, heard).await {
+                nodes[index].round_trips.push(round_trip);
+            }
+        }
+        nodes
     }
 
     /// A probe has reached its last node, this one.
@@ -110,10 +173,15 @@ impl DataPlane {
 
     /// An answer counts when it came back over the route that was asked.
     pub(super) fn probe_answered(&self, answer: &Header) {
-        let Some(sent) = self.probes.answered(answer) else {
+        let Some(probe) = self.probes.answered(answer) else {
             return self.counters.count("unasked-probe-answer");
         };
-        let (id, rtt_us) = (answer.sequence, sent.elapsed().as_micros() as u64);
+        let round_trip = probe.sent.elapsed();
+        if let Some(told) = probe.told {
+            let _ = told.send(round_trip);
+            return;
+        }
+        let (id, rtt_us) = (answer.sequence, round_trip.as_micros() as u64);
         if self.events.try_send(Input::ProbeAnswered { id, rtt_us }).is_err() {
             self.counters.count("event-queue-full");
         }
@@ -128,6 +196,34 @@ mod tests {
 
     fn node(byte: u8) -> NodeId {
         NodeId([byte; 8])
+    }
+
+    #[tokio::test]
+    async fn a_trace_names_the_node_from_which_on_nothing_comes_back() {
+        let (events, mut receiver) = mpsc::channel(8);
+        let plane = DataPlane::new(node(1), events);
+        let route = Route::new([1, 2, 3, 4].map(node)).unwrap();
+        let answering = async {
+            // Node 2 answers three times, node 3 once, node 4 never.
+            for (nodes, answers) in [(2, 3), (3, 1)] {
+                for _ in 0..answers {
+                    tokio::time::sleep(Duration::from_millis(60)).await;
+                    let way = Route::new(&route.nodes()[..nodes]).unwrap().reversed();
+                    let asked = plane.probes.lock();
+                    let mut under_way = asked.iter();
+                    let (id, _) = under_way.find(|(_, p)| p.route.nodes().len() == nodes).unwrap();
+                    let kind = DatagramKind::ProbeAnswer;
+                    let answer = Header::new(kind, TunnelId(0), 0, *id, way);
+                    drop(asked);
+                    plane.probe_answered(&answer);
+                }
+            }
+        };
+        let (traced, ()) = tokio::join!(plane.trace(&route), answering);
+        let found: Vec<_> = traced.iter().map(|node| node.round_trips.len()).collect();
+        assert_eq!(found, [3, 1, 0]);
+        assert!(traced.iter().all(|node| node.probes == TRACE_PROBES));
+        assert!(receiver.try_recv().is_err(), "they are no samples");
     }
 
     #[test]
