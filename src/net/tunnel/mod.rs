@@ -41,7 +41,7 @@ pub use stream::{StreamError, TunnelStream};
 use super::Members;
 use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
-use super::pace::{LARGE_BYTES, PACKET_BYTES};
+use super::pace::{LARGE_BYTES, MINIMUM_CHANGE, PACKET_BYTES};
 use super::plane::{DataPlane, FarEnd};
 use crate::engine::event::Input;
 use crate::engine::overlay::ServiceKind;
@@ -479,11 +479,7 @@ impl Tunnels {
 fn transport(keep_alive: Option<Duration>) -> Arc<quinn::TransportConfig> {
     let mut transport = quinn::TransportConfig::default();
     let mut larger = quinn::MtuDiscoveryConfig::default();
-    // One try: large or not.
-    larger
-        .upper_bound(LARGE_BYTES)
-        .minimum_change(LARGE_BYTES - PACKET_BYTES)
-        .interval(TRY_LARGER_EVERY);
+    larger.upper_bound(LARGE_BYTES).minimum_change(MINIMUM_CHANGE).interval(TRY_LARGER_EVERY);
     let mut congestion = quinn::congestion::CubicConfig::default();
     congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
     transport
