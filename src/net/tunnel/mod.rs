@@ -318,6 +318,9 @@ impl Tunnels {
             local.close();
             return Err(error);
         }
+        if local.strands.len() > 1 {
+            self.tasks.spawn(self.clone().connect_others(local.clone()));
+        }
         let mut listen = door;
         if let Some((listener, address)) = listener {
             listen = Some(address);
