@@ -127,6 +127,9 @@ pub struct RoutingConfig {
     pub paths: usize,
     /// Bandwidth that scores full marks (bytes/s), above 0.
     pub bandwidth_reference: f64,
+    /// What a link is counted on to carry while it was never busy (bytes/s), above 0; of that, up to 80 %
+    /// is promised to reservations, half of it to those from one neighbour.
+    pub capacity_unknown: f64,
     /// Relative gain in score below which the current route stays, 0 to 1.
     pub switch_margin: f64,
     /// Shortest time between two voluntary changes (ms).
@@ -142,6 +145,7 @@ impl Default for RoutingConfig {
             max_hops: paths.max_hops,
             paths: 1,
             bandwidth_reference: ScoreWeights::default().bandwidth_reference,
+            capacity_unknown: paths.capacity_unknown,
             switch_margin: switching.margin,
             hold_ms: switching.hold.as_millis() as u64,
         }
@@ -368,6 +372,12 @@ impl Config {
             "a number of bytes/s above 0",
         )?;
         check(
+            "routing.capacity_unknown",
+            routing.capacity_unknown.is_finite() && routing.capacity_unknown > 0.0,
+            text(&routing.capacity_unknown),
+            "a number of bytes/s above 0",
+        )?;
+        check(
             "routing.switch_margin",
             (0.0..=1.0).contains(&routing.switch_margin),
             text(&routing.switch_margin),
@@ -411,6 +421,7 @@ impl Config {
                 bandwidth_reference: routing.bandwidth_reference,
                 ..ScoreWeights::default()
             },
+            capacity_unknown: routing.capacity_unknown,
             switching: SwitchingPolicy {
                 margin: routing.switch_margin,
                 hold: Duration::from_millis(routing.hold_ms),

@@ -14,7 +14,7 @@ use crate::engine::overlay::wire::Objective;
 use crate::engine::predict::schema::{FEATURES, MISSING};
 use crate::engine::predict::{Centre, Forecast, Prediction, QualityModel};
 use crate::engine::route::{self, Decision};
-use crate::engine::types::NodeId;
+use crate::engine::types::{NodeId, Route};
 use crate::node::View;
 use crate::store::{OutcomeRow, Reader};
 
@@ -189,6 +189,12 @@ impl Asked {
                 .filter(|model| model.version() == decision.model_version),
             decision,
         }
+    }
+
+    /// The route in use, or the one that would be; `None` when none is alive.
+    pub(super) fn route(&self) -> Option<Route> {
+        let chosen = self.decision.chosen.and_then(|index| self.decision.candidates.get(index));
+        chosen.map(|candidate| candidate.route.clone())
     }
 
     /// The whole answer. Blocks: it may take a while to read the store.

@@ -10,6 +10,7 @@ mod publishing;
 mod reach;
 mod reachable;
 mod server;
+mod trace;
 pub mod types;
 
 pub use client::{Client, ClientError};

@@ -19,7 +19,7 @@ use super::network;
 use super::publishing::Wanted;
 use super::types::{
     ErrorBody, Explanation, OpenTunnel, Peer, Pinged, Publish, Published, Reach, Reachability,
-    Reloaded, Resolved, Service, Status, Tunnel, route_ids,
+    Reloaded, Resolved, Service, Status, Trace, Tunnel, route_ids,
 };
 use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::CommandError;
@@ -100,6 +100,7 @@ fn router(handle: NodeHandle) -> Router {
         .route("/v1/tunnels/{id}", delete(close_tunnel))
         .route("/v1/routes", get(reach))
         .route("/v1/routes/{target}", get(routes))
+        .route("/v1/routes/{target}/trace", get(trace))
         .route("/v1/model/reload", post(reload_model))
         .route("/v1/emulation", post(emulate))
         .route("/v1/network", get(network::about))
@@ -313,11 +314,9 @@ async fn reach(State(node): State<NodeHandle>) -> Answer<Vec<Reach>> {
     Ok(Json(list))
 }
 
-async fn routes(
-    State(node): State<NodeHandle>,
-    UrlPath(target): UrlPath<String>,
-) -> Answer<Explanation> {
-    let destination = match parse_node(&target) {
+/// The node that is meant by a name, a node id or a peer id: another one, which is known.
+async fn destination_of(node: &NodeHandle, target: &str) -> Result<NodeId, Failure> {
+    let destination = match parse_node(target) {
         Ok(node) => node,
         Err(_) => {
             let name: ServiceName = target.parse().map_err(wrong)?;
@@ -328,13 +327,34 @@ async fn routes(
     };
     let me = node.key().node_id();
     if destination == me {
-        let text = format!("{target} is on this node itself; there is no route to explain");
+        let text = format!("{target} is on this node itself; no route leads there");
         return Err(Failure(StatusCode::CONFLICT, text));
     }
     let known = move |view: &mut crate::node::View<'_>| view.knows(destination);
-    if !node.inspect(known).await? {
-        return Err(RequestError::UnknownNode(destination).into());
+    match node.inspect(known).await? {
+        true => Ok(destination),
+        false => Err(RequestError::UnknownNode(destination).into()),
     }
+}
+
+async fn trace(State(node): State<NodeHandle>, UrlPath(target): UrlPath<String>) -> Answer<Trace> {
+    let destination = destination_of(&node, &target).await?;
+    let asked = node.inspect(move |view| Asked::look(destination, view)).await?;
+    let Some(route) = asked.route() else {
+        let text = format!("no route to {target} is alive; see 'meshwise route list {target}'");
+        return Err(Failure(StatusCode::CONFLICT, text));
+    };
+    let plane = node.inspect(|view| view.net.plane().clone()).await?;
+    let nodes = plane.trace(&route).await;
+    let measured = nodes.iter().map(|node| (node.probes, &node.round_trips[..]));
+    Ok(Json(Trace::of(&route, measured)))
+}
+
+async fn routes(
+    State(node): State<NodeHandle>,
+    UrlPath(target): UrlPath<String>,
+) -> Answer<Explanation> {
+    let destination = destination_of(&node, &target).await?;
     let asked = node.inspect(move |view| Asked::look(destination, view)).await?;
     let store = node.data_dir().join(DATABASE);
     let answer = tokio::task::spawn_blocking(move || asked.answer(&store)).await;

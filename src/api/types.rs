@@ -17,6 +17,7 @@ pub use super::network::{
 };
 pub use super::reach::Reach;
 pub use super::reachable::{BootstrapAddress, Reachability, TestedAddress};
+pub use super::trace::{Trace, TracedNode};
 use crate::node::{View, peer_id_text};
 
 pub use super::explain::{

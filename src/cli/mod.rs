@@ -7,6 +7,7 @@ mod champion;
 mod data;
 mod demo;
 mod doctor;
+mod drops;
 mod explain;
 mod import;
 mod judge;
@@ -119,6 +120,9 @@ pub fn run() -> ExitCode {
     output::finish(execute(cli))
 }
 
+/// The variable by which an operator says how many threads carry traffic; the runtime reads it.
+const WORKERS: &str = "TOKIO_WORKER_THREADS";
+
 fn execute(cli: Cli) -> anyhow::Result<()> {
     let data_dir_typed = cli.data_dir;
     let data_dir = match data_dir_typed.clone() {
@@ -133,8 +137,11 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Group::Replay(args) => return replay::run(&args, &context),
         _ => {}
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Group::Node(_)) && std::env::var_os(WORKERS).is_none() {
+        runtime.worker_threads(workers());
+    }
+    runtime.enable_all().build()?.block_on(async {
         match cli.command {
             Group::Demo(args) => demo::run(args, &context).await,
             Group::Node(args) => node::run(args, &context).await,
@@ -149,6 +156,13 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Group::Data(_) | Group::Replay(_) | Group::Completions { .. } => Ok(()),
         }
     })
+}
+
+/// Threads of a node that carry traffic: half of the cores. A datagram passes from task to task; where
+/// each wakes another thread, that costs a relay a fifth of its time, and the programs that its tunnels
+/// serve, and the kernel's part of each packet, want cores too.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 /// Reads an objective, and lets shells complete it.

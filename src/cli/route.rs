@@ -1,7 +1,7 @@
 //! `meshwise route`
 
 use super::{Context, explain, output};
-use crate::api::types::{Explanation, Reach, RouteCandidate};
+use crate::api::types::{Explanation, Reach, RouteCandidate, Trace};
 
 /// The feature that is the rate of a route's narrowest link (bytes/s), as advertised.
 const NARROWEST: &str = "link_bandwidth_min";
@@ -21,6 +21,12 @@ pub enum Verb {
         /// Name of a service, node id or peer id.
         target: String,
     },
+    /// Measure how far away each node of the route in use is. Probes go before data at each queue: what
+    /// a full queue adds is not in it.
+    Trace {
+        /// Name of a service, node id or peer id.
+        target: String,
+    },
 }
 
 pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
@@ -28,6 +34,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
         Verb::List { target: None } => return list_all(context).await,
         Verb::List { target: Some(target) } => (target, false),
         Verb::Explain { target } => (target, true),
+        Verb::Trace { target } => return trace(&target, context).await,
     };
     let answer: Explanation = context.client().get(&format!("/v1/routes/{target}")).await?;
     if context.json {
@@ -48,6 +55,25 @@ async fn list_all(context: &Context) -> anyhow::Result<()> {
         table.add_row([node.clone(), output::number(*forecast_ms, 1), route]);
     }
     output::rows(&table, "no other node is known")
+}
+
+async fn trace(target: &str, context: &Context) -> anyhow::Result<()> {
+    let traced: Trace = context.client().get(&format!("/v1/routes/{target}/trace")).await?;
+    if context.json {
+        return output::json(&traced);
+    }
+    let mut table = output::table(&["", "node", "round trip", "link", "lost"]);
+    for (number, node) in (1..).zip(&traced.nodes) {
+        let ms = |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.2} ms"));
+        table.add_row([
+            number.to_string(),
+            node.node.clone(),
+            ms(node.rtt_ms),
+            ms(node.link_ms),
+            format!("{} of {}", node.lost, node.probes),
+        ]);
+    }
+    output::rows(&table, "")
 }
 
 /// The table of candidates, also for `model predict`.

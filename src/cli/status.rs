@@ -68,7 +68,8 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<()> {
         row(name, format!("heard {}, said {}", told(heard, &status), told(said, &status)));
     }
     for (why, count) in &status.dropped {
-        row("dropped", format!("{count} {why}"));
+        let meaning = super::drops::meaning(why).map(|meaning| format!(": {meaning}"));
+        row("dropped", format!("{count} {why}{}", meaning.unwrap_or_default()));
     }
     if let Some(error) = &status.store_error {
         row("database", error.clone());

@@ -63,7 +63,7 @@ impl Engine {
 
     /// What each link is expected to carry (bytes/s), pessimistically, in order of neighbour.
     pub fn capacities(&self) -> impl Iterator<Item = (NodeId, f64)> + '_ {
-        self.links.capacities(self.config.paths.weights.bandwidth_reference)
+        self.links.capacities(self.config.paths.capacity_unknown)
     }
 
     /// How well a node's claims fit what routes over it delivered, 0 to 1; 1 while nothing is known.

@@ -519,18 +519,18 @@ impl Engine {
         let used = self.router.tunnel(tunnel);
         let explored = used.is_some_and(Destination::is_exploring);
         let used = used.and_then(|used| used.usual().cloned());
-        let Some(decision) = self.router.decide(tunnel, &mut know, now) else {
-            return self.deciding.close(tunnel);
-        };
         // What was only tried says nothing against the route that was decided for.
         let turned_bad = self.deciding.has_turned_bad(tunnel) && !explored;
+        let Some(decision) = self.router.decide(tunnel, &mut know, turned_bad, now) else {
+            return self.deciding.close(tunnel);
+        };
         let expected = self.expected(&decision);
         let (interval, random) = (self.config.intervals.decide, self.random.random());
         self.deciding.decided(tunnel, expected, now, interval, random);
         // What held a better route back ends before the next regular time.
         match decision.reason {
             Reason::Held => {
-                let hold = self.config.paths.switching.hold;
+                let hold = self.config.paths.switching.kept_for(turned_bad);
                 if let Some((_, since)) = &used {
                     self.deciding.by(tunnel, *since + hold);
                 }

@@ -113,7 +113,7 @@ impl Protocols {
             join: protocol("join/1")?,
             kad: protocol("kad/1")?,
             sync: protocol("sync/2")?,
-            link: protocol("link/3")?,
+            link: protocol("link/4")?,
             topic: gossipsub::IdentTopic::new(format!("meshwise/{network}/2")),
         })
     }

@@ -113,7 +113,7 @@ impl Flow {
             return Proof::Proved(Heard::New);
         }
         let arrivals = if header.copy { &mut self.copies.arrivals } else { &mut self.arrivals };
-        Proof::Proved(arrivals.heard(header.route_id, header.sequence, header.congestion))
+        Proof::Proved(arrivals.heard(header))
     }
 
     /// Takes note of the way that a caller's datagram took. A proof moves the way back to a newer

@@ -37,6 +37,7 @@ pub mod link;
 pub mod overlay_socket;
 mod pace;
 pub mod plane;
+mod probes;
 pub mod reach;
 pub mod reservations;
 pub mod sending;

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, mpsc};
@@ -14,6 +13,7 @@ use super::counters::Counters;
 use super::emulation::Emulator;
 use super::flows::{End, Flow, Flows, Proof, hold, is_handshake};
 use super::link::{Link, LinkCounters};
+use super::probes::{Allowances, Probes};
 use super::reservations::Reservations;
 use super::watch::Awake;
 use crate::config::EmulatedLink;
@@ -23,9 +23,8 @@ use crate::engine::forward::{
 };
 use crate::engine::measure::LinkReport;
 use crate::engine::measure::link::NEIGHBOURS_MAX;
-use crate::engine::measure::prober::OUTSTANDING_MAX;
-use crate::engine::traffic::{Allowance, Passing};
-use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+use crate::engine::traffic::Passing;
+use crate::engine::types::{NodeId, Timestamp, TunnelId};
 
 /// Packets waiting for the tunnels of this node; beyond, they are dropped.
 pub const INBOUND_MAX: usize = 4_096;
@@ -124,13 +123,10 @@ pub struct DataPlane {
     pub(super) flows: Flows,
     pub(super) awake: Awake,
     pub(super) reservations: Reservations,
-    probes: Mutex<BTreeMap<u64, (Instant, Route)>>,
+    pub(super) probes: Probes,
     inbound: mpsc::Sender<Inbound>,
     unproved: Arc<AtomicUsize>,
-    /// What neighbours may still have this node do, at most [`NEIGHBOURS_MAX`] of them.
-    allowances: Mutex<BTreeMap<NodeId, Allowance>>,
-    /// What is passed on for each neighbour (bytes/s); 0 is unlimited.
-    relay_rate: u64,
+    pub(super) allowances: Allowances,
     inbound_receiver: Mutex<Option<mpsc::Receiver<Inbound>>>,
     pub(super) events: mpsc::Sender<Input>,
     pub(super) counters: Counters,
@@ -151,11 +147,10 @@ impl DataPlane {
             flows: Flows::default(),
             awake: Awake::default(),
             reservations: Reservations::default(),
-            probes: Mutex::default(),
+            probes: Probes::default(),
             inbound,
             unproved: Arc::default(),
-            allowances: Mutex::default(),
-            relay_rate: 0,
+            allowances: Allowances::default(),
             inbound_receiver: Mutex::new(Some(receiver)),
             events,
             counters: Counters::default(),
@@ -165,7 +160,7 @@ impl DataPlane {
 
     /// The same, but it passes on so much for each neighbour (bytes/s); 0 is unlimited.
     pub fn with_relay_rate(self, relay_rate: u64) -> Self {
-        Self { relay_rate, ..self }
+        Self { allowances: Allowances::with_relay_rate(relay_rate), ..self }
     }
 
     /// The node that this is.
@@ -342,7 +337,9 @@ impl DataPlane {
             Verdict::Forward(next) => {
                 // What keeps routes and reservations alive is small, and is not held back.
                 let passing = match view.kind() {
-                    DatagramKind::Data => self.passes(from, bytes.len()),
+                    DatagramKind::Data => {
+                        self.allowances.passes(from, bytes.len(), || self.flows.now())
+                    }
                     _ => Passing::Freely,
                 };
                 match passing {
@@ -365,31 +362,13 @@ impl DataPlane {
         None
     }
 
-    /// What becomes of so many bytes that a neighbour wants passed on.
-    fn passes(&self, from: NodeId, bytes: usize) -> Passing {
-        match self.relay_rate {
-            0 => Passing::Freely,
-            _ => self.allowing(from, |allowance, now| allowance.passes(bytes, now)),
-        }
-    }
-
-    fn allowing<T>(&self, from: NodeId, ask: impl FnOnce(&mut Allowance, Timestamp) -> T) -> T {
-        let now = self.flows.now();
-        let mut known = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= NEIGHBOURS_MAX && !known.contains_key(&from) {
-            known.pop_first();
-        }
-        let new = || Allowance::new(self.relay_rate, now);
-        ask(known.entry(from).or_insert_with(new), now)
-    }
-
     fn arrived(&self, from: NodeId, bytes: Vec<u8>) {
         let Ok((header, payload)) = Header::decode(&bytes) else {
             return self.counters.count("malformed");
         };
         match header.kind {
             DatagramKind::Data => self.deliver(&header, bytes),
-            DatagramKind::Probe => self.answer_probe(from, header),
+            DatagramKind::Probe => self.answer_probe(from, &header),
             DatagramKind::ProbeAnswer => self.probe_answered(&header),
             DatagramKind::Beat => self.beat_arrived(&header, payload),
             DatagramKind::Receipt => self.receipt_arrived(&header, payload),
@@ -397,19 +376,6 @@ impl DataPlane {
             DatagramKind::Reserve => self.reserve_arrived(&header, payload),
             DatagramKind::ReserveAnswer => self.reserve_answered(&header, payload),
         }
-    }
-
-    /// Sends a probe over a route; its answer becomes an event with the round-trip time.
-    pub(super) fn send_probe(&self, id: u64, route: &Route) {
-        {
-            let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
-            while probes.len() >= OUTSTANDING_MAX {
-                probes.pop_first();
-            }
-            probes.insert(id, (Instant::now(), route.clone()));
-        }
-        let header = Header::new(DatagramKind::Probe, TunnelId(0), 0, id, route.clone());
-        self.send(route.nodes()[1], header.encode(&[]));
     }
 
     /// Sends packets of a tunnel. Without a route they are lost, as on any network.
@@ -560,40 +526,12 @@ impl DataPlane {
             self.counters.count("inbound-queue-full");
         }
     }
-
-    fn answer_probe(&self, from: NodeId, probe: Header) {
-        let source = Some(probe.route.source()).filter(|source| *source != from);
-        let bytes = probe.length();
-        if !self.allowing(from, |allowance, now| allowance.answers(source, bytes, now)) {
-            return self.counters.count("probe-rate");
-        }
-        let route = probe.route.reversed();
-        let next = route.nodes()[1];
-        let id = probe.sequence;
-        let answer = Header::new(DatagramKind::ProbeAnswer, TunnelId(0), 0, id, route);
-        self.send(next, answer.encode(&[]));
-    }
-
-    /// An answer counts when it came back over the route that was asked.
-    fn probe_answered(&self, answer: &Header) {
-        let id = answer.sequence;
-        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = |(_, route): &(Instant, Route)| {
-            route.nodes().iter().eq(answer.route.nodes().iter().rev())
-        };
-        let sent = if probes.get(&id).is_some_and(asked) { probes.remove(&id) } else { None };
-        drop(probes);
-        let Some((sent, _)) = sent else { return self.counters.count("unasked-probe-answer") };
-        let rtt_us = sent.elapsed().as_micros() as u64;
-        if self.events.try_send(Input::ProbeAnswered { id, rtt_us }).is_err() {
-            self.counters.count("event-queue-full");
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::types::Route;
 
     fn node(byte: u8) -> NodeId {
         NodeId([byte; 8])
@@ -637,23 +575,5 @@ mod tests {
         plane.received(node(0), header(1, &[0, 1]).encode(b"hello"));
         let inbound = plane.take_inbound().unwrap().try_recv().unwrap();
         assert_eq!(inbound.packet(), b"hello");
-    }
-
-    #[test]
-    fn a_probe_answer_over_another_route_is_not_believed() {
-        let (events, mut receiver) = mpsc::channel(8);
-        let plane = DataPlane::new(node(1), events);
-        let route =
-            |nodes: &[u8]| Route::new(nodes.iter().map(|n| node(*n)).collect::<Vec<_>>()).unwrap();
-        plane.send_probe(7, &route(&[1, 2, 3]));
-        let answer = |nodes: &[u8], position| Header {
-            position,
-            ..Header::new(DatagramKind::ProbeAnswer, TunnelId(0), 0, 7, route(nodes))
-        };
-        plane.received(node(2), answer(&[2, 1], 1).encode(b""));
-        assert!(receiver.try_recv().is_err());
-        assert_eq!(plane.counters().dropped()["unasked-probe-answer"], 1);
-        plane.received(node(2), answer(&[3, 2, 1], 2).encode(b""));
-        assert!(matches!(receiver.try_recv(), Ok(Input::ProbeAnswered { id: 7, .. })));
     }
 }

@@ -140,7 +140,11 @@ impl Live {
                 }
             }
             let used = current.and_then(|(relay, _)| routes.iter().find(|r| r.relay == relay));
-            let view = current.map(|(_, since)| Current { score: used.map(&score), since });
+            let view = current.map(|(_, since)| Current {
+                score: used.map(&score),
+                since,
+                turned_bad: false,
+            });
             let is_current = best.is_some_and(|(b, _)| current.is_some_and(|(r, _)| b.relay == r));
             let (change, _) = switching.decide(view, best.map(|(_, score)| score), is_current, now);
             match (change, best) {

@@ -332,7 +332,7 @@ impl World {
     fn packet_arrived(&mut self, node: usize, header: &Header) {
         let (source, tunnel) = (header.route.source(), header.tunnel);
         let arrivals = self.nodes[node].plane.callers.entry((source, tunnel)).or_default();
-        let heard = arrivals.heard(header.route_id, header.sequence, header.congestion);
+        let heard = arrivals.heard(header);
         if heard != Heard::New {
             return;
         }

@@ -117,7 +117,7 @@ impl Samples {
         let certificate = Certificate { name, root, issuer, key, credential };
         let route = Route::new((1..=4).map(|byte| NodeId([byte; 8])).collect::<Vec<_>>()).unwrap();
         let header = |kind| Header::new(kind, TunnelId(5), 6, 7, route.clone());
-        let receipt = Receipt { highest: 10, received: 9, marked: 1 }.encode();
+        let receipt = Receipt { highest: 10, received: 9, marked: 1, packets: 8 }.encode();
         Self {
             gossip: messages.iter().map(wire::encode).collect(),
             bodies: vec![wire::encode(&said), wire::encode(&record), wire::encode(&grant)],

@@ -33,7 +33,12 @@ fn numbered(bytes: usize) -> Vec<u8> {
 
 /// A relay does this to what it passes on, though it stays connected.
 async fn harm(diamond: &Diamond, relay: usize, harmful: EmulatedLink) {
-    for neighbour in [S, T] {
+    harm_towards(&[S, T], diamond, relay, harmful).await;
+}
+
+/// The same, in the direction of these nodes only.
+async fn harm_towards(ends: &[usize], diamond: &Diamond, relay: usize, harmful: EmulatedLink) {
+    for &neighbour in ends {
         let id = diamond.ids[neighbour];
         let link = EmulatedLink { neighbour: id.to_string(), ..harmful.clone() };
         assert!(diamond.nodes[relay].handle().emulate(id, link).await.unwrap());
@@ -130,17 +135,35 @@ async fn a_relay_that_answers_and_damages_or_drops_all_packets_is_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_drops_a_third_of_the_packets_is_left_and_named_by_explain() {
+    a_dropper_is_left_and_named(&[S, T]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_drops_a_third_of_the_answers_is_left_and_named_by_explain() {
+    a_dropper_is_left_and_named(&[S]).await;
+}
+
+async fn a_dropper_is_left_and_named(towards: &[usize]) {
     let diamond = Diamond::start().await;
     let address = diamond.tunnel().await;
     let api = Server::start(diamond.nodes[S].handle().clone()).unwrap();
     let relay = diamond.relay().await;
-    harm(&diamond, relay, EmulatedLink { data_loss: 0.3, ..Default::default() }).await;
+    let drops = EmulatedLink { data_loss: 0.3, ..Default::default() };
+    harm_towards(towards, &diamond, relay, drops).await;
     let stop = CancellationToken::new();
     let talking = tokio::spawn(talk(address, stop.clone()));
     let explained = async || -> serde_json::Value {
         let client = Client::new(diamond.nodes[S].handle().data_dir());
         client.get("/v1/routes/byronwade.local").await.unwrap()
     };
+    let traced: serde_json::Value = Client::new(diamond.nodes[S].handle().data_dir())
+        .get("/v1/routes/byronwade.local/trace")
+        .await
+        .unwrap();
+    let nodes = traced["nodes"].as_array().unwrap();
+    assert_eq!(nodes[0]["node"], diamond.ids[relay].to_string());
+    assert_eq!(nodes[1]["node"], diamond.ids[T].to_string());
+    assert!(nodes.iter().all(|node| node["rtt_ms"].is_f64()), "probes pass: {traced}");
     eventually("the relay is named", async || {
         let answer = explained().await;
         let candidates = answer["candidates"].as_array().unwrap();

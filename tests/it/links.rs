@@ -22,7 +22,7 @@ async fn two_nodes(folder: &Path, identities: &[Identity; 2]) -> (Vec<Node>, Ser
     for (index, identity) in identities.iter().enumerate() {
         let neighbour = identities[1 - index].node_id();
         let mut config = config(bootstrap.clone());
-        config.routing.bandwidth_reference = RATE;
+        config.routing.capacity_unknown = RATE;
         config.emulation = only_links_to(&[neighbour]);
         for link in &mut config.emulation.links {
             *link = EmulatedLink { rate: RATE, delay_ms: 10.0, ..link.clone() };

@@ -1,7 +1,7 @@
-//! The overlay datagram header, version 3.
+//! The overlay datagram header, version 4.
 //!
 //! ```text
-//! byte 0      version, 3
+//! byte 0      version, 4
 //! byte 1      kind: 0 data, 1 probe, 2 probe answer, 3 beat, 4 receipt, 5 broken, 6 reserve,
 //!             7 reserve answer
 //! byte 2      flags: bit 0 congestion experienced, bit 1 towards the node that opened the tunnel,
@@ -22,10 +22,10 @@ use super::view::HeaderView;
 use crate::engine::types::{Route, TunnelId};
 
 /// Longest payload (bytes): a QUIC packet of the largest size that tunnels use, with room.
-pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
+pub const PAYLOAD_BYTES_MAX: usize = 48 * 1024;
 /// Largest tunnel id: the sixteenth bit is free for who keeps both directions apart.
 pub const TUNNEL_ID_MAX: u16 = 0x7fff;
-pub(super) const VERSION: u8 = 3;
+pub(super) const VERSION: u8 = 4;
 /// Length of a header without its route (bytes).
 pub const FIXED_BYTES: usize = 27;
 pub(super) const FLAG_CONGESTION: u8 = 1;
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn the_layout_is_as_documented() {
         let bytes = header(2).encode(b"hi");
-        assert_eq!(&bytes[..19], [3, 0, 0, 1, 2, 0, 7, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(&bytes[..19], [4, 0, 0, 1, 2, 0, 7, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(bytes[19..27], [0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);
         assert_eq!(
             bytes[27..],

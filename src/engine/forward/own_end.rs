@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn a_report_holds_what_is_new_on_the_route_in_use() {
         let mut own = OwnEnd::default();
-        let receipt = |highest, received| Receipt { highest, received, marked: 1 };
+        let receipt = |highest, received| Receipt { highest, received, marked: 1, packets: 1 };
         own.sent(1, 100, at(0));
         own.receipt(1, receipt(10, 9), at(40));
         let first = own.report(route(1), 1, (0, Receipt::default()), at(500));

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::header::{DatagramKind, Header};
+
 /// Sequence numbers below the highest one that are remembered, to know a replay.
 pub const REPLAY_WINDOW: u64 = 1_024;
 /// Newest routes of a direction that are counted; what older ones bring counts as stale.
@@ -17,16 +19,18 @@ pub struct Receipt {
     pub received: u64,
     /// Those that had met congestion.
     pub marked: u64,
+    /// Those that were no beats.
+    pub packets: u64,
 }
 
 impl Receipt {
-    /// Length of an encoded receipt (bytes): three numbers, big endian.
-    pub const BYTES: usize = 24;
+    /// Length of an encoded receipt (bytes): four numbers, big endian.
+    pub const BYTES: usize = 32;
 
     /// As the payload of a datagram.
     pub fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        let words = [self.highest, self.received, self.marked];
+        let words = [self.highest, self.received, self.marked, self.packets];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_be_bytes());
         }
@@ -39,7 +43,8 @@ impl Receipt {
         let word = |at: usize| {
             bytes[at..at + 8].iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte))
         };
-        Some(Self { highest: word(0), received: word(8), marked: word(16) })
+        let (highest, received) = (word(0), word(8));
+        Some(Self { highest, received, marked: word(16), packets: word(24) })
     }
 }
 
@@ -98,8 +103,9 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// A datagram arrived that proves itself; `marked` says that it met congestion.
-    pub fn heard(&mut self, route_id: u32, sequence: u64, marked: bool) -> Heard {
+    /// A datagram of a tunnel arrived that proves itself.
+    pub fn heard(&mut self, header: &Header) -> Heard {
+        let route_id = header.route_id;
         let at = self.windows.partition_point(|window| window.route_id < route_id);
         if self.windows.get(at).is_none_or(|window| window.route_id != route_id) {
             if at == 0 && self.windows.len() >= ROUTES_MAX {
@@ -108,7 +114,7 @@ impl Arrivals {
             let fresh = Window { route_id, counts: Receipt::default(), seen: [0; WORDS] };
             self.windows.insert(at, fresh);
         }
-        let heard = self.windows.get_mut(at).map_or(Heard::Stale, |w| w.heard(sequence, marked));
+        let heard = self.windows.get_mut(at).map_or(Heard::Stale, |w| w.heard(header));
         if self.windows.len() > ROUTES_MAX {
             self.windows.pop_front();
         }
@@ -129,7 +135,8 @@ impl Arrivals {
 }
 
 impl Window {
-    fn heard(&mut self, sequence: u64, marked: bool) -> Heard {
+    fn heard(&mut self, header: &Header) -> Heard {
+        let sequence = header.sequence;
         let highest = self.counts.highest;
         if sequence == 0 || sequence.saturating_add(REPLAY_WINDOW) <= highest {
             return Heard::Stale;
@@ -145,7 +152,8 @@ impl Window {
         }
         self.set(sequence, true);
         self.counts.received += 1;
-        self.counts.marked += u64::from(marked);
+        self.counts.marked += u64::from(header.congestion);
+        self.counts.packets += u64::from(header.kind != DatagramKind::Beat);
         Heard::New
     }
 
@@ -170,28 +178,54 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::types::{NodeId, Route, TunnelId};
+
+    fn datagram(kind: DatagramKind, route_id: u32, sequence: u64) -> Header {
+        let route = Route::new([NodeId([1; 8]), NodeId([2; 8])]).unwrap();
+        Header::new(kind, TunnelId(1), route_id, sequence, route)
+    }
+
+    fn heard(arrivals: &mut Arrivals, route_id: u32, sequence: u64) -> Heard {
+        arrivals.heard(&datagram(DatagramKind::Data, route_id, sequence))
+    }
+
+    #[test]
+    fn beats_and_marks_are_counted_apart() {
+        let mut arrivals = Arrivals::default();
+        for sequence in 1..=6 {
+            let beat = sequence % 3 == 0;
+            let kind = if beat { DatagramKind::Beat } else { DatagramKind::Data };
+            let header = Header { congestion: sequence == 1, ..datagram(kind, 1, sequence) };
+            assert_eq!(arrivals.heard(&header), Heard::New);
+            assert_eq!(arrivals.heard(&header), Heard::Replayed);
+        }
+        let expected = Receipt { highest: 6, received: 6, marked: 1, packets: 4 };
+        assert_eq!(arrivals.over(1), expected);
+    }
 
     #[test]
     fn old_routes_make_room_and_are_stale() {
         let mut arrivals = Arrivals::default();
         for route_id in 1..=6 {
-            assert_eq!(arrivals.heard(route_id, 5, true), Heard::New);
+            assert_eq!(heard(&mut arrivals, route_id, 5), Heard::New);
         }
-        assert_eq!(arrivals.heard(2, 6, false), Heard::Stale);
-        assert_eq!(arrivals.heard(3, 5, false), Heard::Replayed);
+        assert_eq!(heard(&mut arrivals, 2, 6), Heard::Stale);
+        assert_eq!(heard(&mut arrivals, 3, 5), Heard::Replayed);
         assert_eq!(arrivals.newest(), Some(Seen { route_id: 6, highest: 5 }));
-        assert_eq!(arrivals.over(6), Receipt { highest: 5, received: 1, marked: 1 });
+        let expected = Receipt { highest: 5, received: 1, marked: 0, packets: 1 };
+        assert_eq!(arrivals.over(6), expected);
         assert_eq!((arrivals.over(2), arrivals.windows.len()), (Receipt::default(), ROUTES_MAX));
     }
 
     #[test]
     fn what_leaves_the_window_is_stale() {
         let mut arrivals = Arrivals::default();
-        arrivals.heard(1, REPLAY_WINDOW + 1, false);
-        assert_eq!(arrivals.heard(1, 1, false), Heard::Stale);
-        assert_eq!(arrivals.heard(1, 2, false), Heard::New);
-        assert_eq!(arrivals.heard(1, 0, false), Heard::Stale);
-        assert_eq!(arrivals.heard(1, u64::MAX, false), Heard::New);
+        let mut heard = |sequence| heard(&mut arrivals, 1, sequence);
+        heard(REPLAY_WINDOW + 1);
+        assert_eq!(heard(1), Heard::Stale);
+        assert_eq!(heard(2), Heard::New);
+        assert_eq!(heard(0), Heard::Stale);
+        assert_eq!(heard(u64::MAX), Heard::New);
     }
 
     proptest! {
@@ -204,7 +238,7 @@ mod tests {
                 let sequence = (highest + step).saturating_sub(600).max(1);
                 let expected = if known.insert(sequence) { Heard::New } else { Heard::Replayed };
                 if sequence + REPLAY_WINDOW > highest {
-                    prop_assert_eq!(arrivals.heard(7, sequence, false), expected);
+                    prop_assert_eq!(heard(&mut arrivals, 7, sequence), expected);
                 }
                 highest = highest.max(sequence);
             }
@@ -212,8 +246,9 @@ mod tests {
         }
 
         #[test]
-        fn payloads_survive_the_wire(highest: u64, received: u64, marked: u64, route_id: u32) {
-            let receipt = Receipt { highest, received, marked };
+        fn payloads_survive_the_wire(counts: [u64; 4], route_id: u32) {
+            let [highest, received, marked, packets] = counts;
+            let receipt = Receipt { highest, received, marked, packets };
             prop_assert_eq!(Receipt::decode(&receipt.encode()), Some(receipt));
             let seen = Seen { route_id, highest };
             prop_assert_eq!(Seen::decode(&seen.encode()), Some(seen));

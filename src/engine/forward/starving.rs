@@ -1,9 +1,9 @@
 //! Whether a route delivers what a tunnel sends, or answers questions only.
 //!
 //! A relay that throws away or changes every packet of a tunnel and passes its beats on is not
-//! silent: each beat is answered. But the answer says how much has arrived. Of the datagrams that a
-//! receipt covers, those are packets that were no beats; a route *withholds* when none of them has
-//! arrived, and *starves* its tunnel when this has been so for [`STARVED_FOR`] and [`STARVED_MIN`]
+//! silent: each beat is answered. But the answer says how much has arrived, and counts packets apart from
+//! beats, which may be lost too. Of the datagrams that a receipt covers, those are packets that were no
+//! beats; a route *withholds* when none of them has arrived, and *starves* its tunnel when this has been so for [`STARVED_FOR`] and [`STARVED_MIN`]
 //! packets. The time is for packets that a beat has overtaken in a queue. One that arrives ends it.
 //!
 //! In the other direction what arrives says it: so many datagrams in such a time whose tags are wrong,
@@ -87,9 +87,9 @@ impl Starving {
             beats += 1;
         }
         let packets = covers.saturating_sub(beats);
-        let received = receipt.received.saturating_sub(self.covered.received);
+        let arrived = receipt.packets.saturating_sub(self.covered.packets);
         self.covered = receipt;
-        if received > beats || self.out.packets + packets == 0 {
+        if arrived > 0 || self.out.packets + packets == 0 {
             self.out = Drought::default();
             return Delivery::Delivers;
         }
@@ -124,7 +124,7 @@ mod tests {
         for step in 1..=50 {
             let now = step * 100;
             receipt.highest += 3;
-            receipt.received += if (from..until).contains(&now) { 1 } else { 3 };
+            receipt.packets += if (from..until).contains(&now) { 0 } else { 2 };
             starving.beat(receipt.highest);
             if starving.receipt(receipt, at(now)) == Delivery::Starves {
                 found.push(now);
@@ -144,22 +144,35 @@ mod tests {
     #[test]
     fn some_packets_are_enough_and_beats_alone_say_nothing() {
         let mut starving = Starving::default();
-        let receipt = |highest, received| Receipt { highest, received, marked: 0 };
+        let receipt = |highest, packets| Receipt { highest, packets, ..Receipt::default() };
         for beat in 1..200 {
             starving.beat(beat);
-            assert_eq!(starving.receipt(receipt(beat, beat), at(100 * beat)), Delivery::Delivers);
+            assert_eq!(starving.receipt(receipt(beat, 0), at(100 * beat)), Delivery::Delivers);
         }
         // A third of what follows arrives.
         for step in 1..50 {
-            let said = starving.receipt(receipt(199 + 3 * step, 199 + step), at(20_000 + step));
+            let said = starving.receipt(receipt(199 + 3 * step, step), at(20_000 + step));
             assert_eq!(said, Delivery::Delivers);
         }
         assert_eq!(starving.receipt(receipt(200, 0), at(90_000)), Delivery::Delivers, "overtaken");
         for (ms, expected) in [(0, Delivery::Withholds), (299, Delivery::Withholds)] {
             let highest = 400 + ms;
-            assert_eq!(starving.receipt(receipt(highest, 248), at(95_000 + ms)), expected);
+            assert_eq!(starving.receipt(receipt(highest, 49), at(95_000 + ms)), expected);
         }
-        assert_eq!(starving.receipt(receipt(701, 248), at(95_300)), Delivery::Starves);
+        assert_eq!(starving.receipt(receipt(701, 49), at(95_300)), Delivery::Starves);
+    }
+
+    #[test]
+    fn beats_that_are_lost_too_do_not_hide_the_packets_that_arrive() {
+        let mut starving = Starving::default();
+        let mut receipt = Receipt::default();
+        // Of five beats and two packets in each 100 ms, two and one arrive.
+        for step in 1..=100u64 {
+            (1..=5).for_each(|beat| starving.beat(receipt.highest + beat));
+            receipt.highest += 7;
+            (receipt.received, receipt.packets) = (3 * step, step);
+            assert_eq!(starving.receipt(receipt, at(100 * step)), Delivery::Delivers);
+        }
     }
 
     #[test]

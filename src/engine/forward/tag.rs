@@ -20,7 +20,7 @@ use sha2::Sha256;
 
 use super::header::{FLAG_CONGESTION, Header};
 
-/// Payload bytes with one stand-in: 16 of them for the largest payload.
+/// Payload bytes with one stand-in: 48 of them for the largest payload.
 const BLOCK_BYTES: usize = 1_024;
 const WORDS: usize = BLOCK_BYTES / 8;
 /// What the keys of the payload's hash are derived for.
@@ -42,7 +42,7 @@ impl RouteKey {
         for (number, keys) in (0u8..).zip(payload.chunks_mut(4)) {
             let derived = mac.clone().chain_update(PAYLOAD_LABEL).chain_update([number]).finalize();
             for (key, bytes) in keys.iter_mut().zip(derived.into_bytes().chunks(8)) {
-                *key = word(bytes);
+                *key = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
             }
         }
         Self { mac, payload: Arc::new(payload) }
@@ -50,21 +50,22 @@ impl RouteKey {
 
     /// What stands for a block; a short one counts as if zeros followed.
     fn hash(&self, block: &[u8]) -> u128 {
-        let add = |sum: u128, (pair, keys): (&[u8], &[u64])| {
-            let (first, second) = pair.split_at(pair.len().min(8));
-            let first = word(first).wrapping_add(keys[0]);
-            let second = word(second).wrapping_add(keys[1]);
-            sum.wrapping_add(u128::from(first) * u128::from(second))
+        let (keys, _) = self.payload.as_chunks::<2>();
+        let (pairs, rest) = block.as_chunks::<16>();
+        let product = |pair: &[u8; 16], keys: &[u64; 2]| {
+            let words = u128::from_le_bytes(*pair);
+            let first = (words as u64).wrapping_add(keys[0]);
+            let second = ((words >> 64) as u64).wrapping_add(keys[1]);
+            u128::from(first) * u128::from(second)
         };
-        block.chunks(16).zip(self.payload.chunks_exact(2)).fold(0, add)
-    }
-}
-
-/// Up to 8 bytes, little endian.
-fn word(bytes: &[u8]) -> u64 {
-    match bytes.first_chunk() {
-        Some(bytes) => u64::from_le_bytes(*bytes),
-        None => bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        let products = pairs.iter().zip(keys).map(|(pair, keys)| product(pair, keys));
+        let sum = products.fold(0, u128::wrapping_add);
+        if rest.is_empty() {
+            return sum;
+        }
+        let mut last = [0; 16];
+        last[..rest.len()].copy_from_slice(rest);
+        sum.wrapping_add(product(&last, &keys[pairs.len()]))
     }
 }
 

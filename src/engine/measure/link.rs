@@ -263,10 +263,10 @@ impl QualityMonitor {
         self.links.iter().map(|(neighbour, link)| (*neighbour, link.state, link.quality()))
     }
 
-    /// What each link is expected to carry (bytes/s), pessimistically; `reference` for those that
+    /// What each link is expected to carry (bytes/s), pessimistically; `unknown` for those that
     /// were never busy.
-    pub fn capacities(&self, reference: f64) -> impl Iterator<Item = (NodeId, f64)> + '_ {
-        let capacity = move |link: &Link| link.capacity.predicted().unwrap_or(reference);
+    pub fn capacities(&self, unknown: f64) -> impl Iterator<Item = (NodeId, f64)> + '_ {
+        let capacity = move |link: &Link| link.capacity.predicted().unwrap_or(unknown);
         self.links.iter().map(move |(neighbour, link)| (*neighbour, capacity(link)))
     }
 

@@ -169,6 +169,17 @@ impl Decision {
     }
 }
 
+/// The best candidate of those that are kept back, of which nothing else speaks against it that does not
+/// against the one at `index`.
+pub(super) fn held_back(candidates: &[Candidate], index: usize) -> Option<usize> {
+    let otherwise = |candidate: &Candidate| Standing { held: false, ..candidate.standing };
+    let bearable = otherwise(&candidates[index]);
+    candidates.iter().enumerate().position(|(other, candidate)| {
+        let held = candidate.alive && candidate.standing.held && other != index;
+        held && otherwise(candidate) <= bearable
+    })
+}
+
 /// What a decision is made from.
 pub struct Knowledge<'a> {
     /// The links that exist.

@@ -143,7 +143,7 @@ mod tests {
     fn leaves(objective: Objective, margin: f64, in_use_ms: f64, other_ms: f64) -> bool {
         // As the score says it, not as the router turns one score into another.
         let to_beat = score_for(objective, 2, in_use_ms * (1.0 - margin));
-        let in_use = Current { score: Some(to_beat), since: Timestamp(0) };
+        let in_use = Current { score: Some(to_beat), since: Timestamp(0), turned_bad: false };
         let other = Some(score_for(objective, 3, other_ms));
         let now = Timestamp(60_000_000);
         PathPolicy::default().switching.decide(Some(in_use), other, false, now).0

@@ -4,6 +4,9 @@
 //! were not all lost. When the current route dies, the backup that was prepared for that is taken,
 //! else a candidate that shares none of its relays, because nobody knows yet which of them died.
 //!
+//! A route that failed of late is kept back while there is another. When that other one turns bad and no
+//! free route is better, those that are kept back are weighed against it by their scores.
+//!
 //! A tunnel that was opened beside another one keeps off the relays of that one, and of those that
 //! were opened beside it with lower numbers: in this order, so that they do not chase each other. While
 //! there is no route left for it but theirs it gets none.
@@ -16,7 +19,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::candidate::{Decision, Knowledge, Overlap, Wanted, disjoint, weigh};
+use super::candidate::{Decision, Knowledge, Overlap, Wanted, disjoint, held_back, weigh};
 use super::destination::{Destination, Reservation, ReservationState};
 use super::explore::Explorer;
 use super::finding::Finding;
@@ -24,6 +27,7 @@ use super::graph::OverlayGraph;
 use super::score::ScoreWeights;
 use super::switching::{Current, Reason, SwitchingPolicy};
 use crate::engine::overlay::wire::Objective;
+use crate::engine::traffic::CAPACITY_UNKNOWN;
 use crate::engine::traffic::message::Bottleneck;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
@@ -50,6 +54,8 @@ pub struct PathPolicy {
     pub max_hops: usize,
     /// Weights of the score for the balanced objective.
     pub weights: ScoreWeights,
+    /// What a link is counted on to carry while it was never busy (bytes/s).
+    pub capacity_unknown: f64,
     /// Damping.
     pub switching: SwitchingPolicy,
     /// Share of decisions that may try another route, 0 to [`super::explore::EXPLORE_MAX`].
@@ -62,6 +68,7 @@ impl Default for PathPolicy {
             candidates: 8,
             max_hops: 4,
             weights: ScoreWeights::default(),
+            capacity_unknown: CAPACITY_UNKNOWN,
             switching: SwitchingPolicy::default(),
             explore: 0.0,
         }
@@ -156,11 +163,12 @@ impl IntelligentRouter {
         self.tunnels.iter().map(|(id, destination)| (*id, destination))
     }
 
-    /// Decides for one tunnel; `None` when it is not open.
+    /// Decides for one tunnel, whose route in use may have turned bad; `None` when it is not open.
     pub fn decide(
         &mut self,
         tunnel: TunnelId,
         know: &mut Knowledge<'_>,
+        turned_bad: bool,
         now: Timestamp,
     ) -> Option<Decision> {
         let returned = self.tunnels.get_mut(&tunnel)?.return_home();
@@ -190,6 +198,7 @@ impl IntelligentRouter {
         let view = current.map(|(_, since)| Current {
             score: current_at.filter(alive).map(to_beat),
             since: *since,
+            turned_bad,
         });
         let damping =
             current.map_or(0.0, |(_, since)| self.policy.switching.margin_after(now.since(*since)));
@@ -197,6 +206,16 @@ impl IntelligentRouter {
         let is_current = best.is_some() && best == current_at;
         let (mut change, mut reason) =
             self.policy.switching.decide(view, best_score, is_current, now);
+        if turned_bad
+            && matches!(reason, Reason::Best | Reason::WithinMargin)
+            && let Some(held) = current_at.and_then(|index| held_back(&candidates, index))
+        {
+            let score = Some(candidates[held].score);
+            let (moves, why) = self.policy.switching.decide(view, score, false, now);
+            if why != Reason::WithinMargin {
+                (best, change, reason) = (Some(held), moves, why);
+            }
+        }
         if reason == Reason::CurrentDead
             && let Some((dead, _)) = current
         {

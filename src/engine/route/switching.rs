@@ -1,4 +1,5 @@
-//! When to leave a route: damped for what is merely better, at once for what is dead.
+//! When to leave a route: damped for what is merely better, at once for what is dead. One that has turned
+//! bad is kept half as long: with the time to notice it, it is left within 2 s.
 
 use std::time::Duration;
 
@@ -80,6 +81,8 @@ pub struct Current {
     pub score: Option<f64>,
     /// When it was chosen.
     pub since: Timestamp,
+    /// It is much worse than when it was decided for.
+    pub turned_bad: bool,
 }
 
 impl SwitchingPolicy {
@@ -89,6 +92,11 @@ impl SwitchingPolicy {
     pub fn margin_after(&self, in_use: Duration) -> f64 {
         let share = SETTLED.as_secs_f64() / in_use.max(SETTLED).as_secs_f64();
         self.margin * share.max(SETTLED_SHARE)
+    }
+
+    /// Shortest time between a change and a voluntary one, of a route that has turned bad or not.
+    pub fn kept_for(&self, turned_bad: bool) -> Duration {
+        if turned_bad { self.hold / 2 } else { self.hold }
     }
 
     /// Whether to move to the best candidate, and why. `best_is_current` says that they are one.
@@ -106,7 +114,7 @@ impl SwitchingPolicy {
             (false, Reason::Best)
         } else if best_score <= score * (1.0 + self.margin_after(now.since(current.since))) {
             (false, Reason::WithinMargin)
-        } else if now.since(current.since) < self.hold {
+        } else if now.since(current.since) < self.kept_for(current.turned_bad) {
             (false, Reason::Held)
         } else {
             (true, Reason::Better)
@@ -121,7 +129,7 @@ mod tests {
     const LATE: Timestamp = Timestamp(10_000_000);
 
     fn current(score: Option<f64>) -> Option<Current> {
-        Some(Current { score, since: Timestamp(0) })
+        Some(Current { score, since: Timestamp(0), turned_bad: false })
     }
 
     #[test]
@@ -141,5 +149,9 @@ mod tests {
         let early = Timestamp(1_000_000);
         assert_eq!(decide(current(Some(0.5)), Some(0.6), false, early), (false, Reason::Held));
         assert_eq!(decide(current(None), Some(0.1), false, early), (true, Reason::CurrentDead));
+        let bad = current(Some(0.5)).map(|current| Current { turned_bad: true, ..current });
+        assert_eq!(decide(bad, Some(0.6), false, early), (true, Reason::Better));
+        let sooner = Timestamp(900_000);
+        assert_eq!(decide(bad, Some(0.6), false, sooner), (false, Reason::Held));
     }
 }

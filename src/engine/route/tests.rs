@@ -39,6 +39,8 @@ struct World {
     histories: RouteHistories,
     predictor: RoutePredictor,
     router: IntelligentRouter,
+    /// Of the route in use.
+    turned_bad: bool,
     sequence: u64,
 }
 
@@ -55,6 +57,7 @@ impl World {
             histories: RouteHistories::default(),
             predictor: RoutePredictor::new(true),
             router: IntelligentRouter::new(node(0), policy, 7),
+            turned_bad: false,
             sequence: 0,
         };
         world.links(links);
@@ -106,7 +109,7 @@ impl World {
             histories: &self.histories,
             predictor: &mut self.predictor,
         };
-        self.router.decide(tunnel, &mut know, at).unwrap()
+        self.router.decide(tunnel, &mut know, self.turned_bad, at).unwrap()
     }
 
     fn open(&mut self) {

@@ -17,6 +17,8 @@ use crate::engine::types::{NodeId, Timestamp};
 /// some hundred nodes behind it that each probe ten times a second.
 pub const ANSWERS_RATE: u64 = 64_000;
 
+/// Answers at once (bytes): some 260 of two hops, as of many tunnels that open together. A guess.
+const ANSWERS_BURST: f64 = 17_000.0;
 /// The same for one of the nodes behind it (bytes/s). A guess: a hundred probes a second.
 pub const SOURCE_RATE: u64 = 8_000;
 /// Nodes behind a neighbour whose answers are counted apart; one of them makes room.
@@ -47,8 +49,8 @@ impl Allowance {
     pub fn new(rate: u64, now: Timestamp) -> Self {
         let passing = (rate > 0).then(|| Bucket::new(rate, now));
         Self {
-            own_answers: Bucket::new(ANSWERS_RATE, now),
-            answers: Bucket::new(ANSWERS_RATE, now),
+            own_answers: Bucket::with_burst(ANSWERS_RATE as f64, ANSWERS_BURST, now),
+            answers: Bucket::with_burst(ANSWERS_RATE as f64, ANSWERS_BURST, now),
             of_source: BTreeMap::new(),
             passing,
         }

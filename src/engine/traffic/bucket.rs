@@ -8,7 +8,7 @@ use crate::engine::types::Timestamp;
 /// Burst of a flow's bucket: what its rate gives in this time.
 const BURST: Duration = Duration::from_millis(100);
 /// Smallest burst (bytes): a datagram of any size fits.
-const BURST_BYTES_MIN: f64 = 17_000.0;
+const BURST_BYTES_MIN: f64 = 50_000.0;
 
 /// Fills at a rate, up to its burst.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(taken(start), 0, "time does not go back");
         assert_eq!(taken(start + Duration::from_secs(10)), 100);
         bucket.set_rate(100_000, start + Duration::from_secs(20));
-        assert!(bucket.take(17_000, start + Duration::from_secs(20)));
+        assert!(bucket.take(50_000, start + Duration::from_secs(20)));
         assert!(!bucket.take(1_000, start + Duration::from_secs(20)));
     }
 }

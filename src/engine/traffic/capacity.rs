@@ -8,6 +8,11 @@ pub const ESTIMATES: usize = 6;
 /// Which quantile of them is promised to others. Of six values it lies between the lowest two.
 pub const QUANTILE: f64 = 0.1;
 
+/// What a link is counted on to carry while it was never busy (bytes/s): 20 Mbit/s, the least upload that
+/// counts as broadband in the USA (FCC, 2024). Of that, flows from one neighbour may have 8 Mbit/s set
+/// aside; once a link is busy, its estimates count, and a promise that no longer fits is not renewed.
+pub const CAPACITY_UNKNOWN: f64 = 2_500_000.0;
+
 /// The newest bandwidth estimates of one link.
 #[derive(Clone, Debug)]
 pub struct Capacity {

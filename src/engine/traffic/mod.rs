@@ -18,7 +18,7 @@ mod waits;
 pub use allowance::{ANSWERS_RATE, Allowance, Passing};
 pub use aside::{Grant, Request};
 pub use asking::{ASKS_MAX, Asked, Asking, PATIENCE, RENEW_EVERY, State, Step, Way};
-pub use capacity::Capacity;
+pub use capacity::{CAPACITY_UNKNOWN, Capacity};
 pub use ledger::{Claim, LIFETIME, Ledger, Refusal, SHARE_MAX};
 pub use queue::{Class, DROP_AFTER, FairQueue, LANES, MARK_AFTER, PILE_BYTES, Popped, STANDING};
 pub use waits::{RecentWaits, WaitQuantiles};

@@ -22,6 +22,8 @@ const NO_ROUTE_POLL: Duration = Duration::from_millis(50);
 pub(super) const FAILURE_SPEAKS: Duration = Duration::from_secs(1);
 /// How long a tunnel that opens waits for its other strands once the first is connected.
 const OTHERS_WAIT: Duration = Duration::from_secs(1);
+/// How often it looks later whether there is a route for those that had none.
+const OTHERS_POLL: Duration = Duration::from_millis(250);
 
 /// A tunnel of this node.
 pub(super) struct LocalEnd {
@@ -41,12 +43,12 @@ pub(super) struct LocalStrand {
     live: Mutex<Option<Arc<Live>>>,
     /// Held while it is made anew; when that failed last.
     connecting: tokio::sync::Mutex<Option<Instant>>,
-    open: AtomicU64,
+    pub(super) open: AtomicU64,
 }
 
 impl LocalStrand {
     /// The connection, unless it was lost.
-    fn live(&self) -> Option<Arc<Live>> {
+    pub(super) fn live(&self) -> Option<Arc<Live>> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.as_ref().filter(|live| live.is_open()).cloned()
     }
@@ -129,6 +131,24 @@ impl Tunnels {
         let all = futures::future::join_all(others.into_iter().flatten());
         let _ = tokio::time::timeout(OTHERS_WAIT, all).await;
         Ok(())
+    }
+
+    /// Connects the other strands of a tunnel that is open as soon as they have a route, so that streams
+    /// which come all at once find them there: each stays where it began.
+    pub(super) async fn connect_others(self: Arc<Self>, local: Arc<LocalEnd>) {
+        let connected = async |index: usize| {
+            let strand = &local.strands[index];
+            while strand.live().is_none() {
+                if self.plane.is_reachable(strand.tunnel) {
+                    self.reconnect(&local, index).await;
+                }
+                tokio::time::sleep(OTHERS_POLL).await;
+            }
+        };
+        tokio::select! {
+            () = local.stop.cancelled() => {}
+            _ = futures::future::join_all((1..local.strands.len()).map(connected)) => {}
+        }
     }
 
     async fn connect_strand(

@@ -41,7 +41,7 @@ pub use stream::{StreamError, TunnelStream};
 use super::Members;
 use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
-use super::pace::{LARGE_BYTES, PACKET_BYTES};
+use super::pace::{LARGE_BYTES, MINIMUM_CHANGE, PACKET_BYTES};
 use super::plane::{DataPlane, FarEnd};
 use crate::engine::event::Input;
 use crate::engine::overlay::ServiceKind;
@@ -84,7 +84,7 @@ const PERSISTENT_CONGESTION: u32 = 10;
 const DATAGRAMS_RECEIVED: usize = 1 << 20;
 /// Datagrams that wait to be sent (bytes); the oldest make room.
 const DATAGRAMS_WAITING: usize = 256 << 10;
-const PROTOCOL: &[u8] = b"meshwise-tunnel/2";
+const PROTOCOL: &[u8] = b"meshwise-tunnel/3";
 
 /// Why a tunnel could not be opened. One line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -318,6 +318,9 @@ impl Tunnels {
             local.close();
             return Err(error);
         }
+        if local.strands.len() > 1 {
+            self.tasks.spawn(self.clone().connect_others(local.clone()));
+        }
         let mut listen = door;
         if let Some((listener, address)) = listener {
             listen = Some(address);
@@ -480,11 +483,7 @@ impl Tunnels {
 fn transport(keep_alive: Option<Duration>) -> Arc<quinn::TransportConfig> {
     let mut transport = quinn::TransportConfig::default();
     let mut larger = quinn::MtuDiscoveryConfig::default();
-    // One try: large or not.
-    larger
-        .upper_bound(LARGE_BYTES)
-        .minimum_change(LARGE_BYTES - PACKET_BYTES)
-        .interval(TRY_LARGER_EVERY);
+    larger.upper_bound(LARGE_BYTES).minimum_change(MINIMUM_CHANGE).interval(TRY_LARGER_EVERY);
     let mut congestion = quinn::congestion::CubicConfig::default();
     congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
     transport

@@ -73,6 +73,11 @@ impl End {
                 }
             });
         }
+        self.routes(to, &[TUNNEL]);
+    }
+
+    /// These tunnels have routes to another node, over the link to it.
+    fn routes(&self, to: &Self, tunnels: &[TunnelId]) {
         let binding = Binding {
             destination: to.key.node_id(),
             route: Route::new([self.key.node_id(), to.key.node_id()]).ok(),
@@ -83,7 +88,8 @@ impl End {
             capacity: None,
             reserved: None,
         };
-        let tunnels = BTreeMap::from([(TUNNEL, binding)]);
+        let bindings = tunnels.iter().map(|tunnel| (*tunnel, binding.clone()));
+        let tunnels = bindings.collect();
         let snapshot = ForwardingSnapshot { tunnels, ..ForwardingSnapshot::default() };
         self.plane.set_snapshot(Arc::new(snapshot));
     }
@@ -104,6 +110,15 @@ impl End {
 
 /// A caller with a tunnel to a provider of an echo. Returns where the tunnel accepts connections.
 async fn open(caller: &End, provider: &End) -> Result<SocketAddr, TunnelError> {
+    open_with(caller, provider, vec![TUNNEL]).await
+}
+
+/// The same, with these strands, of which the first has a route.
+async fn open_with(
+    caller: &End,
+    provider: &End,
+    strands: Vec<TunnelId>,
+) -> Result<SocketAddr, TunnelError> {
     let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = echo.local_addr().unwrap();
     tokio::spawn(async move {
@@ -119,7 +134,7 @@ async fn open(caller: &End, provider: &End) -> Result<SocketAddr, TunnelError> {
     caller.link(provider);
     provider.link(caller);
     let listen = "127.0.0.1:0".parse().ok();
-    let (strands, provider) = (vec![TUNNEL], provider.key);
+    let provider = provider.key;
     let new = NewTunnel { strands, provider, service, kind, listen, door: None };
     let opened = caller.tunnels.open(new);
     opened.await.map(|listen| listen.unwrap())
@@ -156,6 +171,30 @@ async fn a_caller_that_is_put_out_loses_its_tunnel_and_gets_no_other() {
     assert_eq!(provider.counted("tunnel-of-former-member"), 1);
     let again = echo(TcpStream::connect(address).await.unwrap()).await;
     assert!(again.is_err(), "nothing is served");
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_strand_that_gets_its_route_late_is_there_for_streams_that_come_together() {
+    let stop = CancellationToken::new();
+    let (caller, provider) = (End::start(true, &stop), End::start(true, &stop));
+    let second = TunnelId(TUNNEL.0 + 1);
+    let address = open_with(&caller, &provider, vec![TUNNEL, second]).await.unwrap();
+    let local = caller.tunnels.lock_open()[&TUNNEL].local.clone();
+    assert!(local.strands[1].live().is_none(), "there is no route for it");
+    caller.routes(&provider, &[TUNNEL, second]);
+    let connecting = async {
+        while local.strands[1].live().is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, connecting).await.expect("nobody connects it");
+    let streams = (0..8).map(|_| async {
+        echo(TcpStream::connect(address).await.unwrap()).await.expect("it is served")
+    });
+    let streams = futures::future::join_all(streams).await;
+    let open = [0, 1].map(|strand: usize| local.strands[strand].open.load(Ordering::Relaxed));
+    assert_eq!((open, streams.len()), ([4, 4], 8));
     stop.cancel();
 }
 

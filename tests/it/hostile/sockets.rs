@@ -453,7 +453,6 @@ async fn a_neighbour_that_floods_its_lanes_hurts_nobody_elses_tunnel() {
     looping.copy_within(27..35, 35);
     let bad = [
         to(data, &direct, 1, 1, b"cut off")[..30].to_vec(),
-        to(data, &direct, 1, 1, &vec![0; PAYLOAD_BYTES_MAX + 1]),
         looping,
         to(data, &[me, friend], 1, 1, b"for another"),
         to(data, &[friend, them], 1, tunnel.0, b"as if it came from the friend"),
@@ -467,11 +466,12 @@ async fn a_neighbour_that_floods_its_lanes_hurts_nobody_elses_tunnel() {
     // More of these at once than what proves nothing has places.
     let small = frame(&to(data, &direct, 1, 1, b"?")).repeat(2 * UNPROVED_INBOUND_MAX);
     let others = bad.iter().flat_map(|datagram| frame(datagram)).collect::<Vec<u8>>().repeat(20);
-    let batch = [small, others].concat();
+    let long = frame(&to(data, &direct, 1, 1, &vec![0; PAYLOAD_BYTES_MAX + 1]));
+    let batch = [small, others, long].concat();
     let stop = CancellationToken::new();
     let flooding = {
         let (mut control, stop) = (hostile.swarm.behaviour().stream.new_control(), stop.clone());
-        let (peer, lane) = (hostile.peer, protocol(&network, "link/3"));
+        let (peer, lane) = (hostile.peer, protocol(&network, "link/4"));
         tokio::spawn(async move {
             let flood = async {
                 let mut stream = control.open_stream(peer, lane).await.unwrap();
@@ -480,7 +480,7 @@ async fn a_neighbour_that_floods_its_lanes_hurts_nobody_elses_tunnel() {
                 let mut datagrams = 0;
                 while !stop.is_cancelled() {
                     stream.write_all(&batch).await.unwrap();
-                    datagrams += 2 * UNPROVED_INBOUND_MAX + 20 * bad.len();
+                    datagrams += 2 * UNPROVED_INBOUND_MAX + 20 * bad.len() + 1;
                 }
                 println!(
                     "{:.0} bad datagrams a second",

@@ -24,6 +24,36 @@ fn a_route_that_failed_is_held_while_another_lives_and_is_no_backup_where_there_
     assert_eq!(world.decide(9).reason, Reason::Better, "the hold is over");
 }
 
+#[test]
+fn a_route_that_turned_bad_is_left_for_one_that_is_kept_back_where_no_other_is_better() {
+    let turned = |others_ms: &[f64], refused: bool| {
+        let mut world = parallel(PathPolicy::default(), &[20.0, 30.0, 40.0][..others_ms.len() + 1]);
+        world.open();
+        world.decide(0);
+        world.measured(&[0, 1, 9], 300.0);
+        for (relay, ms) in (2..).zip(others_ms) {
+            world.measured(&[0, relay, 9], *ms);
+        }
+        world.histories.failed(&route(&[0, 2, 9]), Timestamp(4_000_000));
+        if refused {
+            let narrow = LinkQuality { bandwidth: Some(900.0), ..link(15.0) };
+            let free = link(10.0);
+            world.qualities(&[(0, 1, free), (1, 9, free), (0, 2, narrow), (2, 9, narrow)]);
+            world.router.reserve(TUNNEL, 1_000);
+        }
+        [false, true].map(|turned_bad| {
+            world.turned_bad = turned_bad;
+            (world.decide(5).reason, world.current().relays()[0].0[0])
+        })
+    };
+    let (stays, moves) = ((Reason::Best, 1), (Reason::Better, 2));
+    assert_eq!(turned(&[60.0], false), [stays, moves]);
+    assert_eq!(turned(&[299.0], false), [stays, stays], "hardly better");
+    assert_eq!(turned(&[60.0], true), [stays, stays], "it is too narrow, too");
+    assert_eq!(turned(&[60.0, 900.0], false), [stays, moves], "the free one is worse");
+    assert_eq!(turned(&[60.0, 80.0], false)[0], (Reason::Better, 3), "the free one is better");
+}
+
 /// A tunnel with a reservation over four ways; each answer is about the route in use then.
 fn asked(answers: &[Result<(), u64>]) -> (World, Vec<(Reason, u8)>) {
     let mut world = parallel(PathPolicy::default(), &[20.0, 30.0, 40.0, 50.0]);
