@@ -188,8 +188,10 @@ impl TopologyManager {
     fn best_candidates(&self, seen: &Neighbourhood<'_>, from_me: &[f64]) -> Vec<(NodeId, f64)> {
         let wants = |node: NodeId| {
             let index = seen.topology.index(node);
-            let has = index.map_or(0, |index| seen.topology.edges[index as usize].len());
-            seen.links.len() < seen.target && has < seen.target
+            let has = index.map(|index| seen.topology.edges[index as usize].len());
+            // Who has advertised links and has none any more is gone, as a rule.
+            let misses = has.is_none_or(|has| has > 0 && has < seen.target);
+            seen.links.len() < seen.target && misses
         };
         let usual = usual_cost_ms(seen);
         let candidates = seen.candidates.iter().filter(|(node, _)| {
