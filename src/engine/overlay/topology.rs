@@ -416,6 +416,15 @@ mod tests {
     }
 
     #[test]
+    fn who_has_no_link_any_more_does_not_come_first() {
+        // 7 was here, and nobody has a link to it; 5 has what it wants, and is there.
+        let star: Vec<_> = [2, 3, 4, 6].map(|a| (a, 5, 50.0)).into();
+        let links = [&star[..], &[(1, 2, 50.0), (1, 3, 50.0), (1, 4, 50.0)]].concat();
+        let candidates = [(node(7), Some(1.0)), (node(5), Some(1.0))];
+        assert_eq!(look(&mesh(7, &links), 1, &candidates, 4), [Reshape::Make(node(5))]);
+    }
+
+    #[test]
     fn at_the_target_only_a_much_better_candidate_is_taken() {
         let line: Vec<_> = (1..5).map(|a| (a, a + 1, 50.0)).collect();
         let line = mesh(5, &line);
