@@ -82,6 +82,7 @@ impl Engine {
             .filter(|node| !self.peers.contains_key(node))
             .chain(self.unlinked.iter().copied())
             .filter(|node| *node != self.me && !links.contains(node))
+            .filter(|node| !self.topology.is_recent(*node))
             .collect();
         candidates.sort_unstable();
         candidates.dedup();

@@ -188,8 +188,10 @@ impl TopologyManager {
     fn best_candidates(&self, seen: &Neighbourhood<'_>, from_me: &[f64]) -> Vec<(NodeId, f64)> {
         let wants = |node: NodeId| {
             let index = seen.topology.index(node);
-            let has = index.map_or(0, |index| seen.topology.edges[index as usize].len());
-            seen.links.len() < seen.target && has < seen.target
+            let has = index.map(|index| seen.topology.edges[index as usize].len());
+            // Who has advertised links and has none any more is gone, as a rule.
+            let misses = has.is_none_or(|has| has > 0 && has < seen.target);
+            seen.links.len() < seen.target && misses
         };
         let usual = usual_cost_ms(seen);
         let candidates = seen.candidates.iter().filter(|(node, _)| {
@@ -411,6 +413,15 @@ mod tests {
         let mesh = mesh(6, &links);
         let candidates = [(node(5), Some(1.0)), (node(6), Some(80.0))];
         assert_eq!(look(&mesh, 1, &candidates, 4), [Reshape::Make(node(6))]);
+    }
+
+    #[test]
+    fn who_has_no_link_any_more_does_not_come_first() {
+        // 7 was here, and nobody has a link to it; 5 has what it wants, and is there.
+        let star: Vec<_> = [2, 3, 4, 6].map(|a| (a, 5, 50.0)).into();
+        let links = [&star[..], &[(1, 2, 50.0), (1, 3, 50.0), (1, 4, 50.0)]].concat();
+        let candidates = [(node(7), Some(1.0)), (node(5), Some(1.0))];
+        assert_eq!(look(&mesh(7, &links), 1, &candidates, 4), [Reshape::Make(node(5))]);
     }
 
     #[test]
