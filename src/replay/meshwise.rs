@@ -486,10 +486,11 @@ impl Meshwise {
             prospects.iter().zip(&costs).for_each(|(p, ms)| self.foresight.observe(p, *ms));
             // As it was at the decision; where that route's outcome is not known, nothing is said.
             let stay = stay_on.map(|relay| known.iter().position(|(c, _)| c.relay == relay));
+            let direct = known.iter().position(|(c, _)| c.relay.is_none());
             match stay {
                 Some(None) => {}
-                Some(at) => self.tuner.observe(&prospects, at, &costs),
-                None => self.tuner.observe(&prospects, None, &costs),
+                Some(at) => self.tuner.observe(&prospects, at, direct, &costs),
+                None => self.tuner.observe(&prospects, None, direct, &costs),
             }
             let over_relays: Vec<(Relay, FeatureVector, f64)> = known
                 .iter()

@@ -453,7 +453,12 @@ mod tests {
             let mut run = Run::default();
             for _ in 0..times {
                 // The relay looks a tenth better than the direct link of 100 ms.
-                run.rules.observe(&[prospect(100.0), prospect(90.0)], Some(0), &[100.0, relay_ms]);
+                run.rules.observe(
+                    &[prospect(100.0), prospect(90.0)],
+                    Some(0),
+                    Some(0),
+                    &[100.0, relay_ms],
+                );
                 run.rules_beside_ms[0] += 100.0;
                 run.rules_beside_ms[1] += 100.0;
             }

@@ -337,7 +337,8 @@ impl Run {
         }
         let prospects: Vec<Prospect> = weighed.candidates.iter().map(|c| c.prospect).collect();
         let costs: Vec<f64> = outcome.candidates_ms.iter().map(|(_, cost)| *cost).collect();
-        self.rules.observe(&prospects, weighed.stay, &costs);
+        let direct = weighed.candidates.iter().position(|c| c.relay.is_none());
+        self.rules.observe(&prospects, weighed.stay, direct, &costs);
         self.rules_beside_ms[0] += outcome.costs_ms[MESHWISE];
         self.rules_beside_ms[1] += outcome.direct_ms;
     }

@@ -216,7 +216,9 @@ impl Comparing {
             let (prospects, outcomes_ms): (Vec<Prospect>, Vec<f64>) =
                 known.map(|(prospect, ms)| (prospect, ms.min(slowest_ms))).unzip();
             prospects.iter().zip(&outcomes_ms).for_each(|(p, ms)| self.foresight.observe(p, *ms));
-            self.tuner.observe(&prospects, stay, &outcomes_ms);
+            let mut known = offers.iter().filter(|offer| offer.outcome_ms.is_some());
+            let direct = known.position(|offer| offer.route.hop_count() == 1);
+            self.tuner.observe(&prospects, stay, direct, &outcomes_ms);
         }
         if !due.is_empty() {
             self.tuner.end_round();

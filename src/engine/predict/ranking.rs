@@ -65,7 +65,7 @@ const STALENESSES: [f64; 3] = [0.0, 0.02, 0.1];
 pub const STALE_INTERVALS_MAX: f64 = 300.0;
 /// Choices with known outcome before the tuner trusts them more than the default.
 pub const CHOICES_MIN: u32 = 500;
-/// Beyond this share above what the route to stay on cost, a choice has done harm.
+/// Beyond this share above what the direct route cost, a choice has done harm.
 const HARM_SHARE: f64 = 0.1;
 /// Choices of one block, of a replay and of a node: half an hour of tunnels to one destination.
 const BLOCK_CHOICES: u32 = 300;
@@ -203,15 +203,22 @@ impl RankingTuner {
         }
     }
 
-    /// The outcomes (ms) of all routes of a choice became known.
-    pub fn observe(&mut self, prospects: &[Prospect], stay: Option<usize>, outcomes_ms: &[f64]) {
+    /// The outcomes (ms) of all routes of a choice became known; `direct` is the one beside which others do
+    /// harm, if there is one.
+    pub fn observe(
+        &mut self,
+        prospects: &[Prospect],
+        stay: Option<usize>,
+        direct: Option<usize>,
+        outcomes_ms: &[f64],
+    ) {
         if prospects.len() != outcomes_ms.len() || prospects.len() < 2 {
             return;
         }
-        let harmless_ms = stay.map_or(f64::INFINITY, |at| outcomes_ms[at] * (1.0 + HARM_SHARE));
+        let direct_ms = direct.map_or(f64::INFINITY, |at| outcomes_ms[at]);
         self.0.add(|_, rule| {
             let cost = rule.choose(prospects, stay).map_or(0.0, |at| outcomes_ms[at]);
-            Paid { cost, harm: cost > harmless_ms }
+            Paid { cost, harm: cost > direct_ms * (1.0 + HARM_SHARE) }
         });
     }
 
@@ -279,7 +286,7 @@ mod tests {
                 prospects.push(prospect(130.0 * random.random_range(0.6..1.4), 5.0));
                 outcomes.push(130.0);
             }
-            tuner.observe(&prospects, Some(0), &outcomes);
+            tuner.observe(&prospects, Some(0), Some(0), &outcomes);
             tuner.end_round();
         }
         assert!(tuner.best().margin >= 0.2, "{:?}", tuner.best());
@@ -292,7 +299,7 @@ mod tests {
             for round in 0..4_000 {
                 let detour = if round % harm_every == 0 { 250.0 } else { 50.0 };
                 let prospects = [prospect(200.0, 0.0), prospect(180.0, 0.0)];
-                tuner.observe(&prospects, Some(0), &[200.0, detour]);
+                tuner.observe(&prospects, Some(0), Some(0), &[200.0, detour]);
                 tuner.end_round();
             }
             tuner.best().margin
@@ -326,7 +333,12 @@ mod tests {
         tuner.set_fallback(cautious);
         assert_eq!(tuner.best(), cautious);
         for _ in 0..4_000 {
-            tuner.observe(&[prospect(100.0, 0.0), prospect(99.0, 0.0)], Some(0), &[100.0, 50.0]);
+            tuner.observe(
+                &[prospect(100.0, 0.0), prospect(99.0, 0.0)],
+                Some(0),
+                Some(0),
+                &[100.0, 50.0],
+            );
             tuner.end_round();
         }
         let learned = tuner.best();
@@ -349,7 +361,7 @@ mod tests {
                     ..Prospect::default()
                 })
                 .collect();
-            tuner.observe(&prospects, Some(0), &truth);
+            tuner.observe(&prospects, Some(0), Some(0), &truth);
             tuner.end_round();
         }
         assert_eq!(tuner.best().centre, Centre::Forecast);
