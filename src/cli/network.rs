@@ -1,6 +1,6 @@
 //! `meshwise network`
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -187,8 +187,10 @@ fn invitation(invited: &Invited) {
     let nodes =
         if invited.uses == 1 { "one node".into() } else { format!("{} nodes", invited.uses) };
     let until = output::time(invited.expires_us);
+    // What is written elsewhere is not to be read on the screen too.
+    let token = if std::io::stdout().is_terminal() { &invited.token } else { "- < TOKEN_FILE" };
     eprintln!("lets in {nodes} until {until}; at the other node type:");
-    eprintln!("  meshwise node --join {}", invited.token);
+    eprintln!("  meshwise node --join {token}");
     let is_near = |address: &String| address.starts_with("/ip4/127.") || address.contains("/::1/");
     if invited.addresses.iter().all(is_near) {
         eprintln!("this node listens on loopback only: that works on this machine alone");

@@ -61,13 +61,15 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
                 return output::json(&tunnel);
             }
             output::print(&format!(
-                "tunnel {}: {} ({}) -> {} over {}{}",
+                "tunnel {}: {} ({}) -> {} over {}{}{}",
                 tunnel.tunnel,
                 tunnel.listen,
                 tunnel.kind,
                 tunnel.service,
                 routes(&tunnel, " and "),
                 fewer(tunnel.paths.len(), tunnel.paths_wanted),
+                // Where it was refused, nothing was opened.
+                if body.reserve.is_some() { ", the bandwidth is reserved" } else { "" },
             ))
         }
         Verb::List => {

@@ -224,7 +224,7 @@ impl Engine {
         // meet; a newcomer only catches up.
         let was_here = self.joined_at.is_some();
         for message in response.messages {
-            let news = (was_here && self.may_be_news(&message)).then(|| wire::encode(&message));
+            let news = was_here.then(|| wire::encode(&message));
             if self.message(message, None, now) == Some(Verdict::Accept)
                 && let Some(bytes) = news
             {
@@ -242,15 +242,6 @@ impl Engine {
                 succeeded: true,
             });
             self.notice(Notice::Joined);
-        }
-    }
-
-    /// Whether a message, if it is valid, may be unknown all around: links of a node that is known
-    /// will be heard of again soon anyway.
-    fn may_be_news(&self, message: &GossipMessage) -> bool {
-        match message {
-            GossipMessage::LinkState(signed) => !self.graph.is_origin(signed.key.node_id()),
-            _ => true,
         }
     }
 

@@ -117,8 +117,6 @@ struct Put {
 struct Spread {
     request: RequestId,
     record: Record,
-    /// Those that were asked to store it.
-    asked: BTreeSet<PeerId>,
     /// A majority of them did.
     stored: bool,
 }
@@ -254,7 +252,7 @@ impl Dht {
         let started = kad.store_mut().put(record.clone()).and_then(|()| {
             if known > 0 {
                 let query = put_to(kad, &record, &nearest, majority(known));
-                let spread = Spread { request, record, asked: nearest, stored: false };
+                let spread = Spread { request, record, stored: false };
                 self.next_spread += 1;
                 self.spreads.insert(self.next_spread, spread);
                 self.queries.insert(query, Query::Record(self.next_spread));
@@ -355,10 +353,10 @@ impl Dht {
                 let under_way = self.spreads.get(&spread)?;
                 let found: BTreeSet<PeerId> = found.into_iter().map(|peer| peer.peer_id).collect();
                 if under_way.stored || found.is_empty() {
-                    let Spread { request, record, asked, stored } = self.spreads.remove(&spread)?;
-                    let nearer: BTreeSet<PeerId> = found.difference(&asked).copied().collect();
-                    if !nearer.is_empty() {
-                        put_to(kad, &record, &nearer, Quorum::One);
+                    let Spread { request, record, stored, .. } = self.spreads.remove(&spread)?;
+                    // Those asked before too: who had to be dialled first may not have got it.
+                    if !found.is_empty() {
+                        put_to(kad, &record, &found, Quorum::One);
                     }
                     let nobody = (!stored).then(|| "nobody stored it".to_owned());
                     return nobody.and_then(|why| self.record_done(request, Some(why)));

@@ -27,6 +27,9 @@ const TRACE_EVERY: Duration = Duration::from_millis(50);
 const TRACE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A probe that is under way.
+/// Nobody waits longer for the answer to a probe: twice what the engine does at most.
+const LOST_AFTER: Duration = Duration::from_secs(4);
+
 struct UnderWay {
     sent: Instant,
     route: Route,
@@ -46,6 +49,9 @@ impl Probes {
     /// A probe leaves.
     fn sent(&self, id: u64, route: Route, told: Option<oneshot::Sender<Duration>>) {
         let mut probes = self.lock();
+        if probes.len() >= OUTSTANDING_MAX {
+            probes.retain(|_, probe| probe.sent.elapsed() < LOST_AFTER);
+        }
         while probes.len() >= OUTSTANDING_MAX {
             probes.pop_first();
         }

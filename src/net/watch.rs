@@ -266,7 +266,7 @@ impl DataPlane {
     fn leave(&self, flow: &mut Flow, broken_at: Option<usize>, now: Timestamp) {
         let (tunnel, left) = (flow.far_end.tunnel, flow.out.route_id());
         let End::Own(own) = &mut flow.end else { return };
-        if !own.lost(left) {
+        if !own.lost(left, broken_at.is_none()) {
             return;
         }
         let input = match broken_at {

@@ -100,6 +100,15 @@ impl View<'_> {
     }
 }
 
+/// Does what waits for the disk or takes the processor for long without holding up the traffic, which may have
+/// one thread only. A runtime without others has none to hand it to.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 pub(super) struct Driver {
     engine: Engine,
     net: Net,
@@ -296,7 +305,8 @@ impl Driver {
                 }
                 Output::Notice(notice) => self.notice(notice),
                 Output::KeepNetwork(state) => {
-                    if let Err(error) = network::keep(&self.data_dir, &state) {
+                    let kept = aside(|| network::keep(&self.data_dir, &state));
+                    if let Err(error) = kept {
                         tracing::error!("{error}; a restart forgets who was let in or put out");
                     }
                 }
@@ -452,7 +462,7 @@ impl Driver {
     /// Hands champion and challenger to the engine. When the champion cannot be used, the model in
     /// use stays.
     fn load_models(&mut self) -> Result<(), String> {
-        let (inputs, result) = self.models.load();
+        let (inputs, result) = aside(|| self.models.load());
         inputs.into_iter().for_each(|input| self.handle(input));
         result
     }

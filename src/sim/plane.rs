@@ -195,7 +195,7 @@ impl World {
     fn leave(&mut self, node: usize, tunnel: TunnelId, broken_at: Option<usize>) {
         let Some(flow) = self.nodes[node].plane.flows.get_mut(&tunnel) else { return };
         let route_id = flow.route_id();
-        if !flow.own.lost(route_id) {
+        if !flow.own.lost(route_id, broken_at.is_none()) {
             return;
         }
         flow.travelled.losses += 1;

@@ -112,10 +112,11 @@ impl OwnEnd {
         self.arrived
     }
 
-    /// The route in use, of this number, is lost. Returns whether that is news.
-    pub fn lost(&mut self, route_id: u32) -> bool {
+    /// The route in use, of this number, is lost: it fell silent, or a node says that it is broken, which says
+    /// nothing about the far end. Returns whether that is news.
+    pub fn lost(&mut self, route_id: u32, fell_silent: bool) -> bool {
         let is_news = self.lost.replace(route_id) != Some(route_id);
-        self.unanswered = self.unanswered.saturating_add(is_news.into());
+        self.unanswered = self.unanswered.saturating_add((is_news && fell_silent).into());
         is_news
     }
 
@@ -202,21 +203,22 @@ mod tests {
     fn a_loss_is_news_once_until_something_is_answered() {
         let mut own = OwnEnd::default();
         assert!(own.sent(1, 100, at(0)));
-        assert!(own.lost(3) && !own.lost(3));
+        assert!(own.lost(3, true) && !own.lost(3, true));
         assert_eq!(own.receipt(7, Receipt::default(), at(5)), None, "nobody asked");
-        assert!(!own.lost(3));
+        assert!(!own.lost(3, true));
         assert!(own.receipt(1, Receipt::default(), at(5)).is_some());
-        assert!(own.lost(3));
+        assert!(own.lost(3, true));
         own.moved(at(6));
-        assert!(own.lost(3));
+        assert!(own.lost(3, true));
     }
 
     #[test]
     fn who_answers_over_no_route_is_suspected_until_something_is_answered() {
         let mut own = OwnEnd::default();
-        assert!(own.lost(1) && own.answers(), "one route may be lost");
+        assert!(own.lost(1, true) && own.answers(), "one route may be lost");
+        assert!(own.lost(7, false) && own.answers(), "and others be broken");
         own.moved(at(1));
-        assert!(own.lost(2));
+        assert!(own.lost(2, true));
         assert!(!own.answers(), "two, and none answered");
         own.moved(at(2));
         assert!(!own.answers());

@@ -80,10 +80,11 @@ impl LinkQuality {
 
     /// Whether any number moved by more than `share` of its old value. The smallest moves that count are
     /// 2 points of loss, 10 points of utilisation, and of the round-trip time `step_ms` and
-    /// [`NOISE`] times its jitter: what is within the noise of the link itself is no news.
+    /// [`NOISE`] times its jitter now: what is within the noise of the link itself is no news, that a noisy time is
+    /// over is.
     pub fn differs_by(&self, other: &LinkQuality, share: f64, step_ms: f64) -> bool {
         let moved = |a: f64, b: f64, least: f64| (a - b).abs() > (share * b.abs()).max(least);
-        moved(self.rtt_ms, other.rtt_ms, step_ms.max(NOISE * self.jitter_ms.max(other.jitter_ms)))
+        moved(self.rtt_ms, other.rtt_ms, step_ms.max(NOISE * self.jitter_ms))
             || moved(self.loss, other.loss, 0.02)
             || moved(self.utilisation, other.utilisation, 0.1)
             || match (self.bandwidth, other.bandwidth) {

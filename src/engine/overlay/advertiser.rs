@@ -110,6 +110,8 @@ mod tests {
         assert!(advertiser.poll(&noisy(20.0), at(0)).is_some());
         assert!(advertiser.clone().poll(&noisy(34.0), at(100_000)).is_none());
         assert!(advertiser.poll(&noisy(36.0), at(1_000)).is_some());
+        let calm = links(&[24.0]);
+        assert!(advertiser.poll(&calm, at(2_000)).is_some(), "the noise is over");
     }
 
     fn at(ms: u64) -> Timestamp {

@@ -24,6 +24,8 @@ pub(super) const FAILURE_SPEAKS: Duration = Duration::from_secs(1);
 const OTHERS_WAIT: Duration = Duration::from_secs(1);
 /// How often it looks later whether there is a route for those that had none.
 const OTHERS_POLL: Duration = Duration::from_millis(250);
+/// The longest of these intervals; each is twice the one before, as the far end may refuse.
+const OTHERS_POLL_MAX: Duration = Duration::from_secs(30);
 
 /// A tunnel of this node.
 pub(super) struct LocalEnd {
@@ -138,11 +140,13 @@ impl Tunnels {
     pub(super) async fn connect_others(self: Arc<Self>, local: Arc<LocalEnd>) {
         let connected = async |index: usize| {
             let strand = &local.strands[index];
+            let mut pause = OTHERS_POLL;
             while strand.live().is_none() {
+                tokio::time::sleep(pause).await;
                 if self.plane.is_reachable(strand.tunnel) {
                     self.reconnect(&local, index).await;
                 }
-                tokio::time::sleep(OTHERS_POLL).await;
+                pause = (pause * 2).min(OTHERS_POLL_MAX);
             }
         };
         tokio::select! {
