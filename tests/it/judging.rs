@@ -88,7 +88,8 @@ fn judge_by_command(folder: &Path, name: &str, json: bool) -> std::process::Outp
 #[test]
 fn the_estimate_from_the_log_of_a_node_that_explores_holds_the_truth() {
     let folder = tempfile::tempdir().unwrap();
-    log_of(0.1, 6, folder.path());
+    // A node stays on its route; each other one is to be tried a hundred times.
+    log_of(0.1, 9, folder.path());
     let reader = Reader::open(folder.path().join("meshwise.db")).unwrap();
     // Somebody who would always take the same way, and thinks that it is quick.
     let probes = reader.probes(ProbeKind::Route, 0).unwrap();
