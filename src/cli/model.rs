@@ -247,7 +247,7 @@ fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
     print_card(&model)
 }
 
-/// The ranking rule, and what it was chosen on.
+/// The ranking rule, and what it was chosen on. Routers find one of their own.
 fn ranking(model: &ForestModel) -> String {
     let rule =
         super::explain::rule(model.ranking.centre, model.ranking.pessimism, model.ranking.margin);
@@ -261,7 +261,7 @@ fn ranking(model: &ForestModel) -> String {
             card.choices, card.chosen_ms, card.default_ms
         ),
     };
-    format!("{rule} ({why})")
+    format!("where models are judged by their forecasts alone, {rule} ({why})")
 }
 
 fn print_card(model: &ForestModel) -> anyhow::Result<()> {

@@ -1,4 +1,5 @@
-//! The ranking rule of a model: how pessimistic, and with which margin, its forecasts are compared.
+//! The ranking rule of a model: how pessimistic, and with which margin, its forecasts are compared where models
+//! are judged on them alone. Routers learn a rule of their own (`engine::predict::comparing`).
 //!
 //! The rule is chosen on the calibration rows. Rows of different routes between the same ends that
 //! left within [`WINDOW_US`] form a choice: the first row of each route in the window gives forecast,
