@@ -57,7 +57,7 @@ use overlay::{
     Advertiser, Author, BootstrapPolicy, CheckedSignatures, GossipManager, Issuer, Membership,
     NetworkBootstrapper, NetworkState, Pin,
 };
-use predict::{QualityModel, RoutePredictor};
+use predict::{KnownChoice, QualityModel, RoutePredictor};
 use route::candidate::Knowledge;
 use route::router::MOVES_INTERVAL;
 use route::{Destination, IntelligentRouter, OverlayGraph, PathPolicy, Reason};
@@ -278,6 +278,11 @@ impl Engine {
             outputs: VecDeque::new(),
             config,
         }
+    }
+
+    /// Learns how to compare routes from choices of an earlier life, in order of time.
+    pub fn remember(&mut self, choices: &[KnownChoice]) {
+        self.predictor.comparing_mut().remember(choices);
     }
 
     /// Takes what happened at `now`.
@@ -521,9 +526,11 @@ impl Engine {
         let used = used.and_then(|used| used.usual().cloned());
         // What was only tried says nothing against the route that was decided for.
         let turned_bad = self.deciding.has_turned_bad(tunnel) && !explored;
-        let Some(decision) = self.router.decide(tunnel, &mut know, turned_bad, now) else {
-            return self.deciding.close(tunnel);
-        };
+        let decision = self.router.decide(tunnel, &mut know, turned_bad, now);
+        for known in self.predictor.comparing_mut().take_known() {
+            self.record(Sample::Choice(Box::new(known)));
+        }
+        let Some(decision) = decision else { return self.deciding.close(tunnel) };
         let expected = self.expected(&decision);
         let (interval, random) = (self.config.intervals.decide, self.random.random());
         self.deciding.decided(tunnel, expected, now, interval, random);

@@ -30,6 +30,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
+use crate::engine::predict::CHOICES_REMEMBERED_MAX;
 use crate::engine::{Engine, EngineConfig};
 use crate::learn::ModelRegistry;
 use crate::net::Net;
@@ -173,7 +174,7 @@ impl Node {
             Ok(known) => bootstrap.known = known,
             Err(error) => tracing::warn!("{error}; joining by configured addresses only"),
         }
-        let engine = Engine::new(
+        let mut engine = Engine::new(
             EngineConfig {
                 root: network.root,
                 degree: config.network.degree,
@@ -187,6 +188,12 @@ impl Node {
             },
             clock.now(),
         );
+        match Reader::open(data_dir.join(DATABASE))
+            .and_then(|reader| reader.choices(CHOICES_REMEMBERED_MAX))
+        {
+            Ok(choices) => engine.remember(&choices),
+            Err(error) => tracing::warn!("{error}; how to compare routes is learned anew"),
+        }
         let (net, events) =
             Net::start(config, &identity, engine.membership().roster().clone()).await?;
         let proxy = socks::listen(&config.entry.socks).await;

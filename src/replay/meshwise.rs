@@ -12,7 +12,7 @@ use crate::engine::measure::worth::{volatility_of_all, worth};
 use crate::engine::measure::{LinkHistories, LinkQuality};
 use crate::engine::predict::{
     AdaptiveInterval, FeatureVector, Foresight, ForestModel, Head, Mix, MovingAverage, Prediction,
-    Prospect, QualityModel, Ranking, RankingTuner, Surprise, route_features,
+    Prospect, QualityModel, Ranking, RankingTuner, Surprise, route_features, spanning,
 };
 use crate::engine::types::{NodeId, Route, Timestamp};
 use crate::learn::{RouteKey, TrainRow};
@@ -338,7 +338,7 @@ impl Meshwise {
                 (-local, local)
             });
         let surprise = self.surprises.get(&pair).copied().unwrap_or_default();
-        let offsets = surprise.widen(offsets);
+        let offsets = surprise.widen(spanning(offsets, forecast_ms.ln(), &experts));
         let own = self.intervals.get(&pair).filter(|(_, seen)| *seen >= OWN_INTERVAL_AFTER);
         let interval = own.map_or(&self.interval, |(interval, _)| interval);
         let (low, high) = interval.apply(forecast_ms.ln(), offsets.0, offsets.1);

@@ -11,6 +11,7 @@
 //! | `event` | a join, registration or look-up with its duration |
 //! | `decision` | a choice of route, with reason, model version and propensity |
 //! | `candidate` | one route weighed in a decision: features, forecasts, scores |
+//! | `choice` | a choice of which it is known what each route would have cost |
 //! | `peer` | a peer that was connected: its key, where it listens, when it was seen last |
 //!
 //! The views `route_quality`, `forecast` and `service_health` are for people with a `sqlite3` prompt. Routes are
@@ -25,6 +26,7 @@
 //! A file that is damaged, of another program or of a newer version is refused by name, and
 //! nothing in it is touched.
 
+mod choices;
 mod decisions;
 mod outcome;
 mod peers;

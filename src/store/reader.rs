@@ -213,6 +213,7 @@ impl Reader {
             ("route_slice", "at_us", "route_slice"),
             ("service_probe", "started_us", "service_probe"),
             ("event", "started_us", "event"),
+            ("choice", "at_us", "choice"),
             ("decision", "at_us", "decision"),
             ("candidate", "at_us", "candidate JOIN decision ON decision.id = decision_id"),
         ];
@@ -553,7 +554,7 @@ mod tests {
         store.prune(&Retention { max_age, max_bytes: u64::MAX }).unwrap();
         let rows: Vec<u64> =
             Reader::open(&path).unwrap().counts().unwrap().tables.iter().map(|t| t.rows).collect();
-        assert_eq!(rows, [0, 0, 0, 0, 0, 0, 4, 8]);
+        assert_eq!(rows, [0, 0, 0, 0, 0, 0, 0, 4, 8]);
     }
 
     #[test]

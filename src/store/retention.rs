@@ -34,7 +34,7 @@ struct Part {
     chunk: i64,
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part { table: "probe", time: "sent_us", only: "kind = 'link'", chunk: 2_000 },
     Part { table: "probe", time: "sent_us", only: "kind = 'route'", chunk: 2_000 },
     Part { table: "link_state", time: "at_us", only: "TRUE", chunk: 2_000 },
@@ -42,6 +42,7 @@ const PARTS: [Part; 8] = [
     Part { table: "route_slice", time: "at_us", only: "TRUE", chunk: 2_000 },
     Part { table: "service_probe", time: "started_us", only: "TRUE", chunk: 2_000 },
     Part { table: "event", time: "started_us", only: "TRUE", chunk: 2_000 },
+    Part { table: "choice", time: "at_us", only: "TRUE", chunk: 500 },
     Part { table: "decision", time: "at_us", only: "TRUE", chunk: 200 },
 ];
 

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, ErrorCode, params};
 
-use super::{peers, service_probes};
+use super::{choices, peers, service_probes};
 use crate::engine::measure::Sample;
 use crate::engine::overlay::KnownPeer;
 use crate::engine::route::Decision;
@@ -110,6 +110,7 @@ fn insert_sample(connection: &Connection, sample: &Sample) -> rusqlite::Result<(
                 integer(report.duration_us),
             ])
         }
+        Sample::Choice(choice) => choices::keep(connection, choice),
         Sample::ServiceProbe { subject, started_at, done_at, result } => {
             service_probes::keep(connection, subject, (*started_at, *done_at), *result)
         }
@@ -135,8 +136,8 @@ fn insert_decision(
 ) -> rusqlite::Result<()> {
     let chosen = decision.chosen.and_then(|index| decision.candidates.get(index));
     let sql = "INSERT INTO decision (at_us, tunnel, destination, reason, changed, model_version,
-               propensity, chosen_route, calculation_us, challenger_version)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+               propensity, chosen_route, calculation_us, challenger_version, rule)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
     connection.prepare_cached(sql)?.execute(params![
         integer(decision.at.as_micros()),
         decision.tunnel.map(|tunnel| tunnel.0),
@@ -148,12 +149,14 @@ fn insert_decision(
         chosen.map(|candidate| candidate.route.to_string()),
         integer(calculation_us),
         decision.challenger_version,
+        serde_json::to_string(&decision.ranking).ok(),
     ])?;
     let id = connection.last_insert_rowid();
     let sql = "INSERT INTO candidate (decision_id, rank, route, alive, chosen, score,
                baseline_score, predicted_ms, predicted_low_ms, predicted_high_ms,
-               moving_average_ms, last_value_ms, features, challenger_ms, propensity)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+               moving_average_ms, last_value_ms, features, challenger_ms, propensity,
+               bound_ms)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
     let mut statement = connection.prepare_cached(sql)?;
     for (rank, candidate) in decision.candidates.iter().enumerate() {
         let forecast = &candidate.forecast;
@@ -174,6 +177,7 @@ fn insert_decision(
             features_text(&forecast.features),
             forecast.challenger.map(|prediction| prediction.latency_ms),
             candidate.propensity,
+            candidate.bound_ms,
         ])?;
     }
     Ok(())

@@ -18,8 +18,8 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// First bytes of every SQLite database (file format, section 1.3).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-const MIGRATIONS: [&str; 6] =
-    [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4, PROPENSITY_5, SERVICE_PROBE_6];
+const MIGRATIONS: [&str; 7] =
+    [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4, PROPENSITY_5, SERVICE_PROBE_6, CHOICE_7];
 
 const TABLES_1: &str = "
 CREATE TABLE probe (
@@ -205,6 +205,35 @@ SELECT service, provider, vantage,
         ORDER BY started_us DESC LIMIT 1) AS last_failure,
        datetime(max(done_us) / 1000000, 'unixepoch') AS last_utc
 FROM service_probe GROUP BY service, provider, vantage;
+";
+
+/// By which rule routes are compared, and what it is learned from.
+const CHOICE_7: &str = "
+CREATE TABLE choice (
+    id          INTEGER PRIMARY KEY,
+    at_us       INTEGER NOT NULL,
+    destination TEXT NOT NULL,
+    volatility  REAL NOT NULL CHECK (volatility >= 0),
+    stay        INTEGER CHECK (stay >= 0),
+    offers      TEXT NOT NULL
+) STRICT;
+CREATE INDEX choice_by_time ON choice (at_us);
+ALTER TABLE decision ADD COLUMN rule TEXT;
+ALTER TABLE candidate ADD COLUMN bound_ms REAL;
+DROP VIEW forecast;
+CREATE VIEW forecast AS
+SELECT datetime(at_us / 1000000, 'unixepoch') AS at_utc,
+       tunnel, destination, reason, model_version, challenger_version, rule, rank, route, alive, chosen,
+       round(score, 4) AS score,
+       round(baseline_score, 4) AS baseline_score,
+       round(predicted_ms, 3) AS predicted_ms,
+       round(predicted_low_ms, 3) AS predicted_low_ms,
+       round(predicted_high_ms, 3) AS predicted_high_ms,
+       round(challenger_ms, 3) AS challenger_ms,
+       round(bound_ms, 3) AS bound_ms,
+       round(moving_average_ms, 3) AS moving_average_ms,
+       round(last_value_ms, 3) AS last_value_ms
+FROM decision JOIN candidate ON candidate.decision_id = decision.id;
 ";
 
 /// How closely a file is looked at.

@@ -72,6 +72,14 @@ impl AdaptiveInterval {
     }
 }
 
+/// Offsets (ln unit, `low` below and `high` above 0) of an interval around a forecast `ln`, widened where they
+/// do not reach what one of the `experts` said, of which the forecast is a mix: after a change, last value and
+/// level disagree before any error is known.
+pub fn spanning((low, high): (f64, f64), ln: f64, experts: &[Option<f64>]) -> (f64, f64) {
+    let reach = |(low, high): (f64, f64), said: &f64| (low.min(said - ln), high.max(said - ln));
+    experts.iter().flatten().fold((low, high), reach)
+}
+
 /// How quickly surprise follows: the last two or so errors count.
 const SURPRISE_GAIN: f64 = 0.5;
 /// Largest error that counts, in half widths of the interval.
@@ -179,6 +187,14 @@ mod tests {
         assert_eq!(interval.apply(2.0, 0.0, 0.0), (2.0 - OFFSET_MIN, 2.0 + OFFSET_MIN));
         interval.observe(2.1, 2.0, 0.0, 0.0);
         assert!(interval.apply(2.0, 0.0, 0.0).1 > 2.0 + OFFSET_MIN);
+    }
+
+    #[test]
+    fn an_interval_holds_what_every_expert_said() {
+        let experts = [Some(3.0), None, Some(3.5), Some(2.95)];
+        let (low, high) = spanning((-0.1, 0.1), 3.1, &experts);
+        assert!((low + 0.15).abs() < 1e-12 && (high - 0.4).abs() < 1e-12, "{low} {high}");
+        assert_eq!(spanning((-0.5, 0.5), 3.1, &experts), (-0.5, 0.5));
     }
 
     #[test]

@@ -10,18 +10,20 @@
 //! destination the candidates of a decision are noted; the first probe over each that left later says what it
 //! cost, one that was lost as much as the slowest; and a rule that surely would have paid less, and seldom done
 //! harm, is taken. That takes 500 choices in 8 blocks of 60: four hours of tunnels to one destination, half an
-//! hour of tunnels to eight. What it learned is forgotten with the process.
+//! hour of tunnels to eight. What became known is stored, and a node that starts again learns from it
+//! ([`Comparing::remember`]).
 //!
 //! What it cannot see: that a route in use is slow because of what it carries.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::choice::{KnownChoice, KnownOffer};
 use super::foresight::Foresight;
 use super::posterior::{Ends, Measured};
 use super::prospects::{Evidence, LEVEL_VALUES, MEAN_VALUES, prospects};
 use super::ranking::{Prospect, Ranking, RankingTuner};
-use crate::engine::measure::worth::{VOLATILITY_MAX, volatility};
+use crate::engine::measure::worth::{VOLATILITY_MAX, VOLATILITY_USUAL, volatility};
 use crate::engine::measure::{LinkHistories, LinkHistory, RouteHistories, RouteHistory};
 use crate::engine::types::{NodeId, Route, Timestamp};
 
@@ -63,12 +65,16 @@ struct Choice {
 pub struct Comparing {
     links: BTreeMap<(NodeId, NodeId), Prospect>,
     refresh_at: Timestamp,
+    /// The volatility that is expected before round trips are known.
+    volatility_before: f64,
     volatility: f64,
     tuner: RankingTuner,
     foresight: Foresight,
     /// The rule in use.
     rule: Ranking,
     choices: BTreeMap<NodeId, Choice>,
+    /// Choices that became known, until they are [taken](Self::take_known).
+    known: Vec<KnownChoice>,
 }
 
 impl Default for Comparing {
@@ -77,11 +83,13 @@ impl Default for Comparing {
         Self {
             links: BTreeMap::new(),
             refresh_at: Timestamp::default(),
-            volatility: volatility((0.0, 0.0)),
+            volatility_before: VOLATILITY_USUAL,
+            volatility: VOLATILITY_USUAL,
             tuner: RankingTuner::of_node(rule),
             foresight: Foresight::default(),
             rule,
             choices: BTreeMap::new(),
+            known: Vec::new(),
         }
     }
 }
@@ -108,7 +116,7 @@ impl Comparing {
         let named = |((a, b), prospect): ((usize, usize), Prospect)| ((ids[a], ids[b]), prospect);
         self.links = prospects(ids.len(), &known).into_iter().map(named).collect();
         let was_volatile = self.volatility > VOLATILITY_MAX;
-        self.volatility = volatility(routes.changes());
+        self.volatility = volatility(self.volatility_before, routes.changes());
         if was_volatile && self.volatility > STEADY_AGAIN {
             self.volatility = self.volatility.max(VOLATILITY_MAX + f64::EPSILON);
         }
@@ -197,6 +205,31 @@ impl Comparing {
         }
     }
 
+    /// Choices that became known since this was asked last, at most [`CHOICES_OPEN_MAX`] of them.
+    pub fn take_known(&mut self) -> Vec<KnownChoice> {
+        std::mem::take(&mut self.known)
+    }
+
+    /// Learns from choices of an earlier life, in order of time. Of foresight they say nothing: another model
+    /// may forecast.
+    pub fn remember(&mut self, choices: &[KnownChoice]) {
+        let Some(newest) = choices.last() else { return };
+        self.volatility_before = newest.volatility;
+        self.volatility = newest.volatility;
+        self.tuner.set_fallback(Ranking::of_volatility(self.volatility));
+        for choice in choices {
+            self.tune(choice);
+            self.tuner.end_round();
+        }
+        self.rule = self.tuner.best();
+    }
+
+    fn tune(&mut self, choice: &KnownChoice) {
+        let (prospects, outcomes_ms): (Vec<Prospect>, Vec<f64>) =
+            choice.offers.iter().map(|offer| (offer.prospect, offer.outcome_ms)).unzip();
+        self.tuner.observe(&prospects, choice.stay, choice.direct(), &outcomes_ms);
+    }
+
     /// Choices that have waited long enough teach what became known of them. Where the route to stay on
     /// was not probed, or no route answered, nothing is said.
     fn learn(&mut self, now: Timestamp) {
@@ -204,7 +237,7 @@ impl Comparing {
         let due: Vec<NodeId> =
             self.choices.iter().filter(|(_, choice)| due(choice)).map(|(id, _)| *id).collect();
         for destination in &due {
-            let Some(Choice { offers, stay, .. }) = self.choices.remove(destination) else {
+            let Some(Choice { at, offers, stay }) = self.choices.remove(destination) else {
                 continue;
             };
             let probed = |at: usize| offers[at].outcome_ms.is_some();
@@ -212,13 +245,16 @@ impl Comparing {
             let slowest = answered.filter(|ms| ms.is_finite()).reduce(f64::max);
             let Some(slowest_ms) = slowest.filter(|_| stay.is_none_or(probed)) else { continue };
             let stay = stay.map(|stay| (0..stay).filter(|at| probed(*at)).count());
-            let known = offers.iter().filter_map(|offer| Some((offer.prospect, offer.outcome_ms?)));
-            let (prospects, outcomes_ms): (Vec<Prospect>, Vec<f64>) =
-                known.map(|(prospect, ms)| (prospect, ms.min(slowest_ms))).unzip();
-            prospects.iter().zip(&outcomes_ms).for_each(|(p, ms)| self.foresight.observe(p, *ms));
-            let mut known = offers.iter().filter(|offer| offer.outcome_ms.is_some());
-            let direct = known.position(|offer| offer.route.hop_count() == 1);
-            self.tuner.observe(&prospects, stay, direct, &outcomes_ms);
+            let known = offers.into_iter().filter_map(|Offer { route, prospect, outcome_ms }| {
+                Some(KnownOffer { route, prospect, outcome_ms: outcome_ms?.min(slowest_ms) })
+            });
+            let (offers, volatility) = (known.collect(), self.volatility);
+            let known = KnownChoice { at, destination: *destination, volatility, offers, stay };
+            known.offers.iter().for_each(|o| self.foresight.observe(&o.prospect, o.outcome_ms));
+            self.tune(&known);
+            if self.known.len() < CHOICES_OPEN_MAX {
+                self.known.push(known);
+            }
         }
         if !due.is_empty() {
             self.tuner.end_round();
@@ -296,6 +332,7 @@ mod tests {
         let mut comparing = Comparing::default();
         let first = comparing.rule();
         let second = 1_000_000;
+        let mut stored = Vec::new();
         // The first route looks better and is always worse than the one to stay on.
         let offers = || {
             let prospect = |ms| Prospect::of_values(&[ms; LEVEL_VALUES]).unwrap();
@@ -309,10 +346,31 @@ mod tests {
             comparing.met(&route(1), Timestamp(at.0 + 1), Some(150.0));
             comparing.met(&route(1), Timestamp(at.0 + 2), Some(1.0));
             comparing.met(&route(2), Timestamp(at.0 + 1), Some(100.0));
+            stored.extend(comparing.take_known());
         }
         assert_eq!(comparing.choices(), CHOICES_MIN, "one a time, the last still waits");
         let learned = comparing.rule();
         assert!(learned.margin >= 0.1 && first.margin < 0.1, "{learned:?}");
+        assert_eq!(stored.len(), CHOICES_MIN as usize);
+        assert_eq!((stored[7].at, stored[7].destination), (Timestamp(7 * 31 * second), THERE));
+        let mut again = Comparing::default();
+        again.remember(&stored);
+        assert_eq!((again.rule(), again.choices()), (learned, CHOICES_MIN));
+    }
+
+    #[test]
+    fn a_volatile_network_is_one_still_after_a_restart() {
+        let prospect = Prospect::of_values(&[9.0; LEVEL_VALUES]).unwrap();
+        let offer = |relay| KnownOffer { route: route(relay), prospect, outcome_ms: 9.0 };
+        let offers = vec![offer(1), offer(2)];
+        let (at, destination) = (Timestamp(1), THERE);
+        let known = KnownChoice { at, destination, volatility: 0.7, offers, stay: None };
+        let mut again = Comparing::default();
+        again.remember(&[known]);
+        let cautious = Ranking::of_volatility(0.7);
+        assert_eq!(again.rule(), cautious);
+        again.refresh(&links(), &RouteHistories::default(), NOW);
+        assert_eq!(again.rule(), cautious, "until round trips say otherwise");
     }
 
     #[test]

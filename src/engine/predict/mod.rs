@@ -8,6 +8,7 @@
 mod adaptive;
 mod baseline;
 mod card;
+mod choice;
 mod comparing;
 mod delivery;
 pub mod drift;
@@ -28,9 +29,10 @@ mod streams;
 mod trees;
 pub mod watch;
 
-pub use adaptive::{AdaptiveInterval, Surprise};
+pub use adaptive::{AdaptiveInterval, Surprise, spanning};
 pub use baseline::{LastValue, Level, MovingAverage};
 pub use card::{ClassCard, RankingCard, ReliabilityCard, ThroughputCard};
+pub use choice::{CHOICES_REMEMBERED_MAX, KnownChoice, KnownOffer};
 pub use comparing::Comparing;
 pub use delivery::{DeliveryWatch, LiveDelivery};
 pub use features::route_features;

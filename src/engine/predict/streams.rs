@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 
-use super::adaptive::{AdaptiveInterval, Surprise};
+use super::adaptive::{AdaptiveInterval, Surprise, spanning};
 use super::mix::{EXPERTS, Mix};
 use crate::engine::types::NodeId;
 
@@ -91,7 +91,7 @@ impl Streams {
         let decides = own.filter(|own| own.mix.rounds() >= OWN_AFTER).unwrap_or(&self.all);
         let ln = decides.mix.combine(experts)?;
         let surprise = own.map_or(Surprise::default(), |own| own.surprise);
-        let offsets = offsets.map(|offsets| surprise.widen(offsets));
+        let offsets = offsets.map(|offsets| surprise.widen(spanning(offsets, ln, &experts)));
         let interval = offsets.map(|(low, high)| decides.interval.apply(ln, low, high));
         Some(Mixed { experts, ln, offsets, interval })
     }

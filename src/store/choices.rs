@@ -1,0 +1,112 @@
+//! Choices that became known, kept and read: what a node learns its rule of comparing routes from.
+
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+
+use super::reader::unsigned;
+use super::rows::integer;
+use super::{Reader, StoreError};
+use crate::engine::predict::{CENTRES_COUNT, KnownChoice, KnownOffer, Prospect};
+use crate::engine::types::Timestamp;
+
+/// A route of a choice, as JSON in the column `offers`.
+#[derive(Serialize, Deserialize)]
+struct Offer {
+    route: String,
+    centre_ms: [f64; CENTRES_COUNT],
+    spread_ms: [f64; CENTRES_COUNT],
+    foresight: Option<f64>,
+    outcome_ms: f64,
+}
+
+impl Offer {
+    fn of(offer: &KnownOffer) -> Self {
+        let Prospect { centre_ms, spread_ms, foresight, .. } = offer.prospect;
+        let (route, outcome_ms) = (offer.route.to_string(), offer.outcome_ms);
+        Self { route, centre_ms, spread_ms, foresight, outcome_ms }
+    }
+
+    /// `None` when a person has changed it into nothing that can be.
+    fn known(self) -> Option<KnownOffer> {
+        let Self { route, centre_ms, spread_ms, foresight, outcome_ms } = self;
+        let prospect = Prospect { centre_ms, spread_ms, foresight, stale_ms: 0.0 };
+        Some(KnownOffer { route: route.parse().ok()?, prospect, outcome_ms })
+    }
+}
+
+/// Keeps a choice.
+pub(super) fn keep(connection: &Connection, choice: &KnownChoice) -> rusqlite::Result<usize> {
+    let offers: Vec<Offer> = choice.offers.iter().map(Offer::of).collect();
+    let sql = "INSERT INTO choice (at_us, destination, volatility, stay, offers)
+               VALUES (?1, ?2, ?3, ?4, ?5)";
+    connection.prepare_cached(sql)?.execute(params![
+        integer(choice.at.as_micros()),
+        choice.destination.to_string(),
+        choice.volatility,
+        choice.stay.map(|stay| integer(stay as u64)),
+        serde_json::to_string(&offers).unwrap_or_else(|_| "[]".into()),
+    ])
+}
+
+impl Reader {
+    /// The newest `count` choices, oldest first. Those that cannot be read are left out.
+    ///
+    /// # Errors
+    /// As [`Reader::counts`].
+    pub fn choices(&self, count: usize) -> Result<Vec<KnownChoice>, StoreError> {
+        let sql = "SELECT at_us, destination, volatility, stay, offers FROM choice
+                   ORDER BY at_us DESC, id DESC LIMIT ?1";
+        let rows = self.rows(sql, [integer(count as u64)], |row| {
+            let (destination, offers): (String, String) = (row.get(1)?, row.get(4)?);
+            let stay: Option<u32> = row.get(3)?;
+            let offers: Vec<Offer> = serde_json::from_str(&offers).unwrap_or_default();
+            let offers: Option<Vec<KnownOffer>> = offers.into_iter().map(Offer::known).collect();
+            let (at, volatility) = (Timestamp(unsigned(row, 0)?), row.get(2)?);
+            let known = offers.zip(destination.parse().ok()).map(|(offers, destination)| {
+                let stay = stay.map(|stay| stay as usize);
+                KnownChoice { at, destination, volatility, offers, stay }
+            });
+            Ok(known.filter(|known| known.stay.is_none_or(|stay| stay < known.offers.len())))
+        })?;
+        Ok(rows.into_iter().rev().flatten().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::measure::Sample;
+    use crate::engine::types::{NodeId, Route};
+    use crate::store::{Retention, Writer};
+
+    #[test]
+    fn the_newest_choices_come_back_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = Writer::start(folder.path().join("a.db"), Retention::default()).unwrap();
+        let node = |byte| NodeId([byte; 8]);
+        let offer = |nodes: &[u8], ms: f64| KnownOffer {
+            route: Route::new(nodes.iter().copied().map(node).collect::<Vec<_>>()).unwrap(),
+            prospect: Prospect { foresight: Some(0.25), ..Prospect::certain(ms, ms / 7.0) },
+            outcome_ms: ms * 1.1,
+        };
+        let choice = |at| KnownChoice {
+            at: Timestamp(at),
+            destination: node(9),
+            volatility: 0.1 + at as f64,
+            offers: vec![offer(&[1, 9], 10.0), offer(&[1, 2, 9], 30.0 / 7.0)],
+            stay: (at > 1).then_some(1),
+        };
+        for at in 1..=3 {
+            writer.write(Sample::Choice(Box::new(choice(at))));
+        }
+        writer.flush().unwrap();
+        let reader = Reader::open(writer.path()).unwrap();
+        assert_eq!(reader.choices(2).unwrap(), [choice(2), choice(3)]);
+        assert_eq!(reader.choices(9).unwrap().len(), 3);
+        let damaged = rusqlite::Connection::open(writer.path()).unwrap();
+        damaged.execute("UPDATE choice SET stay = 7 WHERE at_us = 3", []).unwrap();
+        damaged.execute("UPDATE choice SET offers = '{' WHERE at_us = 2", []).unwrap();
+        let left: Vec<u64> = reader.choices(9).unwrap().iter().map(|c| c.at.0).collect();
+        assert_eq!(left, [1, 2]);
+    }
+}
