@@ -19,10 +19,16 @@ struct Offer {
     outcome_ms: f64,
 }
 
+/// Milliseconds to the microsecond: shorter, and no probe knows more.
+fn to_us(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
 impl Offer {
     fn of(offer: &KnownOffer) -> Self {
         let Prospect { centre_ms, spread_ms, foresight, .. } = offer.prospect;
-        let (route, outcome_ms) = (offer.route.to_string(), offer.outcome_ms);
+        let (centre_ms, spread_ms) = (centre_ms.map(to_us), spread_ms.map(to_us));
+        let (route, outcome_ms) = (offer.route.to_string(), to_us(offer.outcome_ms));
         Self { route, centre_ms, spread_ms, foresight, outcome_ms }
     }
 
@@ -49,7 +55,7 @@ pub(super) fn keep(connection: &Connection, choice: &KnownChoice) -> rusqlite::R
 }
 
 impl Reader {
-    /// The newest `count` choices, oldest first. Those that cannot be read are left out.
+    /// The newest `count` choices, oldest first. Those that make no sense are left out.
     ///
     /// # Errors
     /// As [`Reader::counts`].
@@ -66,7 +72,11 @@ impl Reader {
                 let stay = stay.map(|stay| stay as usize);
                 KnownChoice { at, destination, volatility, offers, stay }
             });
-            Ok(known.filter(|known| known.stay.is_none_or(|stay| stay < known.offers.len())))
+            let is_whole = |known: &KnownChoice| {
+                let count = known.offers.len();
+                count > 1 && known.stay.is_none_or(|stay| stay < count)
+            };
+            Ok(known.filter(is_whole))
         })?;
         Ok(rows.into_iter().rev().flatten().collect())
     }
@@ -86,14 +96,14 @@ mod tests {
         let node = |byte| NodeId([byte; 8]);
         let offer = |nodes: &[u8], ms: f64| KnownOffer {
             route: Route::new(nodes.iter().copied().map(node).collect::<Vec<_>>()).unwrap(),
-            prospect: Prospect { foresight: Some(0.25), ..Prospect::certain(ms, ms / 7.0) },
-            outcome_ms: ms * 1.1,
+            prospect: Prospect { foresight: Some(0.25), ..Prospect::certain(ms, ms / 8.0) },
+            outcome_ms: ms + 1.125,
         };
         let choice = |at| KnownChoice {
             at: Timestamp(at),
             destination: node(9),
             volatility: 0.1 + at as f64,
-            offers: vec![offer(&[1, 9], 10.0), offer(&[1, 2, 9], 30.0 / 7.0)],
+            offers: vec![offer(&[1, 9], 10.0), offer(&[1, 2, 9], 4.0)],
             stay: (at > 1).then_some(1),
         };
         for at in 1..=3 {
@@ -107,6 +117,6 @@ mod tests {
         damaged.execute("UPDATE choice SET stay = 7 WHERE at_us = 3", []).unwrap();
         damaged.execute("UPDATE choice SET offers = '{' WHERE at_us = 2", []).unwrap();
         let left: Vec<u64> = reader.choices(9).unwrap().iter().map(|c| c.at.0).collect();
-        assert_eq!(left, [1, 2]);
+        assert_eq!(left, [1]);
     }
 }

@@ -374,7 +374,7 @@ mod tests {
         assert_eq!(states[0].quality, Some(quality));
         assert_eq!((states.len(), states[1].quality), (2, None));
         let rows: Vec<u64> = reader.counts().unwrap().tables.iter().map(|t| t.rows).collect();
-        assert_eq!(rows, [100, 2, 1, 2, 0, 1, 0, 0]);
+        assert_eq!(rows, [100, 2, 1, 2, 0, 1, 0, 0, 0]);
         let expected = RouteSliceRow {
             at_us: now + 1,
             tunnel: 4,
