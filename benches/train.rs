@@ -1,4 +1,5 @@
-//! How long one core takes to train each head on 100,000 rows, all features in use. The bound is 60 s a head.
+//! How long one core takes to train each head on 100,000 rows, all features in use, as training says by itself. The
+//! bound is 60 s a head.
 //!
 //! `cargo bench --bench train`
 
@@ -9,7 +10,7 @@ use meshwise::learn::{RouteKey, TrainConfig, TrainRow, train_rows};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-/// Rows that each head is fitted on; calibration and test take two fifths of all.
+/// Answered probes, and slices, that are fitted on; calibration and test take two fifths of all.
 const FITTED: u64 = 100_000;
 /// One probe of so many is lost.
 const LOST_EVERY: u64 = 10;

@@ -17,8 +17,8 @@ use crate::engine::overlay::issuer::{NotLetIn, Secret};
 use crate::engine::overlay::membership::{Credential, NetworkState, Roster};
 use crate::engine::overlay::topology::Reshape;
 use crate::engine::overlay::wire::{Objective, PeerAddresses, ServiceKind, ServiceRecord, Signed};
-use crate::engine::predict::QualityModel;
 use crate::engine::predict::watch::LiveLoss;
+use crate::engine::predict::{KnownChoice, QualityModel};
 use crate::engine::route::Decision;
 use crate::engine::traffic::message::Bottleneck;
 use crate::engine::types::{NodeId, PublicKey, Route, ServiceName, Timestamp, TunnelId};
@@ -388,6 +388,8 @@ pub enum Output {
     Record(Sample),
     /// Keep this decision.
     Decision(Box<Decision>),
+    /// Keep this choice, of which it became known what each route cost.
+    Choice(Box<KnownChoice>),
     /// Answer a command.
     Answer {
         /// From the command.

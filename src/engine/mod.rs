@@ -528,7 +528,7 @@ impl Engine {
         let turned_bad = self.deciding.has_turned_bad(tunnel) && !explored;
         let decision = self.router.decide(tunnel, &mut know, turned_bad, now);
         for known in self.predictor.comparing_mut().take_known() {
-            self.record(Sample::Choice(Box::new(known)));
+            self.outputs.push_back(Output::Choice(Box::new(known)));
         }
         let Some(decision) = decision else { return self.deciding.close(tunnel) };
         let expected = self.expected(&decision);

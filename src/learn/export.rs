@@ -1,4 +1,4 @@
-//! Export: the store as Parquet, partitioned by UTC day, for any other tool.
+//! Export: what was measured and decided, as Parquet, partitioned by UTC day, for any other tool.
 //!
 //! `<out>/<table>/day=YYYY-MM-DD/part-0.parquet`, hive style: the day is in the path and not in
 //! the file. Tables: `probe` (both kinds), `link_state`, `route_slice` (what the traffic of tunnels met
@@ -6,7 +6,8 @@
 //! training uses, `decision`, and `candidate` with the forecasts and scores of each route that was
 //! weighed (its features are left out: `route_features` has those of its next probe). The day is
 //! that of `sent_us` or `at_us`. A table without rows is one file without rows, of the day 1970-01-01, so
-//! that a reader finds its columns. Features are 32-bit floats, which is what XGBoost computes with;
+//! that a reader finds its columns. What stays behind: slices of links, events, peers, and the choices and bounds that a
+//! node learns its own rule from. Features are 32-bit floats, which is what XGBoost computes with;
 //! seven digits are more than a measurement has, and most of an export are features.
 
 use std::fs::{self, File};
@@ -55,7 +56,7 @@ pub struct Exported {
     pub tables: Vec<ExportedTable>,
 }
 
-/// Writes the whole store to `out`, which is made when it is missing. With `force`, the files of
+/// Writes them to `out`, which is made when it is missing. With `force`, the files of
 /// an earlier export there are replaced; nothing else in the folder is touched.
 ///
 /// # Errors

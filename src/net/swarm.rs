@@ -320,6 +320,7 @@ impl Task {
             | Output::CheckService { .. }
             | Output::Record(_)
             | Output::Decision(_)
+            | Output::Choice(_)
             | Output::Answer { .. }
             | Output::Notice(_) => {}
         }

@@ -295,6 +295,7 @@ impl Driver {
                     }
                     self.writer.decision(*decision, took_us);
                 }
+                Output::Choice(choice) => self.writer.choice(*choice),
                 Output::Answer { request, answer } => {
                     if let Some(reply) = self.answers.remove(&request) {
                         let _ = reply.send(answer);

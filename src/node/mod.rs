@@ -191,7 +191,10 @@ impl Node {
         match Reader::open(data_dir.join(DATABASE))
             .and_then(|reader| reader.choices(CHOICES_REMEMBERED_MAX))
         {
-            Ok(choices) => engine.remember(&choices),
+            Ok(choices) => {
+                tracing::debug!("{} choices of earlier are known", choices.len());
+                engine.remember(&choices);
+            }
             Err(error) => tracing::warn!("{error}; how to compare routes is learned anew"),
         }
         let (net, events) =

@@ -515,6 +515,8 @@ impl World {
             }
             Output::CheckService { id, subject, .. } => self.check_service(index, id, &subject),
             Output::Record(_) | Output::Decision(_) | Output::Notice(_) if self.lean => {}
+            // A simulated node learns its rule anew when it starts.
+            Output::Choice(_) => {}
             Output::Notice(Notice::Dropped { what, why }) => {
                 *self.nodes[index].dropped.entry((what, why)).or_default() += 1;
             }

@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
 use super::reader::unsigned;
-use super::rows::integer;
+use super::rows::{integer, text};
 use super::{Reader, StoreError};
 use crate::engine::predict::{CENTRES_COUNT, KnownChoice, KnownOffer, Prospect};
 use crate::engine::types::Timestamp;
@@ -19,7 +19,7 @@ struct Offer {
     outcome_ms: f64,
 }
 
-/// Milliseconds to the microsecond: shorter, and no probe knows more.
+/// To the third decimal: shorter, and no probe knows more of a time in milliseconds.
 fn to_us(ms: f64) -> f64 {
     (ms * 1e3).round() / 1e3
 }
@@ -28,6 +28,7 @@ impl Offer {
     fn of(offer: &KnownOffer) -> Self {
         let Prospect { centre_ms, spread_ms, foresight, .. } = offer.prospect;
         let (centre_ms, spread_ms) = (centre_ms.map(to_us), spread_ms.map(to_us));
+        let foresight = foresight.map(to_us);
         let (route, outcome_ms) = (offer.route.to_string(), to_us(offer.outcome_ms));
         Self { route, centre_ms, spread_ms, foresight, outcome_ms }
     }
@@ -50,7 +51,7 @@ pub(super) fn keep(connection: &Connection, choice: &KnownChoice) -> rusqlite::R
         choice.destination.to_string(),
         choice.volatility,
         choice.stay.map(|stay| integer(stay as u64)),
-        serde_json::to_string(&offers).unwrap_or_else(|_| "[]".into()),
+        text(&offers)?,
     ])
 }
 
@@ -64,17 +65,19 @@ impl Reader {
                    ORDER BY at_us DESC, id DESC LIMIT ?1";
         let rows = self.rows(sql, [integer(count as u64)], |row| {
             let (destination, offers): (String, String) = (row.get(1)?, row.get(4)?);
-            let stay: Option<u32> = row.get(3)?;
+            let stay: Option<i64> = row.get(3)?;
             let offers: Vec<Offer> = serde_json::from_str(&offers).unwrap_or_default();
             let offers: Option<Vec<KnownOffer>> = offers.into_iter().map(Offer::known).collect();
             let (at, volatility) = (Timestamp(unsigned(row, 0)?), row.get(2)?);
             let known = offers.zip(destination.parse().ok()).map(|(offers, destination)| {
-                let stay = stay.map(|stay| stay as usize);
+                let stay = stay.map(|stay| usize::try_from(stay).unwrap_or(usize::MAX));
                 KnownChoice { at, destination, volatility, offers, stay }
             });
             let is_whole = |known: &KnownChoice| {
                 let count = known.offers.len();
-                count > 1 && known.stay.is_none_or(|stay| stay < count)
+                count > 1
+                    && known.volatility.is_finite()
+                    && known.stay.is_none_or(|stay| stay < count)
             };
             Ok(known.filter(is_whole))
         })?;
@@ -85,7 +88,6 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::measure::Sample;
     use crate::engine::types::{NodeId, Route};
     use crate::store::{Retention, Writer};
 
@@ -107,7 +109,7 @@ mod tests {
             stay: (at > 1).then_some(1),
         };
         for at in 1..=3 {
-            writer.write(Sample::Choice(Box::new(choice(at))));
+            writer.choice(choice(at));
         }
         writer.flush().unwrap();
         let reader = Reader::open(writer.path()).unwrap();
@@ -116,6 +118,7 @@ mod tests {
         let damaged = rusqlite::Connection::open(writer.path()).unwrap();
         damaged.execute("UPDATE choice SET stay = 7 WHERE at_us = 3", []).unwrap();
         damaged.execute("UPDATE choice SET offers = '{' WHERE at_us = 2", []).unwrap();
+        damaged.execute("UPDATE choice SET stay = 1 << 40 WHERE at_us = 2", []).unwrap();
         let left: Vec<u64> = reader.choices(9).unwrap().iter().map(|c| c.at.0).collect();
         assert_eq!(left, [1]);
     }

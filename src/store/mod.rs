@@ -9,9 +9,9 @@
 //! | `route_slice` | what the traffic of a tunnel met on its route, by the far end's receipts |
 //! | `service_probe` | a check of a service, answered (`response_us`) or failed (`failure`) |
 //! | `event` | a join, registration or look-up with its duration |
+//! | `choice` | a choice of which it is known what each route would have cost |
 //! | `decision` | a choice of route, with reason, model version and propensity |
 //! | `candidate` | one route weighed in a decision: features, forecasts, scores |
-//! | `choice` | a choice of which it is known what each route would have cost |
 //! | `peer` | a peer that was connected: its key, where it listens, when it was seen last |
 //!
 //! The views `route_quality`, `forecast` and `service_health` are for people with a `sqlite3` prompt. Routes are

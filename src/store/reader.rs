@@ -466,7 +466,7 @@ mod tests {
                 last_value: some(26.0),
             },
             prospect: None,
-            bound_ms: None,
+            bound_ms: Some(22.5),
             margin: 0.0,
             stays: false,
             score: 0.75,
@@ -534,6 +534,10 @@ mod tests {
             .map(|p| (p.challenger_ms, p.challenger_version.as_deref()))
             .collect();
         assert_eq!(shadow, [(Some(21.0), Some("v2")), (None, Some("v2"))]);
+        let sql = "SELECT rule, bound_ms FROM forecast WHERE rank = 1 LIMIT 1";
+        let compared = reader.rows(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let rule = serde_json::to_string(&Ranking::PLAIN).unwrap();
+        assert_eq!(compared, [(rule, 22.5)]);
         for view in ["route_quality", "forecast"] {
             let sql = format!("SELECT count(*) FROM {view}");
             assert_eq!(reader.rows(&sql, [], |row| unsigned(row, 0)).unwrap().len(), 1);

@@ -42,7 +42,7 @@ const PARTS: [Part; 9] = [
     Part { table: "route_slice", time: "at_us", only: "TRUE", chunk: 2_000 },
     Part { table: "service_probe", time: "started_us", only: "TRUE", chunk: 2_000 },
     Part { table: "event", time: "started_us", only: "TRUE", chunk: 2_000 },
-    Part { table: "choice", time: "at_us", only: "TRUE", chunk: 500 },
+    Part { table: "choice", time: "at_us", only: "TRUE", chunk: 50 },
     Part { table: "decision", time: "at_us", only: "TRUE", chunk: 200 },
 ];
 

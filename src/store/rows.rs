@@ -1,10 +1,12 @@
 //! From the engine's values to rows of the store.
 
 use rusqlite::{Connection, ErrorCode, params};
+use serde::Serialize;
 
 use super::{choices, peers, service_probes};
 use crate::engine::measure::Sample;
 use crate::engine::overlay::KnownPeer;
+use crate::engine::predict::KnownChoice;
 use crate::engine::route::Decision;
 
 /// One value waiting to be written.
@@ -13,6 +15,8 @@ pub(super) enum Row {
     Sample(Sample),
     /// A choice of route, and how long it took to make (µs).
     Decision(Box<Decision>, u64),
+    /// A choice that became known.
+    Choice(Box<KnownChoice>),
     /// Who is connected.
     Peers(Vec<KnownPeer>),
 }
@@ -34,6 +38,7 @@ pub(super) fn insert(
             Row::Decision(decision, calculation_us) => {
                 insert_decision(&transaction, decision, *calculation_us)
             }
+            Row::Choice(choice) => choices::keep(&transaction, choice).map(drop),
             Row::Peers(known) => peers::keep(&transaction, known),
         };
         match written {
@@ -110,7 +115,6 @@ fn insert_sample(connection: &Connection, sample: &Sample) -> rusqlite::Result<(
                 integer(report.duration_us),
             ])
         }
-        Sample::Choice(choice) => choices::keep(connection, choice),
         Sample::ServiceProbe { subject, started_at, done_at, result } => {
             service_probes::keep(connection, subject, (*started_at, *done_at), *result)
         }
@@ -149,7 +153,7 @@ fn insert_decision(
         chosen.map(|candidate| candidate.route.to_string()),
         integer(calculation_us),
         decision.challenger_version,
-        serde_json::to_string(&decision.ranking).ok(),
+        text(&decision.ranking)?,
     ])?;
     let id = connection.last_insert_rowid();
     let sql = "INSERT INTO candidate (decision_id, rank, route, alive, chosen, score,
@@ -186,6 +190,12 @@ fn insert_decision(
 /// The features as a JSON array in schema order, each number in its shortest exact form.
 fn features_text(features: &[f64]) -> String {
     serde_json::to_string(features).unwrap_or_else(|_| "[]".into())
+}
+
+/// JSON.
+pub(super) fn text(value: &impl Serialize) -> rusqlite::Result<String> {
+    let wrong = |error: serde_json::Error| rusqlite::Error::ToSqlConversionFailure(error.into());
+    serde_json::to_string(value).map_err(wrong)
 }
 
 /// SQLite's integers are signed; nothing that is counted here comes near the limit.

@@ -382,6 +382,14 @@ mod tests {
         assert!(reader.route_slices(0).unwrap().is_empty());
         assert!(reader.peers().unwrap().is_empty());
         assert!(reader.service_probes(0).unwrap().is_empty());
+        assert!(reader.choices(9).unwrap().is_empty());
+        let unknown: (Option<String>, Option<f64>) = Connection::open(&path)
+            .unwrap()
+            .query_row("SELECT rule, bound_ms FROM forecast", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(unknown, (None, None));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::rows::{self, Row};
 use super::{Retention, Store, StoreError, retention};
 use crate::engine::measure::Sample;
 use crate::engine::overlay::KnownPeer;
+use crate::engine::predict::KnownChoice;
 use crate::engine::route::Decision;
 
 /// Rows that wait at most; further ones are dropped. A guess: a minute of the busiest node.
@@ -112,6 +113,11 @@ impl Writer {
     /// when the queue is full.
     pub fn decision(&self, decision: Decision, calculation_us: u64) {
         self.send(Row::Decision(Box::new(decision), calculation_us));
+    }
+
+    /// Hands over a choice that became known. Never waits; dropped and counted when the queue is full.
+    pub fn choice(&self, choice: KnownChoice) {
+        self.send(Row::Choice(Box::new(choice)));
     }
 
     /// Hands over who is connected. Never waits; dropped and counted when the queue is full.

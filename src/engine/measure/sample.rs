@@ -6,7 +6,6 @@
 
 use crate::engine::measure::service::{CheckFailure, Subject};
 use crate::engine::measure::{LinkQuality, RouteReport};
-use crate::engine::predict::KnownChoice;
 use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 
 /// What a probe travelled over.
@@ -96,8 +95,6 @@ pub enum Sample {
         /// What the far end and this node counted.
         report: RouteReport,
     },
-    /// A choice among routes, and what each of them then cost.
-    Choice(Box<KnownChoice>),
     /// A check of a service.
     ServiceProbe {
         /// What was checked, and from where.

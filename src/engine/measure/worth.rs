@@ -24,10 +24,8 @@ const DOUBT_MIN: f64 = 0.02;
 const DOUBT_TRIANGULATED: f64 = 1.1;
 /// Changes by which a node's volatility is drawn towards that of all nodes.
 const CHANGES_PRIOR: f64 = 5.0;
-/// Volatility of all nodes before anything changed.
-pub const VOLATILITY_USUAL: f64 = 0.05;
-/// How many changes what is expected of the volatility counts for.
-const VOLATILITY_PRIOR_CHANGES: f64 = 20.0;
+/// Volatility of all nodes before anything changed, and how many changes that counts for.
+pub const VOLATILITY_PRIOR: (f64, f64) = (0.05, 20.0);
 /// Volatility of all nodes above which nothing is worth more than anything else: links that were
 /// quick once are not the quick ones next time, and measuring them again and again would only
 /// collect lucky values. 0.02 on the PlanetLab trace, 0.2 on the carriers', 0.7 on the Seattle one.
@@ -111,12 +109,13 @@ pub fn worth(nodes: usize, known: &[Option<Known>]) -> Option<Vec<f64>> {
 pub fn volatility_of_all(known: &[Option<Known>]) -> f64 {
     let changes = known.iter().flatten().map(|link| link.changes);
     let changes = changes.fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
-    volatility(VOLATILITY_USUAL, changes)
+    volatility(VOLATILITY_PRIOR, changes)
 }
 
-/// The same from what is expected, the sum of the absolute ln ratios, and how many there are.
-pub fn volatility(expected: f64, (total, count): (f64, f64)) -> f64 {
-    (total + expected * VOLATILITY_PRIOR_CHANGES) / (count + VOLATILITY_PRIOR_CHANGES)
+/// The same from what is expected and how many changes that counts for, the sum of the absolute ln ratios, and
+/// how many there are.
+pub fn volatility((expected, weight): (f64, f64), (total, count): (f64, f64)) -> f64 {
+    (total + expected * weight) / (count + weight)
 }
 
 /// The same of the links of each node, drawn towards that of all.

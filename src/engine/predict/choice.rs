@@ -1,14 +1,14 @@
 //! Choices whose outcomes became known: what the rules of comparing routes are judged by.
 //!
-//! They leave the engine as [`Sample::Choice`](crate::engine::measure::Sample::Choice), and a node that
+//! They leave the engine as [`Output::Choice`](crate::engine::Output::Choice), and a node that
 //! starts again learns from those that it has stored ([`Comparing::remember`](super::Comparing::remember)).
 
 use super::ranking::Prospect;
 use crate::engine::types::{NodeId, Route, Timestamp};
 
 /// Newest choices that a node learns from again when it starts: with tunnels to eight destinations those of
-/// ten hours.
-pub const CHOICES_REMEMBERED_MAX: usize = 10_000;
+/// five hours.
+pub const CHOICES_REMEMBERED_MAX: usize = 5_000;
 
 /// One route of a choice.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +28,7 @@ pub struct KnownChoice {
     pub at: Timestamp,
     /// Where to.
     pub destination: NodeId,
-    /// How much round trips changed from value to value by then (mean absolute ln ratio).
+    /// How much round trips changed from value to value (mean absolute ln ratio), when the outcomes were known.
     pub volatility: f64,
     /// The routes; two or more.
     pub offers: Vec<KnownOffer>,

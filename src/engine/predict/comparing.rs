@@ -9,7 +9,7 @@
 //! value to value ([`Ranking::of_volatility`]). Then the [`RankingTuner`] learns: twice a minute for each
 //! destination the candidates of a decision are noted; the first probe over each that left later says what it
 //! cost, one that was lost as much as the slowest; and a rule that surely would have paid less, and seldom done
-//! harm, is taken. That takes 500 choices in 8 blocks of 60: four hours of tunnels to one destination, half an
+//! harm, is taken. That takes 500 choices in 20 blocks of 25: four hours of tunnels to one destination, half an
 //! hour of tunnels to eight. What became known is stored, and a node that starts again learns from it
 //! ([`Comparing::remember`]).
 //!
@@ -23,7 +23,7 @@ use super::foresight::Foresight;
 use super::posterior::{Ends, Measured};
 use super::prospects::{Evidence, LEVEL_VALUES, MEAN_VALUES, prospects};
 use super::ranking::{Prospect, Ranking, RankingTuner};
-use crate::engine::measure::worth::{VOLATILITY_MAX, VOLATILITY_USUAL, volatility};
+use crate::engine::measure::worth::{VOLATILITY_MAX, VOLATILITY_PRIOR, volatility};
 use crate::engine::measure::{LinkHistories, LinkHistory, RouteHistories, RouteHistory};
 use crate::engine::types::{NodeId, Route, Timestamp};
 
@@ -39,6 +39,8 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 /// ... and so much more for each link, so that a large mesh costs no larger share of the time. A look takes a
 /// few microseconds a link.
 const REFRESH_PER_LINK: Duration = Duration::from_millis(1);
+/// Changes that a volatility of an earlier life counts for: a minute or two of probing the candidates of one tunnel.
+const REMEMBERED_CHANGES: f64 = 1_000.0;
 /// Below this volatility a network that was volatile counts as steady again: between this and
 /// [`VOLATILITY_MAX`] nothing changes.
 const STEADY_AGAIN: f64 = 0.75 * VOLATILITY_MAX;
@@ -65,8 +67,8 @@ struct Choice {
 pub struct Comparing {
     links: BTreeMap<(NodeId, NodeId), Prospect>,
     refresh_at: Timestamp,
-    /// The volatility that is expected before round trips are known.
-    volatility_before: f64,
+    /// The volatility that is expected before round trips are known, and how many changes that counts for.
+    expected: (f64, f64),
     volatility: f64,
     tuner: RankingTuner,
     foresight: Foresight,
@@ -83,8 +85,8 @@ impl Default for Comparing {
         Self {
             links: BTreeMap::new(),
             refresh_at: Timestamp::default(),
-            volatility_before: VOLATILITY_USUAL,
-            volatility: VOLATILITY_USUAL,
+            expected: VOLATILITY_PRIOR,
+            volatility: VOLATILITY_PRIOR.0,
             tuner: RankingTuner::of_node(rule),
             foresight: Foresight::default(),
             rule,
@@ -116,7 +118,7 @@ impl Comparing {
         let named = |((a, b), prospect): ((usize, usize), Prospect)| ((ids[a], ids[b]), prospect);
         self.links = prospects(ids.len(), &known).into_iter().map(named).collect();
         let was_volatile = self.volatility > VOLATILITY_MAX;
-        self.volatility = volatility(self.volatility_before, routes.changes());
+        self.volatility = volatility(self.expected, routes.changes());
         if was_volatile && self.volatility > STEADY_AGAIN {
             self.volatility = self.volatility.max(VOLATILITY_MAX + f64::EPSILON);
         }
@@ -211,10 +213,10 @@ impl Comparing {
     }
 
     /// Learns from choices of an earlier life, in order of time. Of foresight they say nothing: another model
-    /// may forecast.
+    /// may forecast. A block may end within a moment here, between choices for different destinations.
     pub fn remember(&mut self, choices: &[KnownChoice]) {
         let Some(newest) = choices.last() else { return };
-        self.volatility_before = newest.volatility;
+        self.expected = (newest.volatility, REMEMBERED_CHANGES);
         self.volatility = newest.volatility;
         self.tuner.set_fallback(Ranking::of_volatility(self.volatility));
         for choice in choices {
@@ -248,7 +250,10 @@ impl Comparing {
             let known = offers.into_iter().filter_map(|Offer { route, prospect, outcome_ms }| {
                 Some(KnownOffer { route, prospect, outcome_ms: outcome_ms?.min(slowest_ms) })
             });
-            let (offers, volatility) = (known.collect(), self.volatility);
+            let (offers, volatility): (Vec<KnownOffer>, f64) = (known.collect(), self.volatility);
+            if offers.len() < 2 {
+                continue;
+            }
             let known = KnownChoice { at, destination: *destination, volatility, offers, stay };
             known.offers.iter().for_each(|o| self.foresight.observe(&o.prospect, o.outcome_ms));
             self.tune(&known);
@@ -405,5 +410,10 @@ mod tests {
         comparing.met(&route(2), Timestamp(1), Some(9.0));
         comparing.offered(THERE, Timestamp(60_000_000), [], None);
         assert_eq!((comparing.choices(), comparing.choices.len()), (0, 0));
+        let offers = [(route(1), prospect), (route(2), prospect)];
+        comparing.offered(THERE, Timestamp(60_000_000), offers, None);
+        comparing.met(&route(2), Timestamp(60_000_001), Some(9.0));
+        comparing.offered(THERE, Timestamp(120_000_000), [], None);
+        assert_eq!(comparing.take_known(), [], "one route is no choice");
     }
 }

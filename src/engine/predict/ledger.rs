@@ -3,7 +3,7 @@
 use super::ranking::Ranking;
 
 /// Blocks before a saving is trusted.
-const BLOCKS_MIN: f64 = 8.0;
+const BLOCKS_MIN: f64 = 16.0;
 /// Share by which another rule must have cost less than the default to replace it.
 const GAIN_MIN: f64 = 0.001;
 

@@ -167,6 +167,13 @@ mod tests {
     }
 
     #[test]
+    fn an_interval_reaches_as_far_as_the_experts_disagree() {
+        let mixed = Streams::default().mix(node(1), SAID, Some((-0.01, 0.01))).unwrap();
+        let (low, high) = mixed.interval.unwrap();
+        assert!(low < 3.001 && high > 3.199, "{low} to {high}");
+    }
+
+    #[test]
     fn intervals_are_widened_where_they_did_not_hold() {
         let mut streams = Streams::default();
         for round in 0..200 {
