@@ -658,3 +658,20 @@ fn clocks_that_are_wrong_by_hours_harm_only_their_own_node() {
         }
     }
 }
+
+#[test]
+fn a_node_whose_clock_is_set_back_by_minutes_is_heard_again_at_once() {
+    let mut world = mesh(23);
+    let restarted = world.id(MALLORY);
+    world.set_clock(MALLORY, 4 * 60_000_000);
+    world.run_for(seconds(30));
+    let heard = |world: &World| -> Vec<Option<u64>> {
+        HONEST.map(|node| world.engine(node).graph().sequence(restarted)).collect()
+    };
+    let before = heard(&world);
+    assert!(before.iter().all(|said| said.is_some_and(|at| at > world.now().0)), "{before:?}");
+    world.set_clock(MALLORY, 0);
+    world.run_for(seconds(15));
+    let after = heard(&world);
+    assert!(before.iter().zip(&after).all(|(before, after)| after > before), "{after:?}");
+}
