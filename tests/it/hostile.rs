@@ -675,3 +675,24 @@ fn a_node_whose_clock_is_set_back_by_minutes_is_heard_again_at_once() {
     let after = heard(&world);
     assert!(before.iter().zip(&after).all(|(before, after)| after > before), "{after:?}");
 }
+
+#[test]
+fn what_had_to_be_dropped_unread_is_asked_for_soon() {
+    let mut world = mesh(24);
+    world.run_for(seconds(5));
+    let asked = |world: &World| {
+        let sync = world.control().kinds().find(|(kind, _)| *kind == "sync");
+        sync.map_or(0, |(_, told)| told.messages)
+    };
+    let quiet = asked(&world);
+    world.run_for(seconds(11));
+    assert_eq!(asked(&world), quiet, "nobody asks within seconds as a rule");
+    let known = world.engine(ASKER).services().signed().next().expect("a record").clone();
+    let (from, bytes) = (world.id(MALLORY), wire::encode(&GossipMessage::Service(known)));
+    for token in 0..gossip::FORWARDED_BURST as u64 + 10 {
+        let bytes = bytes.clone();
+        world.input(ASKER, Input::Gossip { token: u64::MAX - token, from, bytes });
+    }
+    world.run_for(seconds(11));
+    assert_eq!(asked(&world), quiet + 2, "a question and its answer");
+}
