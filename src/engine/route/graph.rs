@@ -391,6 +391,28 @@ impl Topology {
         self.nodes.iter().zip(seen).filter(|(_, seen)| *seen).map(|(node, _)| *node).collect()
     }
 
+    /// How many nodes are reached from this one, but by no path of at most so many links.
+    pub fn farther_than(&self, node: NodeId, links: usize) -> usize {
+        let Some(from) = self.index(node) else { return 0 };
+        let mut seen = vec![false; self.nodes.len()];
+        seen[from as usize] = true;
+        let (mut ring, mut far) = (vec![from], 0);
+        for length in 1.. {
+            let mut next = Vec::new();
+            for edge in ring.iter().flat_map(|at| &self.edges[*at as usize]) {
+                if !std::mem::replace(&mut seen[edge.to as usize], true) {
+                    next.push(edge.to);
+                }
+            }
+            if next.is_empty() {
+                break;
+            }
+            far += if length > links { next.len() } else { 0 };
+            ring = next;
+        }
+        far
+    }
+
     /// Cost of an edge (ms); infinite when there is none.
     pub fn cost_ms(&self, from: u32, to: u32) -> f64 {
         let edges = &self.edges[from as usize];
@@ -445,6 +467,9 @@ mod tests {
         assert_eq!(topology.reached_from(node(2)), [1, 2, 3].map(node).into());
         assert_eq!(topology.reached_from(node(4)), [node(4)].into());
         assert_eq!(topology.reached_from(node(5)), [].into());
+        let farther = |links| topology.farther_than(node(2), links);
+        assert_eq!([0, 1, 2].map(farther), [2, 1, 0]);
+        assert_eq!(topology.farther_than(node(5), 0), 0);
     }
 
     #[test]
