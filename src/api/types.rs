@@ -516,7 +516,7 @@ impl Service {
     pub fn of(key: &PublicKey, record: &ServiceRecord, view: &View<'_>) -> Self {
         let (services, node) = (view.engine.services(), key.node_id());
         let known = services.health(&record.name, node, view.now);
-        let is_there = node == view.engine.me() || view.engine.graph().is_linked(node);
+        let is_there = view.is_reached(node);
         let health = match known {
             _ if !is_there => Some("unreachable"),
             known => known.map(|known| known.health.as_str()),

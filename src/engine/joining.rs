@@ -20,6 +20,9 @@ use super::route::graph::{LIFETIME, Refused};
 use super::types::{NodeId, PublicKey, Timestamp};
 use super::{Engine, PEERS_MAX, Peer, RESYNC};
 
+/// How soon a node asks what it may have missed after it has dropped gossip unread; while a peer goes on
+/// sending too much, it asks as often as that.
+const RESYNC_SOON: Duration = Duration::from_secs(10);
 /// Room for the lengths of the two lists in a synchronisation answer (bytes).
 const SYNC_LENGTHS_BYTES: usize = 8;
 
@@ -60,7 +63,7 @@ impl Engine {
         let score = self.gossip.score(node, now);
         self.outputs.push_back(Output::PeerScore(node, score));
         if self.gossip.asks(node, now) {
-            let bytes = self.sync_request();
+            let bytes = self.sync_request(now);
             self.outputs.push_back(Output::RequestSync { node, bytes });
         }
         if self.peers.len() == 1 {
@@ -125,18 +128,18 @@ impl Engine {
         if let Some(node) = peers.get(at).copied()
             && self.gossip.asks(node, now)
         {
-            let bytes = self.sync_request();
+            let bytes = self.sync_request(now);
             self.outputs.push_back(Output::RequestSync { node, bytes });
         }
     }
 
     /// What this node says that it has.
-    fn sync_request(&mut self) -> Vec<u8> {
+    fn sync_request(&mut self, now: Timestamp) -> Vec<u8> {
         let start = self.random.random();
         let roster = self.membership.roster();
         let links = self.advertisements.values().map(|signed| signed.fingerprint());
         let others = self.services.signed().chain(self.services.registry().grants());
-        let others = others.chain(self.services.heartbeats());
+        let others = others.chain(self.services.heartbeats(now));
         let others = others.chain(roster.revocations()).map(Signed::fingerprint);
         let have = random_start(links.chain(others), start).take(wire::SYNC_HAVE_MAX).collect();
         wire::encode(&SyncRequest { have })
@@ -155,7 +158,7 @@ impl Engine {
         };
         match asked {
             Ok(SyncRequest { have }) => {
-                let bytes = self.sync_response(&have.into_iter().collect());
+                let bytes = self.sync_response(&have.into_iter().collect(), now);
                 self.outputs.push_back(Output::SyncResponse { token, bytes });
             }
             Err(why) => {
@@ -165,7 +168,7 @@ impl Engine {
         }
     }
 
-    fn sync_response(&mut self, have: &BTreeSet<Fingerprint>) -> Vec<u8> {
+    fn sync_response(&mut self, have: &BTreeSet<Fingerprint>, now: Timestamp) -> Vec<u8> {
         let jitter = self.random.random();
         let peers = self.peers.values().filter(|peer| !peer.addresses.is_empty());
         let peers = peers.take(wire::SYNC_PEERS_MAX);
@@ -179,9 +182,9 @@ impl Engine {
         let revocations = revocations.cloned().map(GossipMessage::Revocation);
         let grants = self.services.registry().grants().filter(lacks);
         let grants = grants.cloned().map(GossipMessage::Grant);
-        let unwell = self.services.heartbeats().filter(lacks);
-        let unwell = unwell.cloned().map(GossipMessage::Heartbeat);
-        let services = services.chain(unwell);
+        let heartbeats = self.services.heartbeats(now).filter(lacks);
+        let heartbeats = heartbeats.cloned().map(GossipMessage::Heartbeat);
+        let services = services.chain(heartbeats);
         // What the root says comes first, up to half of the room; the rest in turn, so that neither kind starves the other; from a random place on, so that what
         // does not fit is not always the same.
         let mut messages: Vec<GossipMessage> = random_start(revocations, jitter)
@@ -254,6 +257,7 @@ impl Engine {
     ) {
         let verdict = if !self.gossip.hears(from, now) {
             self.dropped("gossip-too-much", format!("{from} sends more than a peer may"));
+            self.resync_at = self.resync_at.min(now + RESYNC_SOON);
             Some(Verdict::Ignore)
         } else {
             match wire::decode(bytes, GOSSIP_BYTES_MAX) {
@@ -351,10 +355,11 @@ impl Engine {
         now: Timestamp,
     ) -> Option<Verdict> {
         let origin = signed.key.node_id();
-        if origin == self.me {
-            return Some(Verdict::Ignore);
-        }
         let opened = match self.membership.open_link_state(signed, now) {
+            Ok(opened) if origin == self.me => {
+                self.said_before(opened.sequence, now);
+                return Some(Verdict::Ignore);
+            }
             Ok(opened) => opened,
             Err(error) => {
                 self.dropped("link-state", error.to_string());
@@ -385,6 +390,18 @@ impl Engine {
                 self.outputs.extend(ignored);
                 None
             }
+        }
+    }
+
+    /// An advertisement of this node itself came back. One that is newer than what it has said since it
+    /// started was made before its clock was set back: until it says something newer still, nobody hears it.
+    fn said_before(&mut self, sequence: u64, now: Timestamp) {
+        // Others would not take the next one either; and it could be an old one that was replayed.
+        if Timestamp(sequence) > now + CLOCK_SKEW {
+            self.other_clock(self.me, Timestamp(sequence).since(now), "ahead of");
+        } else if self.advertiser.outdone(sequence) {
+            let links = self.links.up().collect();
+            self.advertise_at.1 = self.advertiser.due_at(&links, now);
         }
     }
 

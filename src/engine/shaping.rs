@@ -9,7 +9,7 @@ use super::event::{Notice, Output};
 use super::overlay::topology::{CANDIDATES_MAX, DEGREE_MIN, DEGREE_SLACK, Neighbourhood, Reshape};
 use super::predict::route_features;
 use super::route::graph::Topology;
-use super::types::{NodeId, Route, Timestamp};
+use super::types::{MAX_ROUTE_HOPS, NodeId, Route, Timestamp};
 
 /// A node takes links that others want up to so many times its target, so that newcomers find room.
 const WELCOME_FACTOR: usize = 2;
@@ -120,9 +120,12 @@ impl Engine {
         }
     }
 
-    /// Dials one of those who are missing, when it is time.
+    /// Dials one of those who are missing, when it is time, and has links looked for to those who are too far.
     pub(super) fn reunite(&mut self, now: Timestamp) {
         let topology = self.graph.topology();
+        if self.reunion.are_too_far(topology.farther_than(self.me, MAX_ROUTE_HOPS), now) {
+            self.topology.look_soon(now);
+        }
         let reached = topology.reached_from(self.me);
         let missing = self.bootstrapper.known().filter(|node| {
             *node != self.me && !self.peers.contains_key(node) && !reached.contains(node)
@@ -137,12 +140,14 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use ed25519_dalek::SigningKey;
 
     use super::super::measure::LinkQuality;
     use super::super::overlay::NetworkState;
+    use super::super::overlay::topology::SOON;
     use super::super::predict::MovingAverage;
     use super::super::predict::schema::FeatureVector;
     use super::super::predict::{Prediction, QualityModel};
@@ -163,6 +168,35 @@ mod tests {
         }
     }
 
+    fn quality(rtt_ms: f64) -> LinkQuality {
+        LinkQuality { rtt_ms, jitter_ms: 0.0, loss: 0.0, bandwidth: None, utilisation: 0.0 }
+    }
+
+    #[test]
+    fn links_are_looked_for_soon_when_nodes_are_farther_than_a_route_may_lead() {
+        let start = Timestamp(1_000_000_000_000);
+        for (last, soon) in [(MAX_ROUTE_HOPS, false), (MAX_ROUTE_HOPS + 1, true)] {
+            let key = SigningKey::from_bytes(&[1; 32]);
+            let public = PublicKey(key.verifying_key().to_bytes());
+            let root = SigningKey::from_bytes(&[9; 32]);
+            let network = NetworkState::found(&root, "home", &public, start);
+            let mut engine = Engine::new(EngineConfig::new(key, network), start);
+            let line: Vec<NodeId> = std::iter::once(engine.me)
+                .chain((1..=last).map(|index| NodeId([index as u8; 8])))
+                .collect();
+            for (index, node) in line.iter().enumerate() {
+                let beside = [index.checked_sub(1), Some(index + 1)];
+                let beside = beside.into_iter().flatten().filter_map(|at| line.get(at));
+                let links: BTreeMap<_, _> = beside.map(|other| (*other, quality(5.0))).collect();
+                engine.graph.accept(*node, start.0, links, start).unwrap();
+            }
+            engine.topology.start(start);
+            engine.reunite(start);
+            let looks_at = engine.topology.next_timeout().unwrap();
+            assert_eq!(looks_at <= start + SOON, soon, "{last} links away");
+        }
+    }
+
     #[test]
     fn a_link_that_was_never_measured_is_expected_by_coordinates_and_by_the_model() {
         let start = Timestamp(1_000_000_000_000);
@@ -173,13 +207,6 @@ mod tests {
         let mut engine = Engine::new(EngineConfig::new(key, network), start);
         let (me, far, other) = (engine.me, NodeId([2; 8]), NodeId([3; 8]));
         assert_eq!(engine.expected_link_ms(far, start), None, "nobody knows");
-        let quality = |rtt_ms| LinkQuality {
-            rtt_ms,
-            jitter_ms: 0.0,
-            loss: 0.0,
-            bandwidth: None,
-            utilisation: 0.0,
-        };
         let mut now = start;
         for _ in 0..100 {
             now = now + Duration::from_secs(1);

@@ -169,9 +169,9 @@ impl Services {
         }
     }
 
-    /// Heartbeats that say that something does not work.
-    pub(super) fn heartbeats(&self) -> impl Iterator<Item = &Signed> + '_ {
-        self.watching.heartbeats.signed()
+    /// Heartbeats of other providers that count still.
+    pub(super) fn heartbeats(&self, now: Timestamp) -> impl Iterator<Item = &Signed> + '_ {
+        self.watching.heartbeats.signed(now)
     }
 
     /// When something is to be checked or said.

@@ -1,17 +1,23 @@
-//! Copies of small packets over a second route, for tunnels that want reliability above all.
+//! Copies of packets over a second route, for tunnels that want reliability above all, and for every
+//! tunnel while it opens.
 //!
 //! A packet of at most [`COPIED_BYTES_MAX`] leaves over the route in use and over the backup too;
 //! QUIC drops what it gets twice. Copies are marked as such and have sequence numbers of their own:
 //! receipts still say what the route in use delivered, and the way back does not move. The provider
 //! copies its small packets in turn, over the way that the newest proved copy took.
 //!
+//! A route is watched by datagrams that prove themselves, and before the two ends have a key there are
+//! none: whether the first route of a new tunnel delivers is not known before its handshake is done. If a
+//! relay of it has just died, QUIC would send the handshake again over the same route, after ever longer
+//! pauses. So handshakes are copied whatever their size, and small packets up to the first receipt.
+//!
 //! Nothing is copied while much is under way, because it is no message then, and because QUIC knows
 //! duplicates of the newest 128 packets only: it would drop what a quicker copy has overtaken by more.
 
 use std::time::Duration;
 
-use super::flows::{Flow, is_handshake};
-use crate::engine::forward::{Arrivals, Backup, DatagramKind, Header};
+use super::flows::{End, Flow, is_handshake};
+use crate::engine::forward::{Arrivals, Binding, DatagramKind, Header};
 use crate::engine::types::{NodeId, Route, Timestamp};
 
 /// Largest packet that is copied (bytes): a message or an acknowledgement, not a part of a transfer,
@@ -37,14 +43,18 @@ struct Way {
 #[derive(Default)]
 pub(super) struct Copies {
     way: Option<Way>,
+    /// The tunnel of this node wants them all the time.
+    always: bool,
     sequence: u64,
     /// Copies that proved themselves; the route's own datagrams have the same numbers.
     pub(super) arrivals: Arrivals,
 }
 
 impl Copies {
-    /// The end that opened the tunnel copies over this backup from now on, or not at all.
-    pub(super) fn follow(&mut self, backup: Option<&Backup>) {
+    /// The end that opened the tunnel copies over the backup of the snapshot from now on, if it has one.
+    pub(super) fn follow(&mut self, binding: &Binding) {
+        self.always = binding.copies;
+        let backup = binding.backup.as_ref();
         let in_use = self.way.as_ref().map(|way| way.route_id);
         if in_use != backup.map(|backup| backup.route_id) {
             self.way = backup.map(|backup| Way {
@@ -73,11 +83,23 @@ impl Flow {
     /// A copy of a packet that has just left, and the neighbour that it goes to; `None` when it is
     /// not to be copied.
     pub(super) fn copy_of(&mut self, packet: &[u8], now: Timestamp) -> Option<(NodeId, Vec<u8>)> {
-        let is_message = packet.len() <= COPIED_BYTES_MAX && !is_handshake(packet);
-        if !is_message || self.out.is_busy(now) {
+        let opens = match &self.end {
+            End::Own(own) => own.opens(),
+            End::Their(_) => false,
+        };
+        let is_wanted = match &self.end {
+            End::Own(_) => opens || self.copies.always,
+            // Who provides has a way for copies only where copies came.
+            End::Their(_) => true,
+        };
+        let is_right = match is_handshake(packet) {
+            true => opens,
+            false => packet.len() <= COPIED_BYTES_MAX && (opens || self.key().is_some()),
+        };
+        if !is_wanted || !is_right || self.out.is_busy(now) {
             return None;
         }
-        let key = self.key()?.clone();
+        let key = self.key().cloned();
         // A backup that has been taken into use has the number of the route in use.
         let in_use = self.out.route_id();
         let way =
@@ -87,7 +109,9 @@ impl Flow {
         let tunnel = self.far_end.tunnel;
         let header = Header::new(DatagramKind::Data, tunnel, way.route_id, sequence, route);
         let mut header = Header { reply: !self.far_end.ours, copy: true, ..header };
-        header.seal(&key, packet);
+        if let Some(key) = &key {
+            header.seal(key, packet);
+        }
         Some((header.route.nodes()[1], header.encode(packet)))
     }
 }

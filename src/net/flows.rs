@@ -15,6 +15,7 @@ use super::copies::Copies;
 use super::pace::Pace;
 use super::plane::FarEnd;
 use super::sending::Outgoing;
+use super::tries::Tries;
 use crate::engine::forward::{Arrivals, DatagramKind, Header, Heard, OwnEnd, RouteKey};
 use crate::engine::types::{NodeId, Route, Timestamp};
 
@@ -47,6 +48,7 @@ pub(super) enum Proof {
 struct Claim {
     route: Route,
     route_id: u32,
+    is_copy: bool,
     heard_at: Timestamp,
 }
 
@@ -59,16 +61,22 @@ pub(super) struct TheirEnd {
 }
 
 impl TheirEnd {
-    /// A datagram that proves nothing arrived.
+    /// A datagram that proves nothing arrived. What came over the route in use goes before a copy,
+    /// whichever was quicker.
     fn claim(&mut self, header: &Header, now: Timestamp) {
+        let (route_id, is_copy) = (header.route_id, header.copy);
         if let Some(claim) = &self.claimed {
-            let older = header.route_id < claim.route_id;
-            if older && now.since(claim.heard_at) < OVERTAKEN_MAX {
+            let is_less = match (is_copy, claim.is_copy) {
+                (false, true) => false,
+                (true, false) => true,
+                _ => route_id < claim.route_id,
+            };
+            if is_less && now.since(claim.heard_at) < OVERTAKEN_MAX {
                 return;
             }
         }
         let route = header.route.reversed();
-        self.claimed = Some(Claim { route, route_id: header.route_id, heard_at: now });
+        self.claimed = Some(Claim { route, route_id, is_copy, heard_at: now });
     }
 }
 
@@ -88,6 +96,8 @@ pub(super) struct Flow {
     pub(super) arrivals: Arrivals,
     pub(super) copies: Copies,
     pub(super) pace: Pace,
+    /// What of that QUIC waits for in vain.
+    pub(super) tries: Arc<Tries>,
     /// When the watch looks at it next; `None` while nothing is due.
     pub(super) due_at: Option<Timestamp>,
     key: Option<(RouteKey, u64)>,
@@ -135,7 +145,7 @@ impl Flow {
             Proof::Proved(Heard::New) => self.copies.heard(header, now),
             Proof::Proved(_) => {}
             Proof::Unknown | Proof::Forged => {
-                if !header.copy && (self.key.is_none() || handshake) {
+                if self.key.is_none() || handshake {
                     their.claim(header, now);
                 }
             }
@@ -162,10 +172,14 @@ impl Flow {
         let kind = DatagramKind::Data;
         let header = Header::new(kind, self.far_end.tunnel, route_id, sequence, route);
         let mut header = Header { reply: !self.far_end.ours, ..header };
-        if let Some((key, _)) = &self.key {
-            if let End::Own(own) = &mut self.end {
+        match (&self.key, &mut self.end) {
+            (Some(_), End::Own(own)) => {
                 header.receipt = own.sent(sequence, header.length() + packet.len(), now);
             }
+            (None, End::Own(own)) => own.shakes_hands(),
+            (_, End::Their(_)) => {}
+        }
+        if let Some((key, _)) = &self.key {
             header.seal(key, packet);
         }
         Some((next, header.encode(packet)))
@@ -246,11 +260,22 @@ impl Flows {
         };
         let out = Outgoing::new(self.kept.clone());
         let (arrivals, copies) = Default::default();
-        let pace = Pace::default();
-        let flow = Flow { far_end, end, out, arrivals, copies, pace, due_at: None, key: None };
+        let (pace, tries) = Default::default();
+        let (due_at, key) = (None, None);
+        let flow = Flow { far_end, end, out, arrivals, copies, pace, tries, due_at, key };
         let flow = Arc::new(Mutex::new(flow));
         known.flows.insert(far_end, flow.clone());
         flow
+    }
+
+    /// What is not let pass of a connection that is being made is noted there, unless the two ends have
+    /// another connection with a key.
+    pub(super) fn note_tries(&self, far_end: FarEnd, tries: &Arc<Tries>) {
+        let flow = self.of_or_new(far_end);
+        let mut flow = hold(&flow);
+        if flow.key.is_none() {
+            flow.tries = tries.clone();
+        }
     }
 
     /// All tunnels, as they are now.
@@ -264,13 +289,13 @@ impl Flows {
     }
 
     /// The two ends of a tunnel have a key from now on. Returns a number that takes it away again.
-    pub(super) fn set_key(&self, far_end: FarEnd, key: RouteKey) -> u64 {
+    pub(super) fn set_key(&self, far_end: FarEnd, key: RouteKey, tries: &Arc<Tries>) -> u64 {
         let number = self.keys.fetch_add(1, Ordering::Relaxed);
         loop {
             let known = self.of_or_new(far_end);
             let mut flow = hold(&known);
             flow.key = Some((key.clone(), number));
-            flow.pace = Pace::default();
+            (flow.pace, flow.tries) = (Pace::default(), tries.clone());
             (flow.arrivals, flow.copies) = Default::default();
             if let End::Their(their) = &mut flow.end {
                 their.resumed = 0;
@@ -387,7 +412,7 @@ mod tests {
     #[test]
     fn with_a_key_the_way_back_cannot_be_stolen() {
         let flows = Flows::default();
-        flows.set_key(caller(1), RouteKey::new(&KEY));
+        flows.set_key(caller(1), RouteKey::new(&KEY), &Arc::default());
         let flow = flows.of(caller(1)).unwrap();
         let mut flow = hold(&flow);
         assert_eq!(heard(&mut flow, &sealed(1, 3, 1), 0), Proof::Proved(Heard::New));
@@ -410,7 +435,7 @@ mod tests {
     #[test]
     fn a_handshake_takes_the_way_that_is_claimed() {
         let flows = Flows::default();
-        flows.set_key(caller(1), RouteKey::new(&KEY));
+        flows.set_key(caller(1), RouteKey::new(&KEY), &Arc::default());
         let flow = flows.of(caller(1)).unwrap();
         let mut flow = hold(&flow);
         heard(&mut flow, &sealed(1, 3, 1), 0);
@@ -422,8 +447,8 @@ mod tests {
     #[test]
     fn a_key_is_taken_away_by_who_gave_it() {
         let flows = Flows::default();
-        let old = flows.set_key(caller(1), RouteKey::new(&KEY));
-        let new = flows.set_key(caller(1), RouteKey::new(&[8; 32]));
+        let old = flows.set_key(caller(1), RouteKey::new(&KEY), &Arc::default());
+        let new = flows.set_key(caller(1), RouteKey::new(&[8; 32]), &Arc::default());
         flows.take_key(caller(1), Some(old));
         assert!(hold(&flows.of(caller(1)).unwrap()).key().is_some(), "another connection's key");
         flows.take_key(caller(1), Some(new));
@@ -433,7 +458,7 @@ mod tests {
     #[test]
     fn callers_without_a_proof_make_room_for_each_other_only() {
         let flows = Flows::default();
-        flows.set_key(caller(1), RouteKey::new(&KEY));
+        flows.set_key(caller(1), RouteKey::new(&KEY), &Arc::default());
         for tunnel in 2..=UNPROVED_MAX as u16 + 2 {
             flows.of_or_new(caller(tunnel));
         }
@@ -454,7 +479,7 @@ mod tests {
             payload in proptest::collection::vec(any::<u8>(), 0..30),
         ) {
             let flows = Flows::default();
-            flows.set_key(caller(1), RouteKey::new(&KEY));
+            flows.set_key(caller(1), RouteKey::new(&KEY), &Arc::default());
             let flow = flows.of(caller(1)).unwrap();
             let mut flow = hold(&flow);
             heard(&mut flow, &sealed(1, 3, 1), 0);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, mpsc};
@@ -408,6 +409,7 @@ impl DataPlane {
         for packet in packets.clone() {
             if !flow.pace.allows(packet.len(), now) {
                 self.counters.count("packet-too-large");
+                flow.tries.refused(packet.len(), Instant::now());
                 continue;
             }
             if let Some((route, route_id)) = flow.claimed_way(packet) {

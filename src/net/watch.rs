@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::flows::{End, Flow, Proof, hold};
 use super::plane::{DataPlane, FarEnd};
 use super::sending::{KEPT_FOR, RESEND_BYTES, RESEND_EVERY};
+use super::tries::Tries;
 use crate::engine::event::Input;
 use crate::engine::forward::{
     Binding, DatagramKind, Delivery, Due, ForwardingSnapshot, Header, Heard, REPORT_EVERY, Receipt,
@@ -133,12 +134,18 @@ impl DataPlane {
 
     /// The handshake of a tunnel is done: from now on its datagrams prove themselves. Returns a
     /// number for [`DataPlane::take_key`]; `None` when TLS gives no secret.
-    pub(super) fn set_key(&self, far_end: FarEnd, connection: &Connection) -> Option<u64> {
+    pub(super) fn set_key(
+        &self,
+        far_end: FarEnd,
+        connection: &Connection,
+        tries: &Arc<Tries>,
+    ) -> Option<u64> {
         let caller = if far_end.ours { self.me } else { far_end.node };
         let context = [&caller.0[..], &far_end.tunnel.0.to_be_bytes()].concat();
         let mut secret = [0; 32];
         let exported = connection.export_keying_material(&mut secret, KEY_LABEL, &context);
-        let number = exported.ok().map(|()| self.flows.set_key(far_end, RouteKey::new(&secret)));
+        let key = exported.ok().map(|()| RouteKey::new(&secret));
+        let number = key.map(|key| self.flows.set_key(far_end, key, tries));
         self.reserve_anew(far_end);
         number
     }
@@ -241,7 +248,7 @@ impl DataPlane {
         if let Some((route, route_id)) = binding.newer_than(flow.out.route_id()) {
             self.take_route(flow, route.clone(), route_id, now);
         }
-        flow.copies.follow(binding.backup.as_ref().filter(|_| binding.copies));
+        flow.copies.follow(binding);
     }
 
     /// Moves a tunnel of this node. What may be lost with the route before is sent again, so that

@@ -87,9 +87,12 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// Whether a link to a node is known that both of its ends have.
-    pub fn is_linked(&self, node: NodeId) -> bool {
-        self.engine.graph().is_linked(node)
+    /// Whether links that both of their ends have lead from this node to another one. To a node that has
+    /// just joined and has no link itself, whoever has one is reached.
+    pub fn is_reached(&self, node: NodeId) -> bool {
+        let graph = self.engine.graph();
+        let reached = graph.reached_from(self.engine.me());
+        reached.contains(&node) || reached.len() == 1 && graph.is_linked(node)
     }
 
     /// Whether this node has heard of another one: it is connected, or its links are known.

@@ -416,7 +416,7 @@ impl Entrance {
 }
 
 impl NodeHandle {
-    /// Those of the providers of a name that a link leads to, or that are this node, and that nothing is
+    /// Those of the providers of a name that links lead to, or that are this node, and that nothing is
     /// said against.
     pub(super) async fn sound(
         &self,
@@ -429,7 +429,7 @@ impl NodeHandle {
                 let health = view.engine.services().health(&name, node, view.now);
                 health.is_none_or(|known| known.health == Health::Up)
             };
-            let sound = |node: &NodeId| (*node == me || view.is_linked(*node)) && up(*node);
+            let sound = |node: &NodeId| (*node == me || view.is_reached(*node)) && up(*node);
             nodes.into_iter().filter(sound).collect()
         };
         self.inspect(look).await

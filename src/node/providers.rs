@@ -22,7 +22,7 @@ pub(super) enum Standing {
     InUse,
     /// Nothing speaks against it.
     Fresh,
-    /// It failed a short time ago, or no link leads to it.
+    /// It failed a short time ago, or no links lead to it.
     Doubtful,
 }
 

@@ -262,7 +262,7 @@ fn nobody_speaks_for_another_provider_nor_from_another_time() {
 }
 
 #[test]
-fn a_newcomer_hears_at_once_what_is_down() {
+fn a_newcomer_hears_at_once_how_services_are() {
     let mut two = Two::new(6);
     two.world.break_target(OWNER, &name());
     two.until("it is down", |two| two.health(USER, OWNER) == Some(Health::Down));
@@ -273,6 +273,7 @@ fn a_newcomer_hears_at_once_what_is_down() {
     let took = two.until("it knows the replica", |two| !two.providers(3).is_empty());
     assert!(took < PERIOD / 4, "{took:?}");
     assert_eq!(two.health(3, OWNER), Some(Health::Down));
+    assert_eq!(two.health(3, REPLICA), Some(Health::Up), "and what is not");
     assert_eq!(two.providers(3), BTreeSet::from([REPLICA]));
     two.end();
 }

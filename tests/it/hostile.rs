@@ -658,3 +658,41 @@ fn clocks_that_are_wrong_by_hours_harm_only_their_own_node() {
         }
     }
 }
+
+#[test]
+fn a_node_whose_clock_is_set_back_by_minutes_is_heard_again_at_once() {
+    let mut world = mesh(23);
+    let restarted = world.id(MALLORY);
+    world.set_clock(MALLORY, 4 * 60_000_000);
+    world.run_for(seconds(30));
+    let heard = |world: &World| -> Vec<Option<u64>> {
+        HONEST.map(|node| world.engine(node).graph().sequence(restarted)).collect()
+    };
+    let before = heard(&world);
+    assert!(before.iter().all(|said| said.is_some_and(|at| at > world.now().0)), "{before:?}");
+    world.set_clock(MALLORY, 0);
+    world.run_for(seconds(15));
+    let after = heard(&world);
+    assert!(before.iter().zip(&after).all(|(before, after)| after > before), "{after:?}");
+}
+
+#[test]
+fn what_had_to_be_dropped_unread_is_asked_for_soon() {
+    let mut world = mesh(24);
+    world.run_for(seconds(5));
+    let asked = |world: &World| {
+        let sync = world.control().kinds().find(|(kind, _)| *kind == "sync");
+        sync.map_or(0, |(_, told)| told.messages)
+    };
+    let quiet = asked(&world);
+    world.run_for(seconds(11));
+    assert_eq!(asked(&world), quiet, "nobody asks within seconds as a rule");
+    let known = world.engine(ASKER).services().signed().next().expect("a record").clone();
+    let (from, bytes) = (world.id(MALLORY), wire::encode(&GossipMessage::Service(known)));
+    for token in 0..gossip::FORWARDED_BURST as u64 + 10 {
+        let bytes = bytes.clone();
+        world.input(ASKER, Input::Gossip { token: u64::MAX - token, from, bytes });
+    }
+    world.run_for(seconds(11));
+    assert_eq!(asked(&world), quiet + 2, "a question and its answer");
+}

@@ -233,9 +233,16 @@ impl Mesh {
         process.identity.save_new(&process.data_dir)?;
         let admitted = self.network.admit(&process.identity.public_key(), Clock::default().now());
         admitted.context("the demo founded its network")?.save_new(&process.data_dir)?;
+        std::fs::write(process.data_dir.join("meshwise.toml"), toml::to_string(&config)?)?;
+        self.restart(name)
+    }
+
+    /// Starts a node that was killed again, with what it has kept, and does not wait for it.
+    pub(super) fn restart(&mut self, name: &'static str) -> anyhow::Result<()> {
+        let process = &self.processes[name];
         let path = process.data_dir.join("meshwise.toml");
-        std::fs::write(&path, toml::to_string(&config)?)?;
-        let log = std::fs::File::create(process.data_dir.join("log"))?;
+        let log = process.data_dir.join("log");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("node").arg("--config").arg(&path);
         command.arg("--data-dir").arg(&process.data_dir);

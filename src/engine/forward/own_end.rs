@@ -58,6 +58,8 @@ pub struct OwnEnd {
     reported: Reported,
     /// The connection is closed: its last packets go unwatched, because nobody answers them.
     closed: bool,
+    /// The two ends shake hands, or have, and nothing was answered yet.
+    opens: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,6 +78,17 @@ impl OwnEnd {
         !self.closed && self.watch.sent(sequence, now)
     }
 
+    /// A packet leaves that nobody can prove: the two ends have no key yet.
+    pub fn shakes_hands(&mut self) {
+        self.opens = !self.closed;
+    }
+
+    /// Whether the tunnel is being opened: it has shaken hands or still does, and the far end has not
+    /// answered over the route in use.
+    pub fn opens(&self) -> bool {
+        self.opens
+    }
+
     /// A beat leaves with this sequence number.
     pub fn beat(&mut self, sequence: u64, now: Timestamp) {
         self.watch.beat(sequence, now);
@@ -89,6 +102,7 @@ impl OwnEnd {
         self.resumes = false;
         self.lost = None;
         self.unanswered = 0;
+        self.opens = false;
         if receipt.highest >= self.arrived.highest {
             self.arrived = receipt;
         }

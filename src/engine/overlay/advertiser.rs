@@ -40,6 +40,8 @@ pub struct Advertiser {
     said: BTreeMap<NodeId, LinkQuality>,
     said_at: Option<Timestamp>,
     sequence: u64,
+    /// Others know a newer one, made before the clock was set back.
+    outdone: bool,
 }
 
 impl Advertiser {
@@ -52,10 +54,20 @@ impl Advertiser {
         if self.due_at(links, now)? > now {
             return None;
         }
+        self.outdone = false;
         self.said.clone_from(links);
         self.said_at = Some(now);
         self.sequence = now.as_micros().max(self.sequence + 1);
         Some(LinkStateAdvertisement { sequence: self.sequence, links: links.clone() })
+    }
+
+    /// Others have an advertisement of this node with this sequence number. Returns whether it is newer than
+    /// all that were made since the node started: then the next one is due after a [`GAP`], and newer.
+    pub fn outdone(&mut self, sequence: u64) -> bool {
+        let outdone = sequence > self.sequence;
+        self.sequence = self.sequence.max(sequence);
+        self.outdone |= outdone;
+        outdone
     }
 
     /// When to advertise these links; `None` when there never was anything to say.
@@ -72,7 +84,7 @@ impl Advertiser {
         };
         if !links.keys().eq(self.said.keys()) {
             after(URGENT_GAP)
-        } else if differs(CHANGE_SHARE, LARGE_MS) {
+        } else if self.outdone || differs(CHANGE_SHARE, LARGE_MS) {
             after(GAP)
         } else if differs(CHANGE_SHARE, RTT_STEP_MS) {
             after(SMALL_GAP)
@@ -116,6 +128,20 @@ mod tests {
 
     fn at(ms: u64) -> Timestamp {
         Timestamp(ms * 1_000)
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_make_unheard() {
+        let mut advertiser = Advertiser::default();
+        let links = links(&[20.0]);
+        let first = advertiser.poll(&links, at(0)).unwrap();
+        assert!(!advertiser.outdone(first.sequence), "its own word");
+        let before = at(60_000).as_micros();
+        assert!(advertiser.outdone(before));
+        assert!(advertiser.poll(&links, at(999)).is_none());
+        assert_eq!(advertiser.poll(&links, at(1_000)).unwrap().sequence, before + 1);
+        assert!(!advertiser.outdone(before + 1));
+        assert!(advertiser.poll(&links, at(3_000)).is_none(), "once");
     }
 
     #[test]

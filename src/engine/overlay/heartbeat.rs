@@ -102,8 +102,8 @@ pub struct Heard {
     at: Timestamp,
     load: Load,
     services: BTreeMap<ServiceName, (Health, Option<u32>)>,
-    /// As it was signed, when it says that something does not work: newcomers should hear it.
-    signed: Option<Signed>,
+    /// As it was signed, for newcomers.
+    signed: Signed,
 }
 
 /// What all providers said last.
@@ -143,8 +143,7 @@ impl Heartbeats {
         let was = |name: &ServiceName| before.and_then(|before| before.get(name)).map(health);
         let changes = services.iter().map(|(name, state)| (name.clone(), health(state)));
         let changes = changes.filter(|(name, health)| was(name) != Some(*health)).collect();
-        let works = services.values().all(|state| health(state) == Health::Up);
-        let signed = (!works).then(|| signed.clone());
+        let signed = signed.clone();
         self.0.insert(origin, Heard { sequence, at: now, load, services, signed });
         Ok(changes)
     }
@@ -166,9 +165,10 @@ impl Heartbeats {
         Some(heard.load)
     }
 
-    /// Heartbeats that say that something does not work, for a new neighbour.
-    pub fn signed(&self) -> impl Iterator<Item = &Signed> + '_ {
-        self.0.values().filter_map(|heard| heard.signed.as_ref())
+    /// Heartbeats that count still, for a new neighbour.
+    pub fn signed(&self, now: Timestamp) -> impl Iterator<Item = &Signed> + '_ {
+        let heard = self.0.values().filter(move |heard| heard.at + LIFETIME > now);
+        heard.map(|heard| &heard.signed)
     }
 
     /// Forgets what was not renewed. A sequence number is kept as long as an older heartbeat could be
@@ -274,12 +274,13 @@ mod tests {
         let known = |heard: &Heartbeats, node, at| heard.service(&name("a.local"), node, at);
         assert_eq!(known(&heard, one, NOW), Some((Health::Down, Some(7))));
         assert_eq!(known(&heard, two, NOW), None, "another provider of the same name");
-        assert_eq!(heard.signed().count(), 1);
+        assert_eq!(heard.signed(NOW).count(), 1);
         assert_eq!(accept(&mut heard, 1, NOW, vec![]), Err(Refused::Stale), "replayed");
         let later = NOW + Duration::from_secs(1);
         let up = vec![says("a.local", Health::Up), says("b.local", Health::Up)];
         assert_eq!(accept(&mut heard, 1, later, up).unwrap(), [(name("a.local"), Health::Up)]);
-        assert_eq!(heard.signed().count(), 0, "nothing to tell a newcomer");
+        assert_eq!(heard.signed(NOW).count(), 1, "newcomers hear of what works too");
+        assert_eq!(heard.signed(NOW + LIFETIME).count(), 0, "and not of what was long ago");
         assert_eq!(known(&heard, one, NOW + LIFETIME), None, "silent for too long");
         heard.expire(NOW + LIFETIME);
         assert_eq!(accept(&mut heard, 1, NOW, vec![]), Err(Refused::Stale), "replayed later");

@@ -6,6 +6,10 @@
 //! The whole mesh dials about [`DIALS_PER_S`] together, whatever its size: one connection between two
 //! parts is enough, because what it brings is told on. Who is missed for longer is sought less often,
 //! and after [`GIVE_UP`] no more.
+//!
+//! Over the first links between two parts some are farther from each other than a route may be long. No
+//! more dials are needed then, but links in the right places: the shape of the mesh is looked at more
+//! often for a while ([`Reunion::are_too_far`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +23,9 @@ pub const DIALS_PER_S: f64 = 4.0;
 pub const INTERVAL_MIN: Duration = Duration::from_secs(2);
 /// It is at least this share of the time since somebody was missed last.
 pub const PATIENCE: u32 = 60;
+/// For how long the shape is looked at more often after nodes came to be too far: some looks. Where no
+/// link can be made that brings them nearer, it is no use to go on.
+pub const DRAW_TOGETHER: Duration = Duration::from_secs(10);
 /// Who is missing for longer is gone for good.
 pub const GIVE_UP: Duration = Duration::from_secs(86_400);
 
@@ -28,6 +35,8 @@ pub struct Reunion {
     missing: BTreeMap<NodeId, Timestamp>,
     dialled_at: Timestamp,
     next_at: Option<Timestamp>,
+    /// Nodes that are too far, and since when as many or fewer.
+    far: (usize, Timestamp),
 }
 
 impl Reunion {
@@ -39,6 +48,14 @@ impl Reunion {
     /// Begins to look who is missing, when it has not begun yet.
     pub fn start(&mut self, now: Timestamp) {
         self.next_at.get_or_insert(now + INTERVAL_MIN);
+    }
+
+    /// So many nodes are reached, but over more links than a route can have. Returns whether links that
+    /// bring them nearer are to be looked for soon.
+    pub fn are_too_far(&mut self, count: usize, now: Timestamp) -> bool {
+        let since = if count > self.far.0 { now } else { self.far.1 };
+        self.far = (count, since);
+        count > 0 && now.since(since) < DRAW_TOGETHER
     }
 
     /// Whom to dial now. `missing` are nodes whose addresses are known and to whom no path leads,
@@ -99,6 +116,17 @@ mod tests {
         assert_eq!(dials(&[1, 2], 1, 600, 720), 10, "after 10 minutes every 12 s");
         let day = GIVE_UP.as_secs();
         assert_eq!(dials(&[1, 2], 1, day, day + 3_600), 0);
+    }
+
+    #[test]
+    fn who_came_to_be_too_far_is_drawn_nearer_for_a_while() {
+        let mut reunion = Reunion::default();
+        assert!(!reunion.are_too_far(0, seconds(1_000)));
+        assert!(reunion.are_too_far(6, seconds(1_002)) && reunion.are_too_far(6, seconds(1_011)));
+        assert!(!reunion.are_too_far(6, seconds(1_012)), "nothing helps");
+        assert!(!reunion.are_too_far(2, seconds(1_014)));
+        assert!(reunion.are_too_far(3, seconds(1_016)));
+        assert!(!reunion.are_too_far(0, seconds(1_018)));
     }
 
     #[test]

@@ -11,11 +11,12 @@
 //! kept, so that whoever searched before can tell whether they concern what it found.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::engine::measure::LinkQuality;
 use crate::engine::overlay::advertiser::REFRESH_QUIET;
+use crate::engine::overlay::registry::CLOCK_SKEW;
 use crate::engine::types::{NodeId, Route, Timestamp};
 
 /// An advertisement that was not refreshed is forgotten after this: three of the longest times between
@@ -79,6 +80,9 @@ pub struct OverlayGraph {
     version: u64,
     /// The newest changes since it was built.
     changes: VecDeque<EdgeChange>,
+    /// Who is reached from the node that was asked about first, until a link comes or goes: it is asked for
+    /// with every look at a name of several providers.
+    reached: OnceLock<(NodeId, Arc<BTreeSet<NodeId>>)>,
 }
 
 impl OverlayGraph {
@@ -136,12 +140,16 @@ impl OverlayGraph {
         }
     }
 
-    /// Forgets advertisements older than [`LIFETIME`], except `me`'s, and returns their links.
+    /// Forgets advertisements that came [`LIFETIME`] ago, except `me`'s, and returns their links. One that
+    /// was signed longer ago than that, by clocks that differ, goes too: nodes that synchronise would hand
+    /// the last word of a node that vanished on to each other, and begin to count anew each time.
     pub fn expire(&mut self, me: NodeId, now: Timestamp) -> Vec<LinkChange> {
         let mut changes = Vec::new();
         let before = self.adverts.len();
         self.adverts.retain(|origin, advert| {
-            let keep = *origin == me || now.since(advert.accepted_at) < LIFETIME;
+            let is_young = now.since(advert.accepted_at) < LIFETIME
+                && now.since(Timestamp(advert.sequence)) < LIFETIME + CLOCK_SKEW;
+            let keep = *origin == me || is_young;
             if !keep {
                 changes.extend(advert.links.keys().map(|n| (*origin, *n, None)));
             }
@@ -216,7 +224,14 @@ impl OverlayGraph {
     }
 
     /// The nodes to which links lead that count, the one where they begin included.
-    pub fn reached_from(&self, node: NodeId) -> BTreeSet<NodeId> {
+    pub fn reached_from(&self, node: NodeId) -> Arc<BTreeSet<NodeId>> {
+        match self.reached.get_or_init(|| (node, Arc::new(self.walk_from(node)))) {
+            (from, reached) if *from == node => reached.clone(),
+            _ => Arc::new(self.walk_from(node)),
+        }
+    }
+
+    fn walk_from(&self, node: NodeId) -> BTreeSet<NodeId> {
         let mut reached = BTreeSet::from([node]);
         let mut fringe = vec![node];
         while let Some(at) = fringe.pop() {
@@ -291,6 +306,7 @@ impl OverlayGraph {
 
     fn outdate(&mut self) {
         self.topology = None;
+        self.reached.take();
         self.version += 1;
         self.changes.clear();
     }
@@ -310,6 +326,9 @@ impl OverlayGraph {
                 let before_ms = topology.cost_ms(from, to);
                 topology.set(from, to, edge);
                 let after_ms = edge.map_or(f64::INFINITY, |edge| edge.cost_ms);
+                if before_ms.is_finite() != after_ms.is_finite() {
+                    self.reached.take();
+                }
                 if before_ms != after_ms {
                     self.version += 1;
                     self.changes.push_back(EdgeChange { from, to, before_ms, after_ms });
@@ -372,6 +391,28 @@ impl Topology {
         self.nodes.iter().zip(seen).filter(|(_, seen)| *seen).map(|(node, _)| *node).collect()
     }
 
+    /// How many nodes are reached from this one, but by no path of at most so many links.
+    pub fn farther_than(&self, node: NodeId, links: usize) -> usize {
+        let Some(from) = self.index(node) else { return 0 };
+        let mut seen = vec![false; self.nodes.len()];
+        seen[from as usize] = true;
+        let (mut ring, mut far) = (vec![from], 0);
+        for length in 1.. {
+            let mut next = Vec::new();
+            for edge in ring.iter().flat_map(|at| &self.edges[*at as usize]) {
+                if !std::mem::replace(&mut seen[edge.to as usize], true) {
+                    next.push(edge.to);
+                }
+            }
+            if next.is_empty() {
+                break;
+            }
+            far += if length > links { next.len() } else { 0 };
+            ring = next;
+        }
+        far
+    }
+
     /// Cost of an edge (ms); infinite when there is none.
     pub fn cost_ms(&self, from: u32, to: u32) -> f64 {
         let edges = &self.edges[from as usize];
@@ -426,6 +467,9 @@ mod tests {
         assert_eq!(topology.reached_from(node(2)), [1, 2, 3].map(node).into());
         assert_eq!(topology.reached_from(node(4)), [node(4)].into());
         assert_eq!(topology.reached_from(node(5)), [].into());
+        let farther = |links| topology.farther_than(node(2), links);
+        assert_eq!([0, 1, 2].map(farther), [2, 1, 0]);
+        assert_eq!(topology.farther_than(node(5), 0), 0);
     }
 
     #[test]
@@ -487,6 +531,17 @@ mod tests {
         assert!(graph.expire(node(1), Timestamp(expiry.0 - 1)).is_empty());
         assert_eq!(graph.expire(node(1), expiry), [(node(2), node(1), None)]);
         assert_eq!(graph.origins().collect::<Vec<_>>(), [(node(1), 1)]);
+    }
+
+    #[test]
+    fn what_was_said_long_ago_is_not_kept_for_its_coming_late() {
+        let mut graph = OverlayGraph::default();
+        let said = Timestamp(1_760_000_000_000_000);
+        let came = said + LIFETIME;
+        advertise(&mut graph, 2, said.0, &[1], came.0);
+        let last = said + LIFETIME + CLOCK_SKEW;
+        assert!(graph.expire(node(1), Timestamp(last.0 - 1)).is_empty());
+        assert_eq!(graph.expire(node(1), last), [(node(2), node(1), None)]);
     }
 
     #[test]
@@ -556,12 +611,16 @@ mod tests {
                 let links: BTreeMap<_, _> = links.collect();
                 let version = graph.version();
                 let before = graph.topology();
+                graph.reached_from(node(0));
                 graph.accept(node(from), index as u64 + 1, links, Timestamp(now)).unwrap();
                 graph.expire(node(0), Timestamp(now));
                 let patched = graph.topology();
                 let anew = OverlayGraph { topology: None, ..graph.clone() }.topology();
                 prop_assert_eq!(&patched, &anew);
                 prop_assert!(graph.version() != version || before == patched);
+                for from in [node(0), node(1)] {
+                    prop_assert_eq!(&*graph.reached_from(from), &graph.walk_from(from));
+                }
                 // Who knows the old edges and is told the changes knows the new ones.
                 let Some(changes) = graph.changes_since(version) else { continue };
                 let mut costs = BTreeMap::new();

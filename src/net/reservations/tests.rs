@@ -86,8 +86,8 @@ impl Mesh {
             reserved: Some(RATE),
         };
         if self.tunnels.insert(TunnelId(tunnel), binding).is_none() {
-            self.planes[&S].flows.set_key(far_end(tunnel), key());
-            self.planes[&T].flows.set_key(caller(tunnel), key());
+            self.planes[&S].flows.set_key(far_end(tunnel), key(), &std::sync::Arc::default());
+            self.planes[&T].flows.set_key(caller(tunnel), key(), &std::sync::Arc::default());
         }
         self.set_snapshot(S);
     }

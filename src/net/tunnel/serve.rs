@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::introduction::{self, Caller};
 use super::stream::{Carried, Live, Status, StreamError};
-use super::{Export, STREAMS_MAX, Tunnels, pump, udp};
+use super::{Export, STREAMS_MAX, Tunnels, pump, transport, udp};
 use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, PublicKey, ServiceName};
 use crate::net::plane::FarEnd;
@@ -104,7 +104,14 @@ async fn serve_tunnel(
     streams: Arc<Callers>,
     incoming: Incoming,
 ) {
-    let Ok(connection) = incoming.await else { return };
+    let far_end = FarEnd::from_addr(incoming.remote_address());
+    let (mut config, tries) = (tunnels.server.clone(), Arc::default());
+    config.transport_config(transport(None, &tries));
+    if let Some(far_end) = far_end {
+        tunnels.plane.flows.note_tries(far_end, &tries);
+    }
+    let Ok(connecting) = incoming.accept_with(Arc::new(config)) else { return };
+    let Ok(connection) = connecting.await else { return };
     let Some(key) = caller(&connection) else {
         tunnels.plane.counters().count("tunnel-from-nobody");
         connection.close(VarInt::from_u32(2), b"identity does not fit the address");
@@ -116,8 +123,8 @@ async fn serve_tunnel(
         connection.close(VarInt::from_u32(3), b"too many tunnels of one node");
         return;
     };
-    let far_end = FarEnd::from_addr(connection.remote_address());
-    let route_key = far_end.and_then(|end| Some((end, tunnels.plane.set_key(end, &connection)?)));
+    let key_of = |end| Some((end, tunnels.plane.set_key(end, &connection, &tries)?));
+    let route_key = far_end.and_then(key_of);
     match Caller::introduced(&connection, key, &tunnels.members).await {
         Ok(member) => serve_member(&tunnels, &member, caller, &streams, connection).await,
         Err(why) => {

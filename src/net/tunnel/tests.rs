@@ -27,6 +27,8 @@ struct End {
     members: Members,
     plane: Arc<DataPlane>,
     tunnels: Arc<Tunnels>,
+    /// How long what it sends is under way.
+    delay: Duration,
 }
 
 impl End {
@@ -47,7 +49,7 @@ impl End {
         tokio::spawn(watching::run(plane.clone(), stop.clone()));
         let tasks = TaskTracker::new();
         let tunnels = Tunnels::start(&identity, members.clone(), plane.clone(), &tasks, stop);
-        Self { key, members, plane, tunnels: tunnels.unwrap() }
+        Self { key, members, plane, tunnels: tunnels.unwrap(), delay: Duration::ZERO }
     }
 
     /// A link to another node, and a route over it.
@@ -56,19 +58,28 @@ impl End {
         assert!(self.plane.add_link(link.clone()));
         for lane in 0..LANES {
             let (link, from, to) = (link.clone(), self.key.node_id(), to.plane.clone());
+            let (delay, (sender, mut arriving)) = (self.delay, tokio::sync::mpsc::channel(1_024));
             tokio::spawn(async move {
-                let mut buffer = Vec::new();
                 loop {
-                    buffer.clear();
+                    let mut buffer = Vec::new();
                     link.take(lane, &mut buffer);
+                    if buffer.is_empty() {
+                        link.ready(lane).await;
+                    } else if sender.send((tokio::time::Instant::now(), buffer)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            tokio::spawn(async move {
+                while let Some((sent, buffer)) = arriving.recv().await {
+                    if delay > Duration::ZERO {
+                        tokio::time::sleep_until(sent + delay).await;
+                    }
                     let mut frames = &buffer[..];
                     while let [high, low, rest @ ..] = frames {
                         let length = usize::from(u16::from_be_bytes([*high, *low]));
                         to.received(from, rest[..length].to_vec());
                         frames = &rest[length..];
-                    }
-                    if buffer.is_empty() {
-                        link.ready(lane).await;
                     }
                 }
             });
@@ -220,5 +231,21 @@ async fn tunnels_to_a_provider_that_is_put_out_end() {
     ends(stream).await;
     let error = open(&caller, &provider).await.unwrap_err();
     assert!(matches!(error, TunnelError::Revoked(node) if node == provider.key.node_id()));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn the_first_stream_of_a_tunnel_waits_for_nothing_but_the_way() {
+    const ROUND_TRIP: Duration = Duration::from_millis(400);
+    let stop = CancellationToken::new();
+    let start = || End { delay: ROUND_TRIP / 2, ..End::start(true, &stop) };
+    let (caller, provider) = (start(), start());
+    let begun = std::time::Instant::now();
+    let address = open(&caller, &provider).await.unwrap();
+    echo(TcpStream::connect(address).await.unwrap()).await.expect("it is served");
+    let took = begun.elapsed();
+    // One for the handshake and one for the echo; a probe time-out is three.
+    assert!((2 * ROUND_TRIP..4 * ROUND_TRIP).contains(&took), "{took:?}");
+    assert!(caller.counted("packet-too-large") > 0, "QUIC tries larger packets");
     stop.cancel();
 }

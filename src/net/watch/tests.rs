@@ -120,8 +120,8 @@ impl Pair {
     fn new() -> Self {
         let pair = Self { s: End::new(S), t: End::new(T) };
         pair.s.plane.set_snapshot(snapshot((A, 1), Some((B, 2))));
-        pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY));
-        pair.t.plane.flows.set_key(TO_S, RouteKey::new(&KEY));
+        pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY), &Arc::default());
+        pair.t.plane.flows.set_key(TO_S, RouteKey::new(&KEY), &Arc::default());
         pair
     }
 
@@ -173,7 +173,7 @@ fn packets_and_receipts_travel_and_settle_what_is_kept() {
 #[test]
 fn the_good_byes_of_a_closed_tunnel_make_no_route_silent() {
     let pair = Pair::new();
-    let number = pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY));
+    let number = pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY), &Arc::default());
     let watched = || {
         let flow = pair.s.plane.flows.of(TO_T).unwrap();
         let super::super::flows::End::Own(own) = &hold(&flow).end else { panic!("S called") };
@@ -185,7 +185,7 @@ fn the_good_byes_of_a_closed_tunnel_make_no_route_silent() {
     pair.s.send(TO_T, [1]);
     assert!(!watched(), "nobody answers a good-bye");
     pair.s.plane.take_key(TO_T, None);
-    pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY));
+    pair.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY), &Arc::default());
     pair.s.send(TO_T, [2]);
     assert!(watched(), "the next connection");
 }
@@ -449,7 +449,7 @@ fn idle_tunnels_are_not_looked_at() {
     let idle: Vec<FarEnd> =
         (10..200).map(|tunnel| FarEnd { tunnel: TunnelId(tunnel), ..TO_S }).collect();
     for far_end in &idle {
-        pair.t.plane.flows.set_key(*far_end, RouteKey::new(&KEY));
+        pair.t.plane.flows.set_key(*far_end, RouteKey::new(&KEY), &Arc::default());
     }
     pair.s.send(TO_T, [0]);
     pair.relay(A);
@@ -555,4 +555,71 @@ fn nobody_is_told_that_a_copy_was_lost() {
     relay.plane.add_link(link.clone());
     relay.plane.received(node(S), copy);
     assert_eq!((written(&link).len(), relay.dropped("no-link")), (0, 1));
+}
+
+/// A packet of a handshake, as T and S would get it.
+const HELLO: u8 = 0xc1;
+
+impl Pair {
+    /// A tunnel over A with the backup B, whose handshake is to come.
+    fn strangers() -> Self {
+        let pair = Self { s: End::new(S), t: End::new(T) };
+        pair.s.plane.set_snapshot(snapshot((A, 1), Some((B, 2))));
+        pair
+    }
+
+    fn shake_hands(&self) {
+        self.s.plane.flows.set_key(TO_T, RouteKey::new(&KEY), &Arc::default());
+        self.t.plane.flows.set_key(TO_S, RouteKey::new(&KEY), &Arc::default());
+    }
+}
+
+#[test]
+fn a_tunnel_opens_though_its_first_route_is_dead() {
+    let mut pair = Pair::strangers();
+    pair.s.send(TO_T, [HELLO]);
+    assert_eq!(flags(&pair.s.sent_to(A)), [false], "lost there");
+    pair.relay(B);
+    assert_eq!(pair.t.packets(), [HELLO]);
+    pair.t.send(TO_S, [HELLO + 1]);
+    pair.relay(B);
+    assert_eq!(pair.s.packets(), [HELLO + 1]);
+    pair.shake_hands();
+    pair.s.send(TO_T, [1]);
+    assert_eq!(flags(&pair.s.sent_to(A)), [false], "lost too");
+    pair.relay(B);
+    assert_eq!(pair.t.packets(), [1]);
+    pair.t.send(TO_S, [11]);
+    pair.relay(B);
+    assert_eq!(pair.s.packets().first(), Some(&11));
+    pair.silence();
+    pair.relay(B);
+    assert_eq!(pair.used(), 2);
+}
+
+#[test]
+fn nothing_is_copied_any_more_when_the_first_route_answers() {
+    let mut pair = Pair::strangers();
+    pair.s.send(TO_T, [HELLO]);
+    pair.relay(A);
+    assert_eq!(flags(&pair.s.sent_to(B)), [true]);
+    pair.shake_hands();
+    pair.s.send(TO_T, [1]);
+    assert_eq!(flags(&pair.s.sent_to(B)), [true], "nothing was answered yet");
+    pair.relay(A);
+    pair.s.send(TO_T, [2]);
+    assert_eq!(pair.s.sent_to(B).len(), 0);
+    pair.relay(A);
+    assert_eq!(pair.t.packets(), [HELLO, 1, 2]);
+}
+
+#[test]
+fn the_answer_to_a_handshake_comes_back_over_the_route_in_use_though_a_copy_was_quicker() {
+    for order in [[A, B], [B, A]] {
+        let mut pair = Pair::strangers();
+        pair.s.send(TO_T, [HELLO]);
+        order.into_iter().for_each(|relay| pair.relay(relay));
+        pair.t.send(TO_S, [HELLO + 1]);
+        assert_eq!((pair.t.sent_to(A).len(), pair.t.sent_to(B).len()), (1, 0), "{order:?}");
+    }
 }

@@ -3,6 +3,7 @@
 
 mod changes;
 mod names;
+mod replicas;
 mod rest;
 
 use std::path::Path;
@@ -31,6 +32,8 @@ const NEWCOMERS: [&str; 6] = ["J01", "J02", "J03", "J04", "J05", "J06"];
 const CONSUMER: &str = "N30";
 /// Longest wait until all know each other, or every name.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Longest wait for any recovery: what the mission allows, and some.
+const RECOVERY_MAX: Duration = Duration::from_secs(45);
 /// Which nodes are asked and killed: the same ones in every run.
 const SEED: u64 = 30;
 
@@ -50,8 +53,8 @@ pub(super) async fn figures(started: Instant, folder: &Path) -> anyhow::Result<V
     figures.extend(names::look_up(&mesh, &mut random).await?);
     say(started, "new nodes join, one after the other");
     figures.extend(changes::join(&mut mesh).await?);
-    say(started, "a provider with a replica is killed");
-    figures.push(changes::lose_provider(started, &mut mesh).await?);
+    say(started, "providers with a replica are killed, one after the other");
+    figures.extend(replicas::lose_providers(started, &mut mesh).await?);
     say(started, "a fifth of the nodes is killed");
     figures.extend(changes::lose_nodes(started, &mut mesh, &mut random).await?);
     mesh.stop().await;
