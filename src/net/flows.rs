@@ -15,6 +15,7 @@ use super::copies::Copies;
 use super::pace::Pace;
 use super::plane::FarEnd;
 use super::sending::Outgoing;
+use super::tries::Tries;
 use crate::engine::forward::{Arrivals, DatagramKind, Header, Heard, OwnEnd, RouteKey};
 use crate::engine::types::{NodeId, Route, Timestamp};
 
@@ -88,6 +89,8 @@ pub(super) struct Flow {
     pub(super) arrivals: Arrivals,
     pub(super) copies: Copies,
     pub(super) pace: Pace,
+    /// What its connection has tried and was not let pass.
+    pub(super) tries: Arc<Tries>,
     /// When the watch looks at it next; `None` while nothing is due.
     pub(super) due_at: Option<Timestamp>,
     key: Option<(RouteKey, u64)>,
@@ -246,8 +249,9 @@ impl Flows {
         };
         let out = Outgoing::new(self.kept.clone());
         let (arrivals, copies) = Default::default();
-        let pace = Pace::default();
-        let flow = Flow { far_end, end, out, arrivals, copies, pace, due_at: None, key: None };
+        let (pace, tries) = Default::default();
+        let (due_at, key) = (None, None);
+        let flow = Flow { far_end, end, out, arrivals, copies, pace, tries, due_at, key };
         let flow = Arc::new(Mutex::new(flow));
         known.flows.insert(far_end, flow.clone());
         flow

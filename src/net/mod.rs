@@ -43,6 +43,7 @@ pub mod reservations;
 pub mod sending;
 pub mod swarm;
 pub mod tls;
+mod tries;
 pub mod tunnel;
 pub mod watch;
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::flows::{End, Flow, Proof, hold};
 use super::plane::{DataPlane, FarEnd};
 use super::sending::{KEPT_FOR, RESEND_BYTES, RESEND_EVERY};
+use super::tries::Tries;
 use crate::engine::event::Input;
 use crate::engine::forward::{
     Binding, DatagramKind, Delivery, Due, ForwardingSnapshot, Header, Heard, REPORT_EVERY, Receipt,
@@ -133,14 +134,39 @@ impl DataPlane {
 
     /// The handshake of a tunnel is done: from now on its datagrams prove themselves. Returns a
     /// number for [`DataPlane::take_key`]; `None` when TLS gives no secret.
-    pub(super) fn set_key(&self, far_end: FarEnd, connection: &Connection) -> Option<u64> {
+    pub(super) fn set_key(
+        &self,
+        far_end: FarEnd,
+        connection: &Connection,
+        tries: &Arc<Tries>,
+    ) -> Option<u64> {
         let caller = if far_end.ours { self.me } else { far_end.node };
         let context = [&caller.0[..], &far_end.tunnel.0.to_be_bytes()].concat();
         let mut secret = [0; 32];
         let exported = connection.export_keying_material(&mut secret, KEY_LABEL, &context);
         let number = exported.ok().map(|()| self.flows.set_key(far_end, RouteKey::new(&secret)));
+        if let Some(flow) = self.flows.of(far_end).filter(|_| number.is_some()) {
+            hold(&flow).tries = tries.clone();
+        }
         self.reserve_anew(far_end);
         number
+    }
+
+    /// A connection begins. Returns what it shares with the data plane, from its first packet on unless
+    /// another connection to the same far end goes on.
+    pub(super) fn tries(&self, far_end: Option<FarEnd>) -> Arc<Tries> {
+        let tries = Arc::default();
+        let flow = far_end.and_then(|far_end| match far_end.ours {
+            true => Some(self.flows.of_or_new(far_end)),
+            false => self.flows.of(far_end),
+        });
+        if let Some(flow) = flow {
+            let mut flow = hold(&flow);
+            if flow.key().is_none() {
+                flow.tries = Arc::clone(&tries);
+            }
+        }
+        tries
     }
 
     /// A connection of this node is closed; see [`Flows::closed`](super::flows::Flows::closed).

@@ -43,6 +43,7 @@ use super::identity::{self, Identity};
 use super::overlay_socket::{OverlaySocket, endpoint_config};
 use super::pace::{LARGE_BYTES, MINIMUM_CHANGE, PACKET_BYTES};
 use super::plane::{DataPlane, FarEnd};
+use super::tries::{Congestion, Tries};
 use crate::engine::event::Input;
 use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, PublicKey, ServiceName, TunnelId};
@@ -201,6 +202,8 @@ pub struct Tunnels {
     members: Members,
     /// Says that `members` has changed.
     changes: watch::Sender<()>,
+    /// How to shake hands with callers.
+    server: quinn::ServerConfig,
     endpoint: Endpoint,
     plane: Arc<DataPlane>,
     exports: ArcSwap<BTreeMap<ServiceName, Export>>,
@@ -229,19 +232,23 @@ impl Tunnels {
         tls.alpn_protocols = vec![PROTOCOL.to_vec()];
         let quic = QuicServerConfig::try_from(tls).map_err(|error| crypto(&error))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(quic));
-        server.transport_config(transport(None));
         server.migration(false).max_incoming(HANDSHAKES_MAX);
         let socket = OverlaySocket::new(plane.clone())
             .ok_or_else(|| TunnelError::Crypto("the overlay socket is taken".into()))?;
         let config = endpoint_config(identity, LARGE_BYTES).map_err(|error| crypto(&error))?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint =
-            Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), runtime)
-                .map_err(|error| crypto(&error))?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            config,
+            Some(server.clone()),
+            Arc::new(socket),
+            runtime,
+        )
+        .map_err(|error| crypto(&error))?;
         let tunnels = Arc::new(Self {
             identity: identity.clone(),
             members,
             changes: watch::Sender::default(),
+            server,
             endpoint,
             plane,
             exports: ArcSwap::default(),
@@ -320,6 +327,9 @@ impl Tunnels {
         }
         if local.strands.len() > 1 {
             self.tasks.spawn(self.clone().connect_others(local.clone()));
+        }
+        if self.plane.is_reserving(first) {
+            self.tasks.spawn(self.clone().stay_connected(local.clone()));
         }
         let mut listen = door;
         if let Some((listener, address)) = listener {
@@ -448,10 +458,11 @@ impl Tunnels {
         tls.alpn_protocols = vec![PROTOCOL.to_vec()];
         let quic = QuicClientConfig::try_from(tls).map_err(|error| crypto(&error))?;
         let mut client = quinn::ClientConfig::new(Arc::new(quic));
-        client.transport_config(transport(Some(KEEP_ALIVE)));
         let far_end = FarEnd { node: provider.node_id(), tunnel, ours: true };
         let address = far_end.to_addr();
         self.plane.take_key(far_end, None);
+        let tries = self.plane.tries(Some(far_end));
+        client.transport_config(transport(Some(KEEP_ALIVE), &tries));
         // The verifier checks the peer id; QUIC only wants some server name.
         let connecting = self.endpoint.connect_with(client, address, "l");
         let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
@@ -459,7 +470,7 @@ impl Tunnels {
             Ok(connected) => connected.map_err(|error| unreachable(error.to_string()))?,
             Err(_) => return Err(unreachable("no answer".into())),
         };
-        if let Some(number) = self.plane.set_key(far_end, &connected) {
+        if let Some(number) = self.plane.set_key(far_end, &connected, &tries) {
             let (plane, connection, stop) = (self.plane.clone(), connected.clone(), stop.clone());
             let provider = provider.node_id();
             self.tasks.spawn(async move {
@@ -480,12 +491,14 @@ impl Tunnels {
     }
 }
 
-fn transport(keep_alive: Option<Duration>) -> Arc<quinn::TransportConfig> {
+fn transport(keep_alive: Option<Duration>, tries: &Arc<Tries>) -> Arc<quinn::TransportConfig> {
     let mut transport = quinn::TransportConfig::default();
     let mut larger = quinn::MtuDiscoveryConfig::default();
     larger.upper_bound(LARGE_BYTES).minimum_change(MINIMUM_CHANGE).interval(TRY_LARGER_EVERY);
-    let mut congestion = quinn::congestion::CubicConfig::default();
-    congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
+    let mut cubic = quinn::congestion::CubicConfig::default();
+    cubic.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
+    let (cubic, tries) = (Arc::new(cubic), tries.clone());
+    let congestion = Congestion { cubic, tries, time_threshold: TIME_THRESHOLD };
     transport
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
         // The caller's introduction.

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::introduction::{self, Caller};
 use super::stream::{Carried, Live, Status, StreamError};
-use super::{Export, STREAMS_MAX, Tunnels, pump, udp};
+use super::{Export, STREAMS_MAX, Tunnels, pump, transport, udp};
 use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{NodeId, PublicKey, ServiceName};
 use crate::net::plane::FarEnd;
@@ -104,7 +104,11 @@ async fn serve_tunnel(
     streams: Arc<Callers>,
     incoming: Incoming,
 ) {
-    let Ok(connection) = incoming.await else { return };
+    let tries = tunnels.plane.tries(FarEnd::from_addr(incoming.remote_address()));
+    let mut config = tunnels.server.clone();
+    config.transport_config(transport(None, &tries));
+    let Ok(connecting) = incoming.accept_with(Arc::new(config)) else { return };
+    let Ok(connection) = connecting.await else { return };
     let Some(key) = caller(&connection) else {
         tunnels.plane.counters().count("tunnel-from-nobody");
         connection.close(VarInt::from_u32(2), b"identity does not fit the address");
@@ -117,7 +121,8 @@ async fn serve_tunnel(
         return;
     };
     let far_end = FarEnd::from_addr(connection.remote_address());
-    let route_key = far_end.and_then(|end| Some((end, tunnels.plane.set_key(end, &connection)?)));
+    let route_key =
+        far_end.and_then(|end| Some((end, tunnels.plane.set_key(end, &connection, &tries)?)));
     match Caller::introduced(&connection, key, &tunnels.members).await {
         Ok(member) => serve_member(&tunnels, &member, caller, &streams, connection).await,
         Err(why) => {
