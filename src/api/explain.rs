@@ -14,11 +14,11 @@ use crate::engine::overlay::wire::Objective;
 use crate::engine::predict::schema::{FEATURES, MISSING};
 use crate::engine::predict::{Centre, Forecast, Prediction, QualityModel};
 use crate::engine::route::{self, Decision};
-use crate::engine::types::{NodeId, Route};
+use crate::engine::types::{NodeId, Route, TunnelId};
 use crate::node::View;
 use crate::store::{OutcomeRow, Reader};
 
-/// `GET /v1/routes/NAME|NODE|PEER`
+/// `GET /v1/routes/NAME|NODE|PEER`, with `?tunnel=NUMBER` about this one
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Explanation {
     /// When (µs since the epoch).
@@ -27,6 +27,9 @@ pub struct Explanation {
     pub destination: String,
     /// The tunnel that the decision is about; none when nothing is open.
     pub tunnel: Option<u16>,
+    /// The other tunnels to the same far end, and the other paths of this one, each with a route of its
+    /// own.
+    pub other_tunnels: Vec<u16>,
     /// What the score is made of: latency, throughput, reliability or balanced.
     pub objective: Objective,
     /// Routes in use of the tunnels beside which this one was opened: their relays are avoided.
@@ -170,16 +173,26 @@ pub struct Outcome {
 /// What the driver knows about a destination.
 pub(super) struct Asked {
     decision: Decision,
+    other_tunnels: Vec<u16>,
     counterfactual: Option<route::Counterfactual>,
     model: Option<Arc<dyn QualityModel>>,
 }
 
 impl Asked {
-    /// The newest decision about a tunnel there, else what would be decided now.
-    pub(super) fn look(destination: NodeId, view: &mut View<'_>) -> Self {
-        let made = view.decisions.values().find(|decision| decision.destination == destination);
-        let decision = made.cloned().unwrap_or_else(|| view.engine.explain(destination, view.now));
+    /// The newest decision about a tunnel there, of those that are `meant` if there is one, else what
+    /// would be decided now.
+    pub(super) fn look(destination: NodeId, meant: &[TunnelId], view: &mut View<'_>) -> Self {
+        let leads_there =
+            |(_, decision): &(&TunnelId, &Decision)| decision.destination == destination;
+        let there = || view.decisions.iter().filter(leads_there);
+        let made = there().find(|(tunnel, _)| meant.contains(tunnel)).or_else(|| there().next());
+        let about = made.map(|(tunnel, _)| *tunnel);
+        let others = there().map(|(tunnel, _)| *tunnel).filter(|tunnel| Some(*tunnel) != about);
+        let other_tunnels = others.map(|tunnel| tunnel.0).collect();
+        let made = made.map(|(_, decision)| decision.clone());
+        let decision = made.unwrap_or_else(|| view.engine.explain(destination, view.now));
         Self {
+            other_tunnels,
             counterfactual: view.engine.counterfactual(&decision),
             // A model that was replaced since cannot explain what it did not decide.
             model: view
@@ -227,6 +240,7 @@ impl Asked {
             at_us: decision.at.as_micros(),
             destination,
             tunnel: decision.tunnel.map(|tunnel| tunnel.0),
+            other_tunnels: self.other_tunnels.clone(),
             objective: decision.wanted.objective,
             avoided: decision.wanted.avoid.iter().map(route_ids).collect(),
             model_version: decision.model_version.clone(),
@@ -405,7 +419,8 @@ mod tests {
             falls_below_ms: Some(7.0),
             rises_above_ms: None,
         });
-        Asked { decision, counterfactual, model: Some(model) }
+        let other_tunnels = vec![];
+        Asked { decision, other_tunnels, counterfactual, model: Some(model) }
     }
 
     #[test]

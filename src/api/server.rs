@@ -24,7 +24,7 @@ use super::types::{
 use crate::config::{EmulatedLink, parse_target};
 use crate::engine::event::CommandError;
 use crate::engine::types::{NodeId, ServiceName, TunnelId};
-use crate::node::{DATABASE, NodeHandle, RequestError, TunnelOptions, parse_peer_id};
+use crate::node::{DATABASE, NodeHandle, RequestError, TunnelInfo, TunnelOptions, parse_peer_id};
 
 /// Longest request (bytes): a service with all its metadata and its longest allow list.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -140,7 +140,7 @@ impl From<RequestError> for Failure {
             ) => StatusCode::CONFLICT,
             RequestError::Command(CommandError::Busy(_)) => StatusCode::TOO_MANY_REQUESTS,
             RequestError::Command(_) | RequestError::NoRoute(_) => StatusCode::BAD_GATEWAY,
-            RequestError::Tunnel(_) => StatusCode::BAD_GATEWAY,
+            RequestError::Tunnel(_) | RequestError::BrokenPath { .. } => StatusCode::BAD_GATEWAY,
             RequestError::UnknownNode(_) | RequestError::UnknownKey(_) => StatusCode::NOT_FOUND,
             RequestError::Path(_)
             | RequestError::NoRelay(_)
@@ -337,9 +337,46 @@ async fn destination_of(node: &NodeHandle, target: &str) -> Result<NodeId, Failu
     }
 }
 
-async fn trace(State(node): State<NodeHandle>, UrlPath(target): UrlPath<String>) -> Answer<Trace> {
-    let destination = destination_of(&node, &target).await?;
-    let asked = node.inspect(move |view| Asked::look(destination, view)).await?;
+/// Which tunnel is meant; without a number, one to what was named.
+#[derive(Deserialize)]
+struct RouteQuery {
+    tunnel: Option<u16>,
+}
+
+/// The far end that is meant, and the tunnels there that are, with all their paths.
+async fn meant(
+    node: &NodeHandle,
+    target: &str,
+    number: Option<u16>,
+) -> Result<(NodeId, Vec<TunnelId>), Failure> {
+    let (name, far_end) = (target.parse::<ServiceName>().ok(), parse_node(target).ok());
+    let leads_there = |info: &TunnelInfo| {
+        Some(&info.service) == name.as_ref() || Some(info.provider.node_id()) == far_end
+    };
+    let open: Vec<TunnelInfo> = node.tunnels().into_iter().filter(leads_there).collect();
+    if let Some(number) = number {
+        let tunnel = TunnelId(number);
+        let Some(info) = open.iter().find(|info| info.strands.contains(&tunnel)) else {
+            let text =
+                format!("no tunnel {number} to {target} is open; see 'meshwise tunnel list'");
+            return Err(Failure(StatusCode::NOT_FOUND, text));
+        };
+        return Ok((info.provider.node_id(), vec![tunnel]));
+    }
+    let destination = match open.first() {
+        Some(info) => info.provider.node_id(),
+        None => destination_of(node, target).await?,
+    };
+    Ok((destination, open.into_iter().flat_map(|info| info.strands).collect()))
+}
+
+async fn trace(
+    State(node): State<NodeHandle>,
+    UrlPath(target): UrlPath<String>,
+    Query(query): Query<RouteQuery>,
+) -> Answer<Trace> {
+    let (destination, tunnels) = meant(&node, &target, query.tunnel).await?;
+    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, view)).await?;
     let Some(route) = asked.route() else {
         let text = format!("no route to {target} is alive; see 'meshwise route list {target}'");
         return Err(Failure(StatusCode::CONFLICT, text));
@@ -353,9 +390,10 @@ async fn trace(State(node): State<NodeHandle>, UrlPath(target): UrlPath<String>)
 async fn routes(
     State(node): State<NodeHandle>,
     UrlPath(target): UrlPath<String>,
+    Query(query): Query<RouteQuery>,
 ) -> Answer<Explanation> {
-    let destination = destination_of(&node, &target).await?;
-    let asked = node.inspect(move |view| Asked::look(destination, view)).await?;
+    let (destination, tunnels) = meant(&node, &target, query.tunnel).await?;
+    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, view)).await?;
     let store = node.data_dir().join(DATABASE);
     let answer = tokio::task::spawn_blocking(move || asked.answer(&store)).await;
     Ok(Json(answer.map_err(|_| RequestError::Stopped)?))

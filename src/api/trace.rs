@@ -8,7 +8,7 @@ use super::types::route_ids;
 use crate::engine::measure::window_statistics::quantile;
 use crate::engine::types::Route;
 
-/// `GET /v1/routes/NAME|NODE|PEER/trace`
+/// `GET /v1/routes/NAME|NODE|PEER/trace`, with `?tunnel=NUMBER` over the route of this one
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trace {
     /// The route, source first: the one in use, or the one that would be.

@@ -19,10 +19,6 @@ const MEANINGS: &[(&str, &str)] = &[
     ("no-link", "the next node of its route is no neighbour (any more)"),
     ("no-route", "a tunnel had something to send and no route"),
     ("not-for-this-node", "of a tunnel that is not open"),
-    (
-        "packet-too-large",
-        "no loss: QUIC tries now and then whether large packets pass; on a slow tunnel not",
-    ),
     ("probe-rate", "probes beyond what is answered to one neighbour"),
     ("relay-rate", "beyond what the settings let one neighbour have passed on ([relay] rate)"),
     ("replayed", "it was here before"),
@@ -46,7 +42,7 @@ mod tests {
     #[test]
     fn the_words_are_in_order_and_each_has_one_meaning() {
         assert!(MEANINGS.is_sorted_by(|(one, _), (next, _)| one < next));
-        assert!(meaning("packet-too-large").unwrap().starts_with("no loss"));
+        assert!(meaning("route-silent").unwrap().starts_with("no loss"));
         assert_eq!(meaning("a word of a later version"), None);
     }
 }

@@ -104,8 +104,9 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
     let chosen = answer.candidates.iter().find(|candidate| candidate.chosen);
     let subject = if chosen.is_some() { "* is in use: " } else { "No route is in use: " };
     output::print(&format!(
-        "\n{subject}{why}.\nDecided by {} at {} with probability {:.2}; milliseconds, round trip.\n\
+        "\n{subject}{why}.\n{}Decided by {} at {} with probability {:.2}; milliseconds, round trip.\n\
          Objective: {}{}.\nRule: {}.",
+        about(answer.tunnel, &answer.other_tunnels),
         answer.model_version,
         output::time(answer.at_us),
         answer.propensity,
@@ -160,6 +161,21 @@ fn kept_back(candidates: &[RouteCandidate]) -> Vec<String> {
     ));
     lines.extend(routes(|c| c.refused, "has not the bandwidth that is to be set aside"));
     lines
+}
+
+/// Which tunnel it is about, as a line.
+fn about(tunnel: Option<u16>, others: &[u16]) -> String {
+    let Some(tunnel) = tunnel else {
+        return "No tunnel there is open: this is what one would use.\n".into();
+    };
+    if others.is_empty() {
+        return format!("About tunnel {tunnel}.\n");
+    }
+    let others: Vec<String> = others.iter().map(u16::to_string).collect();
+    format!(
+        "About tunnel {tunnel}; also there, each with its own route: {} (--tunnel N).\n",
+        others.join(", ")
+    )
 }
 
 /// What a route is chosen for, as a sentence without its stop.
@@ -350,6 +366,7 @@ mod tests {
             at_us: 1,
             destination: "t".into(),
             tunnel: Some(1),
+            other_tunnels: vec![],
             objective: Objective::Balanced,
             avoided: vec![],
             model_version: "v1".into(),
@@ -400,6 +417,15 @@ mod tests {
         assert!(lines[1].starts_with("s > b > t: held"), "{lines:?}");
         assert!(lines[2].starts_with("s > a > t: has not the bandwidth"), "{lines:?}");
         assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn the_tunnel_that_is_meant_and_the_others_are_named() {
+        assert!(about(None, &[]).starts_with("No tunnel there is open"));
+        assert_eq!(about(Some(3), &[]), "About tunnel 3.\n");
+        assert!(
+            about(Some(3), &[1, 7]).contains("tunnel 3; also there, each with its own route: 1, 7")
+        );
     }
 
     #[test]

@@ -20,23 +20,30 @@ pub enum Verb {
     Explain {
         /// Name of a service, node id or peer id.
         target: String,
+        /// Of several tunnels there this one, by its number from `tunnel list`.
+        #[arg(long, value_name = "N")]
+        tunnel: Option<u16>,
     },
     /// Measure how far away each node of the route in use is. Probes go before data at each queue: what
     /// a full queue adds is not in it.
     Trace {
         /// Name of a service, node id or peer id.
         target: String,
+        /// Of several tunnels there this one, by its number from `tunnel list`.
+        #[arg(long, value_name = "N")]
+        tunnel: Option<u16>,
     },
 }
 
 pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
-    let (target, reasons) = match verb {
+    let (target, tunnel, reasons) = match verb {
         Verb::List { target: None } => return list_all(context).await,
-        Verb::List { target: Some(target) } => (target, false),
-        Verb::Explain { target } => (target, true),
-        Verb::Trace { target } => return trace(&target, context).await,
+        Verb::List { target: Some(target) } => (target, None, false),
+        Verb::Explain { target, tunnel } => (target, tunnel, true),
+        Verb::Trace { target, tunnel } => return trace(&target, tunnel, context).await,
     };
-    let answer: Explanation = context.client().get(&format!("/v1/routes/{target}")).await?;
+    let path = format!("/v1/routes/{target}{}", query(tunnel));
+    let answer: Explanation = context.client().get(&path).await?;
     if context.json {
         return output::json(&answer);
     }
@@ -57,8 +64,14 @@ async fn list_all(context: &Context) -> anyhow::Result<()> {
     output::rows(&table, "no other node is known")
 }
 
-async fn trace(target: &str, context: &Context) -> anyhow::Result<()> {
-    let traced: Trace = context.client().get(&format!("/v1/routes/{target}/trace")).await?;
+/// What a path ends with when a tunnel is meant.
+fn query(tunnel: Option<u16>) -> String {
+    tunnel.map_or_else(String::new, |tunnel| format!("?tunnel={tunnel}"))
+}
+
+async fn trace(target: &str, tunnel: Option<u16>, context: &Context) -> anyhow::Result<()> {
+    let path = format!("/v1/routes/{target}/trace{}", query(tunnel));
+    let traced: Trace = context.client().get(&path).await?;
     if context.json {
         return output::json(&traced);
     }

@@ -96,7 +96,7 @@ pub(super) struct Flow {
     pub(super) arrivals: Arrivals,
     pub(super) copies: Copies,
     pub(super) pace: Pace,
-    /// What of that QUIC waits for in vain.
+    /// What its connection has tried and was not let pass.
     pub(super) tries: Arc<Tries>,
     /// When the watch looks at it next; `None` while nothing is due.
     pub(super) due_at: Option<Timestamp>,

@@ -4,7 +4,7 @@
 //! long on a slow link, where others wait behind it. So packets have at most [`PACKET_BYTES`], until
 //! the tunnel has sent at a rate for [`WINDOW`] at which larger ones take a millisecond or two
 //! ([`STEPS`]). QUIC tries them from time to time; what it tries on a slower tunnel is lost here, which it
-//! takes for a path that carries no more, and not for congestion.
+//! takes for a path that carries no more, and not for congestion ([`tries`](super::tries)).
 //!
 //! Once QUIC has learned that large packets arrive it sends them until many are lost, so that one that
 //! was tried in time is not taken back when the tunnel moves to a slower route.

@@ -232,6 +232,12 @@ impl DataPlane {
         self.snapshot.load().tunnels.get(&tunnel).is_some_and(|binding| binding.reachable)
     }
 
+    /// Whether bandwidth is to be set aside for a tunnel of this node.
+    pub(super) fn is_reserving(&self, tunnel: TunnelId) -> bool {
+        let snapshot = self.snapshot.load();
+        snapshot.tunnels.get(&tunnel).is_some_and(|binding| binding.reserved.is_some())
+    }
+
     /// Whether the far end of a tunnel of this node answers, as far as is known.
     pub(super) fn answers(&self, tunnel: TunnelId) -> bool {
         let snapshot = self.snapshot.load();
@@ -408,8 +414,7 @@ impl DataPlane {
         let is_resending = flow.out.waiting() > 0;
         for packet in packets.clone() {
             if !flow.pace.allows(packet.len(), now) {
-                self.counters.count("packet-too-large");
-                flow.tries.refused(packet.len(), Instant::now());
+                flow.tries.withhold(packet.len(), Instant::now());
                 continue;
             }
             if let Some((route, route_id)) = flow.claimed_way(packet) {

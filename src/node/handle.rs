@@ -45,6 +45,17 @@ pub enum RequestError {
     /// No route to the provider.
     #[error("no route to {0}; see 'meshwise peer list' and 'meshwise route explain {0}'")]
     NoRoute(NodeId),
+    /// A fixed path over a link that nobody has.
+    #[error(
+        "the path that --via fixes is broken: no link joins {from} and {to}; leave out --via, or see \
+         'meshwise route list'"
+    )]
+    BrokenPath {
+        /// The end of it that is nearer.
+        from: NodeId,
+        /// The other one.
+        to: NodeId,
+    },
     /// A node that nobody advertises.
     #[error("{0} is not known here; see 'meshwise peer list' for the nodes that are connected")]
     UnknownNode(NodeId),
@@ -74,16 +85,16 @@ pub enum RequestError {
     ReservedPaths,
     /// None of the routes that were asked has so much left.
     #[error(
-        "no route to {to} that was asked has {:.1} Mbit/s free: the link {}-{} has {:.1} on the best; \
-         ask for less, choose another route with --via, or see 'meshwise route explain {to}'",
-        mbit(*.rate), .bottleneck.from, .bottleneck.to, mbit(.bottleneck.available)
+        "no route to {to} that was asked has {:.1} Mbit/s free for this node: at most {:.1}, over the \
+         link {}-{}; ask for less, choose another route with --via, or see 'meshwise route explain {to}'",
+        mbit(*.rate), mbit(.bottleneck.available), .bottleneck.from, .bottleneck.to
     )]
     InsufficientBandwidth {
         /// The provider.
         to: NodeId,
         /// What was asked for (bytes/s).
         rate: u64,
-        /// The link of the best of them, and what it has left.
+        /// Of the links that have not so much, the one that has most left.
         bottleneck: Bottleneck,
     },
     /// Not all nodes of the route answered.
@@ -109,6 +120,7 @@ impl RequestError {
         matches!(
             self,
             Self::NoRoute(_)
+                | Self::BrokenPath { .. }
                 | Self::Tunnel(TunnelError::Unreachable { .. })
                 | Self::InsufficientBandwidth { .. }
                 | Self::ReservationUnanswered(_)

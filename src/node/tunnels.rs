@@ -19,6 +19,8 @@ use crate::net::tunnel::{GOODBYE, NewTunnel, StreamError, TunnelStream};
 
 /// How long a tunnel waits for a first route: a new neighbour's advertisement is on its way.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for a fixed path: one of its links may be new, and no other route is to be found.
+const PATH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it waits for its reservation: the data plane gives up sooner, also on all of
 /// [`RESERVE_TRIES`](crate::engine::route::router::RESERVE_TRIES) routes.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -172,7 +174,7 @@ impl NodeHandle {
             bound.strands.push(strand.ok_or(RequestError::TooManyTunnels)?);
         }
         let tunnel = bound.strands[0];
-        self.wait_for_route(tunnel, destination).await?;
+        self.wait_for_route(tunnel, destination, forced).await?;
         let strands = bound.strands.clone();
         let (listen, door) = match at {
             At::Listen(address) => (Some(address), None),
@@ -227,8 +229,14 @@ impl NodeHandle {
         Ok(Route::new(nodes.collect::<Vec<_>>())?)
     }
 
-    async fn wait_for_route(&self, tunnel: TunnelId, to: NodeId) -> Result<(), RequestError> {
-        let deadline = tokio::time::Instant::now() + ROUTE_TIMEOUT;
+    async fn wait_for_route(
+        &self,
+        tunnel: TunnelId,
+        to: NodeId,
+        forced: Option<Route>,
+    ) -> Result<(), RequestError> {
+        let timeout = if forced.is_some() { PATH_TIMEOUT } else { ROUTE_TIMEOUT };
+        let deadline = tokio::time::Instant::now() + timeout;
         loop {
             let routed = move |view: &mut View<'_>| {
                 let mut tunnels = view.engine.tunnels();
@@ -238,7 +246,13 @@ impl NodeHandle {
                 return Ok(());
             }
             if tokio::time::Instant::now() >= deadline {
-                return Err(RequestError::NoRoute(to));
+                let Some(path) = forced else { return Err(RequestError::NoRoute(to)) };
+                let broken = move |view: &mut View<'_>| {
+                    path.links().find(|(from, to)| !view.engine.graph().is_link(*from, *to))
+                };
+                let broken = self.inspect(broken).await?;
+                let broken = broken.map(|(from, to)| RequestError::BrokenPath { from, to });
+                return Err(broken.unwrap_or(RequestError::NoRoute(to)));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -97,7 +97,8 @@ async fn a_link_sets_aside_what_it_can_and_refuses_the_rest() {
     };
     let [from, to] = [0, 1].map(|index: usize| identities[index].node_id());
     assert_eq!((bottleneck.from, bottleneck.to, bottleneck.available), (from, to, 0));
-    assert!(text.contains(&format!("2.0 Mbit/s free: the link {from}-{to} has 0.0")), "{text}");
+    let said = format!("2.0 Mbit/s free for this node: at most 0.0, over the link {from}-{to};");
+    assert!(text.contains(&said), "{text}");
     assert_eq!(user.tunnels().len(), 2, "it is closed again");
     assert!(user.close_tunnel(first).await.unwrap());
     eventually("what the first one had is free", || async { open().await.is_ok() }).await;

@@ -292,6 +292,11 @@ async fn what_cannot_work_says_why() {
         let no_relay = handle.open_tunnel(name(NAME), any, options).await.unwrap_err();
         assert!(no_relay.to_string().contains("--via \"\""), "{no_relay}");
     }
+    let broken = vec![diamond.ids[A], diamond.ids[B]];
+    let options = TunnelOptions { via: Some(broken), ..TunnelOptions::default() };
+    let broken = handle.open_tunnel(name(NAME), any, options).await.unwrap_err();
+    let RequestError::BrokenPath { from, to } = broken else { panic!("{broken}") };
+    assert_eq!((from, to), (diamond.ids[A], diamond.ids[B]), "no link joins them");
     assert_eq!(handle.tunnels().len(), 1, "nothing stays open");
     let bound = |view: &mut meshwise::node::View<'_>| view.engine.tunnels().count();
     eventually("nothing stays bound", || async { handle.inspect(bound).await.unwrap() == 1 }).await;

@@ -162,6 +162,18 @@ async fn four_processes_carry_five_megabytes_over_a_forced_relay() {
     let carried = relay.status().forwarded.bytes - before;
     assert!(carried >= FIVE_MB as u64, "the relay carried {carried} bytes");
 
+    let other: Tunnel = source.ask(&["tunnel", "open", "files.local"]).unwrap();
+    for (this, that) in [(&tunnel, &other), (&other, &tunnel)] {
+        let explain = ["route", "explain", "files.local", "--tunnel", &this.tunnel.to_string()];
+        let said: serde_json::Value = source.ask(&explain).unwrap();
+        assert_eq!(said["tunnel"], this.tunnel);
+        assert_eq!(said["other_tunnels"], serde_json::json!([that.tunnel]));
+        assert_eq!(said["reason"] == "forced", this.tunnel == tunnel.tunnel, "{said}");
+    }
+    let explain = ["route", "explain", "files.local", "--tunnel", "999"];
+    let no_such = source.ask::<serde_json::Value>(&explain).unwrap_err();
+    assert!(no_such.contains("no tunnel 999 to files.local"), "{no_such}");
+
     let unknown = source.ask::<Tunnel>(&["tunnel", "open", "nobody.local"]).unwrap_err();
     assert!(unknown.contains("nobody publishes nobody.local"), "{unknown}");
     assert_eq!(unknown.trim().lines().count(), 1, "one line: {unknown}");

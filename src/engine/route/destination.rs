@@ -19,8 +19,8 @@ pub enum ReservationState {
     Pending,
     /// Every node of the route has set the rate aside.
     Granted,
-    /// No route that was asked can, and this link of the first of them has not enough left; `None`
-    /// when nobody answered there. The route in use is asked again each slice.
+    /// No route that was asked can. Of the links because of which they cannot, this one has most left;
+    /// `None` when nobody answered. The route in use is asked again each slice.
     Refused(Option<Bottleneck>),
 }
 
@@ -125,9 +125,9 @@ impl Destination {
     pub(super) fn settle_reservation(&mut self) {
         let Some(reservation) = &self.reservation else { return };
         if reservation.state == ReservationState::Pending && self.has_refused() {
-            let (rate, first) = (reservation.rate, self.refused[0].1);
-            self.refused.clear();
-            let state = ReservationState::Refused(first);
+            let rate = reservation.rate;
+            let bottlenecks = self.refused.drain(..).filter_map(|(_, bottleneck)| bottleneck);
+            let state = ReservationState::Refused(bottlenecks.max_by_key(|b| b.available));
             self.reservation = Some(Reservation { rate, state });
         }
     }

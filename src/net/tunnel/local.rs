@@ -155,6 +155,33 @@ impl Tunnels {
         }
     }
 
+    /// Connects a tunnel with a reservation anew whenever its connection is lost, also while nobody uses it:
+    /// nodes set bandwidth aside for who proves to be a caller of the provider.
+    pub(super) async fn stay_connected(self: Arc<Self>, local: Arc<LocalEnd>) {
+        let strand = &local.strands[0];
+        let connecting = async {
+            let mut pause = OTHERS_POLL;
+            loop {
+                if let Some(live) = strand.live() {
+                    let begun = Instant::now();
+                    live.connection.closed().await;
+                    if begun.elapsed() > OTHERS_POLL_MAX {
+                        pause = OTHERS_POLL;
+                    }
+                }
+                tokio::time::sleep(pause).await;
+                if self.plane.is_reachable(strand.tunnel) {
+                    self.reconnect(&local, 0).await;
+                }
+                pause = (pause * 2).min(OTHERS_POLL_MAX);
+            }
+        };
+        tokio::select! {
+            () = local.stop.cancelled() => {}
+            () = connecting => {}
+        }
+    }
+
     async fn connect_strand(
         self: &Arc<Self>,
         local: &Arc<LocalEnd>,

@@ -202,8 +202,9 @@ pub struct Tunnels {
     members: Members,
     /// Says that `members` has changed.
     changes: watch::Sender<()>,
-    endpoint: Endpoint,
+    /// How to shake hands with callers.
     server: quinn::ServerConfig,
+    endpoint: Endpoint,
     plane: Arc<DataPlane>,
     exports: ArcSwap<BTreeMap<ServiceName, Export>>,
     /// Streams and flows of others that are open.
@@ -247,8 +248,8 @@ impl Tunnels {
             identity: identity.clone(),
             members,
             changes: watch::Sender::default(),
-            endpoint,
             server,
+            endpoint,
             plane,
             exports: ArcSwap::default(),
             served: AtomicU32::new(0),
@@ -326,6 +327,9 @@ impl Tunnels {
         }
         if local.strands.len() > 1 {
             self.tasks.spawn(self.clone().connect_others(local.clone()));
+        }
+        if self.plane.is_reserving(first) {
+            self.tasks.spawn(self.clone().stay_connected(local.clone()));
         }
         let mut listen = door;
         if let Some((listener, address)) = listener {
@@ -492,9 +496,10 @@ fn transport(keep_alive: Option<Duration>, tries: &Arc<Tries>) -> Arc<quinn::Tra
     let mut transport = quinn::TransportConfig::default();
     let mut larger = quinn::MtuDiscoveryConfig::default();
     larger.upper_bound(LARGE_BYTES).minimum_change(MINIMUM_CHANGE).interval(TRY_LARGER_EVERY);
-    let mut congestion = quinn::congestion::CubicConfig::default();
-    congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
-    let congestion = Congestion { cubic: Arc::new(congestion), tries: tries.clone() };
+    let mut cubic = quinn::congestion::CubicConfig::default();
+    cubic.initial_window(INITIAL_WINDOW_PACKETS * u64::from(PACKET_BYTES));
+    let (cubic, tries) = (Arc::new(cubic), tries.clone());
+    let congestion = Congestion { cubic, tries, time_threshold: TIME_THRESHOLD };
     transport
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
         // The caller's introduction.

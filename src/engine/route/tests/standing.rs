@@ -90,19 +90,19 @@ fn a_reservation_is_asked_of_the_next_routes_and_stays_where_it_is_granted() {
 }
 
 #[test]
-fn when_three_routes_refuse_the_best_ones_bottleneck_is_named_and_nobody_else_is_asked() {
+fn when_three_routes_refuse_the_one_with_most_left_is_named_and_nobody_else_is_asked() {
     let (mut world, found) = asked(&[Err(5), Err(6), Err(7), Err(8), Ok(())]);
     let reasons: Vec<_> = found.iter().map(|(reason, _)| *reason).collect();
     assert_eq!(reasons[..2], [Reason::Refused; 2]);
     assert!(!reasons[2..].contains(&Reason::Refused), "{found:?}");
     assert_eq!(world.used().reservation.unwrap().state, ReservationState::Granted);
-    let (refused, _) = asked(&[Err(5), Err(6), Err(7)]);
+    let (refused, _) = asked(&[Err(5), Err(7), Err(6)]);
     let Reservation { state: ReservationState::Refused(Some(bottleneck)), .. } =
         refused.used().reservation.unwrap()
     else {
         panic!("{:?}", refused.used().reservation);
     };
-    assert_eq!(bottleneck.available, 5);
+    assert_eq!(bottleneck.available, 7);
     world.router.open(TUNNEL, node(9), Some(route(&[0, 1, 9])), Objective::Balanced, None);
     world.router.reserve(TUNNEL, 1_000);
     world.decide(70);
