@@ -67,14 +67,12 @@ pub(super) async fn lose_nodes(
         mesh.running().into_iter().filter(|name| !killed.contains(name)).collect()
     };
     let survivors = alive(mesh);
-    let whole = Instant::now();
-    let without_before = loop {
-        let without = missing(mesh, &survivors).await?;
-        if without == 0 || whole.elapsed() > PATIENCE {
-            break without;
-        }
+    // Providers were killed before, and are back.
+    let (all, begun) = (mesh.running(), Instant::now());
+    while missing(mesh, &all).await? > 0 && begun.elapsed() < PATIENCE {
         tokio::time::sleep(Duration::from_millis(500)).await;
-    };
+    }
+    let without_before = missing(mesh, &survivors).await?;
     for name in &killed {
         mesh.kill(name)?;
     }
