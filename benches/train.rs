@@ -45,7 +45,7 @@ fn main() {
     tracing_subscriber::fmt().with_target(false).with_ansi(false).without_time().init();
     let probes = rows();
     let lost = |(number, row): (usize, &TrainRow)| TrainRow {
-        rtt_ms: row.rtt_ms.filter(|_| number as u64 % LOST_EVERY != 0),
+        rtt_ms: row.rtt_ms.filter(|_| !(number as u64).is_multiple_of(LOST_EVERY)),
         ..*row
     };
     let slice = |row: &TrainRow| TrainRow {
