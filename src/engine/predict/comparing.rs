@@ -207,7 +207,7 @@ impl Comparing {
         }
     }
 
-    /// Choices that became known since this was asked last, at most [`CHOICES_OPEN_MAX`] of them.
+    /// Choices that became known since this was asked last, at most `CHOICES_OPEN_MAX` of them.
     pub fn take_known(&mut self) -> Vec<KnownChoice> {
         std::mem::take(&mut self.known)
     }
