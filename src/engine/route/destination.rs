@@ -127,7 +127,12 @@ impl Destination {
         if reservation.state == ReservationState::Pending && self.has_refused() {
             let rate = reservation.rate;
             let bottlenecks = self.refused.drain(..).filter_map(|(_, bottleneck)| bottleneck);
-            let state = ReservationState::Refused(bottlenecks.max_by_key(|b| b.available));
+            // Of equal ones that of the route which was asked before.
+            let wider = |best: Bottleneck, next: Bottleneck| match next.available > best.available {
+                true => next,
+                false => best,
+            };
+            let state = ReservationState::Refused(bottlenecks.reduce(wider));
             self.reservation = Some(Reservation { rate, state });
         }
     }
