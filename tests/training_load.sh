@@ -185,15 +185,14 @@ timeout 60 "$program" data sample --hours 9 --seed 7 --out "$folder/out" --keep 
 
 python3 "$folder/serve.py" "$folder/port" &
 pids+=("$!")
-start() { # NAME BOOTSTRAP...
-    local name="$1" bootstrap=() address
-    shift
-    for address; do bootstrap+=(--bootstrap "$address"); done
+start() { # NAME [TOKEN]
+    local name="$1" join=()
+    [ "$#" -eq 1 ] || join=(--join -)
     mkdir "$folder/$name"
     # No training of its own.
     printf '[learning]\nretrain_s = 0\n' >"$folder/$name/meshwise.toml"
     "$program" node --config "$folder/$name/meshwise.toml" --data-dir "$folder/$name" --no-mdns \
-        --listen /ip4/127.0.0.1/tcp/0 ${bootstrap[@]+"${bootstrap[@]}"} \
+        --listen /ip4/127.0.0.1/tcp/0 --socks "" ${join[@]+"${join[@]}"} <<<"${2:-}" \
         >/dev/null 2>"$folder/$name.log" &
     pids+=("$!")
 }
@@ -213,9 +212,9 @@ sys.exit(not status["listening"] or status["links_up"] < int(sys.argv[1]))' "$2"
 }
 start relay
 joined relay 0
-address=$(ask relay status | field listening.0)
-start source "$address"
-start target "$address"
+token=$(timeout 10 "$program" network invite --uses 2 --data-dir "$folder/relay")
+start source "$token"
+start target "$token"
 for name in relay source target; do joined "$name" 2; done
 server="127.0.0.1:$(cat "$folder/port")"
 ask target service publish echo.local --to "tcp://$server" >/dev/null

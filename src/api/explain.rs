@@ -179,13 +179,19 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// The newest decision about a tunnel there, of those that are `meant` if there is one, else what
-    /// would be decided now.
-    pub(super) fn look(destination: NodeId, meant: &[TunnelId], view: &mut View<'_>) -> Self {
+    /// The newest decision about a tunnel there, of those that are `meant` if there is one, unless one `only` is
+    /// meant; else what would be decided now.
+    pub(super) fn look(
+        destination: NodeId,
+        meant: &[TunnelId],
+        only: bool,
+        view: &mut View<'_>,
+    ) -> Self {
         let leads_there =
             |(_, decision): &(&TunnelId, &Decision)| decision.destination == destination;
         let there = || view.decisions.iter().filter(leads_there);
-        let made = there().find(|(tunnel, _)| meant.contains(tunnel)).or_else(|| there().next());
+        let made = there().find(|(tunnel, _)| meant.contains(tunnel));
+        let made = made.or_else(|| there().next().filter(|_| !only));
         let about = made.map(|(tunnel, _)| *tunnel);
         let others = there().map(|(tunnel, _)| *tunnel).filter(|tunnel| Some(*tunnel) != about);
         let other_tunnels = others.map(|tunnel| tunnel.0).collect();

@@ -375,8 +375,9 @@ async fn trace(
     UrlPath(target): UrlPath<String>,
     Query(query): Query<RouteQuery>,
 ) -> Answer<Trace> {
+    let only = query.tunnel.is_some();
     let (destination, tunnels) = meant(&node, &target, query.tunnel).await?;
-    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, view)).await?;
+    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, only, view)).await?;
     let Some(route) = asked.route() else {
         let text = format!("no route to {target} is alive; see 'meshwise route list {target}'");
         return Err(Failure(StatusCode::CONFLICT, text));
@@ -392,8 +393,9 @@ async fn routes(
     UrlPath(target): UrlPath<String>,
     Query(query): Query<RouteQuery>,
 ) -> Answer<Explanation> {
+    let only = query.tunnel.is_some();
     let (destination, tunnels) = meant(&node, &target, query.tunnel).await?;
-    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, view)).await?;
+    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, only, view)).await?;
     let store = node.data_dir().join(DATABASE);
     let answer = tokio::task::spawn_blocking(move || asked.answer(&store)).await;
     Ok(Json(answer.map_err(|_| RequestError::Stopped)?))

@@ -9,7 +9,8 @@
 //! A route is watched by datagrams that prove themselves, and before the two ends have a key there are
 //! none: whether the first route of a new tunnel delivers is not known before its handshake is done. If a
 //! relay of it has just died, QUIC would send the handshake again over the same route, after ever longer
-//! pauses. So handshakes are copied whatever their size, and small packets up to the first receipt.
+//! pauses. So the caller's handshakes are copied whatever their size, and its small packets up to the first receipt;
+//! the provider copies its small packets for half a minute after, as it does where the caller copies.
 //!
 //! Nothing is copied while much is under way, because it is no message then, and because QUIC knows
 //! duplicates of the newest 128 packets only: it would drop what a quicker copy has overtaken by more.

@@ -268,7 +268,8 @@ impl Flows {
         flow
     }
 
-    /// What is not let pass of a connection that is being made is noted there, unless the two ends have
+    /// What is not let pass of a connection that is being made, which tries larger packets as soon as its
+    /// handshake is done and before it has a [key](Self::set_key), is noted there, unless the two ends have
     /// another connection with a key.
     pub(super) fn note_tries(&self, far_end: FarEnd, tries: &Arc<Tries>) {
         let flow = self.of_or_new(far_end);

@@ -165,9 +165,13 @@ impl Heartbeats {
         Some(heard.load)
     }
 
-    /// Heartbeats that count still, for a new neighbour.
+    /// Heartbeats that count still, for a new neighbour, by their own time too: handed from node to node,
+    /// what was said would never grow old.
     pub fn signed(&self, now: Timestamp) -> impl Iterator<Item = &Signed> + '_ {
-        let heard = self.0.values().filter(move |heard| heard.at + LIFETIME > now);
+        let counts = move |heard: &&Heard| {
+            heard.at + LIFETIME > now && Timestamp(heard.sequence) + LIFETIME > now
+        };
+        let heard = self.0.values().filter(counts);
         heard.map(|heard| &heard.signed)
     }
 
@@ -286,6 +290,18 @@ mod tests {
         assert_eq!(accept(&mut heard, 1, NOW, vec![]), Err(Refused::Stale), "replayed later");
         heard.expire(later + LIFETIME + CLOCK_SKEW);
         assert!(heard.0.is_empty());
+    }
+
+    #[test]
+    fn what_was_said_long_ago_is_not_handed_on_by_who_heard_it_late() {
+        let mut heard = Heartbeats::default();
+        let said_at = Timestamp(NOW.0 - (LIFETIME - Duration::from_secs(9)).as_micros() as u64);
+        accept(&mut heard, 1, said_at, vec![says("a.local", Health::Up)]).unwrap();
+        assert_eq!(heard.signed(NOW + Duration::from_secs(8)).count(), 1);
+        assert_eq!(heard.signed(NOW + Duration::from_secs(9)).count(), 0);
+        let provider = author(1).public().node_id();
+        let at = NOW + Duration::from_secs(9);
+        assert!(heard.service(&name("a.local"), provider, at).is_some(), "it counts here");
     }
 
     #[test]

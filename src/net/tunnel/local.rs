@@ -172,8 +172,8 @@ impl Tunnels {
                 tokio::time::sleep(pause).await;
                 if self.plane.is_reachable(strand.tunnel) {
                     self.reconnect(&local, 0).await;
+                    pause = (pause * 2).min(OTHERS_POLL_MAX);
                 }
-                pause = (pause * 2).min(OTHERS_POLL_MAX);
             }
         };
         tokio::select! {

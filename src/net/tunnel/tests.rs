@@ -287,7 +287,7 @@ async fn tunnels_to_a_provider_that_is_put_out_end() {
 
 #[tokio::test]
 async fn the_first_stream_of_a_tunnel_waits_for_nothing_but_the_way() {
-    const ROUND_TRIP: Duration = Duration::from_millis(400);
+    const ROUND_TRIP: Duration = Duration::from_secs(1);
     let stop = CancellationToken::new();
     let start = || End { delay: ROUND_TRIP / 2, ..End::start(true, &stop) };
     let (caller, provider) = (start(), start());

@@ -78,8 +78,15 @@ pub(super) async fn lose_providers(
     let mut took_ms = Vec::new();
     for (number, pair) in (1..).zip(PAIRS) {
         match lose_provider(mesh, pair, &format!("replicated-{number}.local")).await {
-            Ok((killed, took)) => {
-                let took = took.unwrap_or(RECOVERY_MAX).as_secs_f64() * 1e3;
+            Ok((killed, None)) => {
+                let why = format!("no stream reached the replica of {killed} in {RECOVERY_MAX:?}");
+                say(started, &why);
+                let mut worst = figure(what, None, "ms").at_most(1_000.0);
+                worst.why_not = Some(why);
+                return Ok(vec![worst]);
+            }
+            Ok((killed, Some(took))) => {
+                let took = took.as_secs_f64() * 1e3;
                 say(
                     started,
                     &format!("{killed} killed, a stream at the replica {took:.0} ms later"),
