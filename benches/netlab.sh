@@ -8,12 +8,15 @@
 #   cargo build --release
 #   sudo bash benches/netlab.sh PATH_OF_NETLAB
 #
-# By hand, as root. Needs Python 3, iproute2, iperf3, a built netlab, and whichever of yggdrasil, tincd, babeld is to
-# be measured in PATH. Everything runs in namespaces that netlab makes and deletes; each test is bounded, and ends its
+# "relay" is no overlay but what bounds those that forward in user space: a socat in each of the two relays, which copies
+# bytes of TCP connections and does nothing else.
+#
+# By hand, as root. Needs Python 3, iproute2, iperf3, a built netlab, and whichever of yggdrasil, tincd, babeld, socat is
+# to be measured in PATH. Everything runs in namespaces that netlab makes and deletes; each test is bounded, and ends its
 # processes with it. Nothing is written into the checkout. On few cores it is a figure of CPU and scheduling: compare
 # within one run only.
 #
-# Settings by environment: MESHWISE (the program), NETLAB (its program), SYSTEMS ("meshwise yggdrasil tinc babeld"),
+# Settings by environment: MESHWISE (the program), NETLAB (its program), SYSTEMS ("meshwise yggdrasil tinc babeld relay"),
 # ROUNDS (3), STREAM_S (10), REPS of each diamond test (3; 0 for none), SETTLE_S (5), NETLAB_NICE (0: like all others),
 # RESULTS (a folder that keeps all results as JSON), SCENARIO (throughput on another line, a path).
 set -euo pipefail
@@ -22,7 +25,7 @@ checkout=${1:?usage: bash benches/netlab.sh PATH_OF_NETLAB}
 export MESHWISE=${MESHWISE:-$here/../target/release/meshwise}
 export NETLAB=${NETLAB:-$checkout/target/release/netlab}
 export NETLAB_NICE=${NETLAB_NICE:-0}
-systems=${SYSTEMS:-meshwise yggdrasil tinc babeld}
+systems=${SYSTEMS:-meshwise yggdrasil tinc babeld relay}
 rounds=${ROUNDS:-3} stream_s=${STREAM_S:-10} reps=${REPS:-3} settle_s=${SETTLE_S:-5}
 
 fail() { echo "netlab.sh: $1" >&2; exit 1; }
@@ -35,7 +38,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp -r "$checkout/drivers" "$checkout/scenarios" "$work/"
 chmod -R u+w "$work"
-cp "$here/netlab/meshwise.py" "$work/drivers/systems/"
+cp "$here"/netlab/{meshwise,relay}.py "$work/drivers/systems/"
 export NETLAB_WORK=$work/labs PYTHONDONTWRITEBYTECODE=1
 
 # driver SYSTEM SECONDS ARGUMENTS...: a driver of netlab, ended after so many seconds; its lab ends with it.
@@ -49,8 +52,11 @@ driver() {
 
 present=()
 for system in $systems; do
-    program=$system
-    [ "$system" = tinc ] && program=tincd
+    case $system in
+        tinc) program=tincd ;;
+        relay) program=socat ;;
+        *) program=$system ;;
+    esac
     if [ "$system" = meshwise ] || command -v "$program" > /dev/null; then
         present+=("$system")
     else

@@ -70,7 +70,8 @@ class Adapter(System):
             source = next(iter(self.lab.nodes))
             for kind, name, port in (("tcp", "iperf", IPERF), ("udp", "echo", ECHO)):
                 name = f"{name}-{node.lower()}.local"
-                self.say(node, "service", "publish", name, "--to", f"{kind}://127.0.0.1:{port}")
+                # A check would be the one connection that the driver's iperf3 serves.
+                self.say(node, "service", "publish", name, "--to", f"{kind}://127.0.0.1:{port}", "--check", "none")
                 self.say(source, "tunnel", "open", name, "--listen", f"{address}:{port}")
         return address
 

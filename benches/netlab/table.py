@@ -28,10 +28,13 @@ table = [head] + [row for _, row in rows]
 widths = [max(len(row[i]) for row in table) for i in range(len(head))]
 for row in table:
     print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-best = max((rate for rate, row in rows if row[0] != "meshwise"), default=None)
+best = max((rate for rate, row in rows if row[0] not in ("meshwise", "relay")), default=None)
 ours = next((rate for rate, row in rows if row[0] == "meshwise"), None)
 if best and ours:
     print(f"meshwise has {ours / best:.2f} of the fastest other one")
+bound = next((rate for rate, row in rows if row[0] == "relay"), None)
+if bound and ours:
+    print(f"meshwise has {ours / bound:.2f} of what plain relays of TCP connections carry")
 for test, key, what in (("failover", "outage_s", "outage after a silent cut, s"), ("degrade", "moved_after_s", "left the link that got 100 ms slower after, s")):
     for result in load(f"diamond_{test}_meshwise.json"):
         found = [r[key] for r in result["reps"] if r.get(key) is not None]
