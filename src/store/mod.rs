@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub use decisions::FEATURES_APART;
 pub use outcome::OutcomeRow;
 pub use peers::PEERS_KEPT_MAX;
 pub use reader::{

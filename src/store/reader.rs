@@ -495,15 +495,17 @@ mod tests {
         let path = folder.path().join("store.db");
         let writer = Writer::start(&path, Retention::default()).unwrap();
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
+        // Far enough from each other that all keep their features.
+        let at = |index: u64| now + index * crate::store::FEATURES_APART.as_micros() as u64;
         for index in 0..3 {
-            writer.decision(decision(now + index), 77);
+            writer.decision(decision(at(index)), 77);
         }
         let nothing = Decision { candidates: Vec::new(), chosen: None, ..decision(now - 1) };
         writer.decision(nothing, 1);
         writer.flush().unwrap();
         let reader = Reader::open(&path).unwrap();
         let found = reader.latest_decisions(2).unwrap();
-        assert_eq!(found.iter().map(|d| d.at_us).collect::<Vec<_>>(), [now + 1, now + 2]);
+        assert_eq!(found.iter().map(|d| d.at_us).collect::<Vec<_>>(), [at(1), at(2)]);
         let newest = &found[1];
         assert_eq!((newest.tunnel, newest.reason.as_str()), (Some(4), "held"));
         assert_eq!((newest.calculation_us, newest.changed), (77, false));
@@ -516,7 +518,7 @@ mod tests {
         assert_eq!(newest.chosen_route.as_ref(), Some(&second.route));
         assert_eq!(second.features[3], 0.1 + 0.2, "to the last bit");
         assert_eq!(second.features[0], MISSING);
-        let mut without = reader.decisions(now + 1).unwrap();
+        let mut without = reader.decisions(at(1)).unwrap();
         for (decision, whole) in without.iter_mut().zip(&found) {
             for (candidate, whole) in decision.candidates.iter_mut().zip(&whole.candidates) {
                 assert!(candidate.features.is_empty());
@@ -526,7 +528,7 @@ mod tests {
         assert_eq!(without, found);
         let all = reader.decisions(0).unwrap();
         assert_eq!(all.iter().map(|d| d.candidates.len()).collect::<Vec<_>>(), [0, 2, 2, 2]);
-        let predictions = reader.candidate_predictions(now + 2).unwrap();
+        let predictions = reader.candidate_predictions(at(2)).unwrap();
         let told: Vec<_> = predictions.iter().map(|p| (p.predicted_ms, p.last_value_ms)).collect();
         assert_eq!(told, [(Some(20.0), Some(26.0)), (None, Some(26.0))]);
         let shadow: Vec<_> = predictions

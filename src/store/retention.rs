@@ -3,10 +3,16 @@
 //! "Now" is the newest row, but never later than the system's clock: a node that was off for a
 //! month keeps its past until it measures again, and a row from a clock that ran ahead does not
 //! sweep away the rest. Chunks are small, so that the writer gets back to its queue soon.
+//!
+//! Where room is short, decisions older than [`DECISIONS_KEPT`] go first: they are most of the rows, and
+//! can be judged on a day of them, while models learn from what was measured, over weeks.
 
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, params};
+
+/// Decisions of so long stay as long as any measurement does.
+pub const DECISIONS_KEPT: Duration = Duration::from_secs(86_400);
 
 /// How much of the past is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +40,8 @@ struct Part {
     chunk: i64,
 }
 
+const DECISIONS: Part = Part { table: "decision", time: "at_us", only: "TRUE", chunk: 200 };
+
 const PARTS: [Part; 9] = [
     Part { table: "probe", time: "sent_us", only: "kind = 'link'", chunk: 2_000 },
     Part { table: "probe", time: "sent_us", only: "kind = 'route'", chunk: 2_000 },
@@ -43,7 +51,7 @@ const PARTS: [Part; 9] = [
     Part { table: "service_probe", time: "started_us", only: "TRUE", chunk: 2_000 },
     Part { table: "event", time: "started_us", only: "TRUE", chunk: 2_000 },
     Part { table: "choice", time: "at_us", only: "TRUE", chunk: 50 },
-    Part { table: "decision", time: "at_us", only: "TRUE", chunk: 200 },
+    DECISIONS,
 ];
 
 impl Part {
@@ -87,6 +95,13 @@ pub(super) fn step(connection: &mut Connection, retention: &Retention) -> rusqli
         }
     }
     if live_bytes(connection)? > retention.max_bytes {
+        if let Some(newest_us) = newest_us {
+            let until_us = newest_us.saturating_sub(micros(DECISIONS_KEPT));
+            let deleted = DECISIONS.delete_until(connection, until_us)?;
+            if deleted > 0 {
+                return Ok(deleted);
+            }
+        }
         let mut oldest: Option<(i64, &Part)> = None;
         for part in &PARTS {
             if let Some(time_us) = part.time_of(connection, "min", i64::MAX)?
@@ -186,5 +201,32 @@ mod tests {
         assert_eq!(kept.last(), Some(&19_999_000_000), "the newest stay");
         drop(store);
         assert!(std::fs::metadata(&path).unwrap().len() <= full / 2 + 65_536);
+    }
+
+    #[test]
+    fn where_room_is_short_decisions_older_than_a_day_go_before_measurements() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let hour_us = 3_600_000_000;
+        let mut store = filled(&path, (0..2_000).map(|index| index * hour_us / 40));
+        for hour in 0..50_u64 {
+            let sql = "INSERT INTO decision (at_us, destination, reason, changed, model_version,
+                       propensity, calculation_us) VALUES (?1, ?2, 'held', 0, 'v', 1, 1)";
+            let long = "x".repeat(20_000);
+            store.connection.execute(sql, params![(hour * hour_us) as i64, long]).unwrap();
+        }
+        let full = live_bytes(&store.connection).unwrap();
+        let retention = Retention { max_age: Duration::MAX, max_bytes: full - 100_000 };
+        store.prune(&retention).unwrap();
+        let count = |sql| store.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(count("SELECT count(*) FROM probe"), 2_000);
+        // The newest row is of hour 49.975.
+        assert_eq!(count("SELECT min(at_us) / 3600000000 FROM decision"), 26);
+        // Still too much: now the oldest of all.
+        let full = live_bytes(&store.connection).unwrap();
+        store.prune(&Retention { max_age: Duration::MAX, max_bytes: full - 20_000 }).unwrap();
+        let count = |sql| store.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert!(count("SELECT count(*) FROM probe") < 2_000);
+        assert_eq!(count("SELECT count(*) FROM decision"), 24);
     }
 }

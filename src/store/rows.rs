@@ -3,7 +3,7 @@
 use rusqlite::{Connection, ErrorCode, params};
 use serde::Serialize;
 
-use super::{choices, peers, service_probes};
+use super::{choices, decisions, peers, service_probes};
 use crate::engine::measure::Sample;
 use crate::engine::overlay::KnownPeer;
 use crate::engine::predict::KnownChoice;
@@ -139,13 +139,16 @@ fn insert_decision(
     calculation_us: u64,
 ) -> rusqlite::Result<()> {
     let chosen = decision.chosen.and_then(|index| decision.candidates.get(index));
+    let destination = decision.destination.to_string();
+    let at_us = integer(decision.at.as_micros());
+    let keeps_features = decisions::keeps_features(connection, &destination, at_us)?;
     let sql = "INSERT INTO decision (at_us, tunnel, destination, reason, changed, model_version,
                propensity, chosen_route, calculation_us, challenger_version, rule)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
     connection.prepare_cached(sql)?.execute(params![
-        integer(decision.at.as_micros()),
+        at_us,
         decision.tunnel.map(|tunnel| tunnel.0),
-        decision.destination.to_string(),
+        destination,
         decision.reason.as_str(),
         decision.changed,
         decision.model_version,
@@ -178,7 +181,7 @@ fn insert_decision(
             interval_ms.map(|(_, high)| high),
             forecast.moving_average.map(|prediction| prediction.latency_ms),
             forecast.last_value.map(|prediction| prediction.latency_ms),
-            features_text(&forecast.features),
+            if keeps_features { features_text(&forecast.features) } else { "[]".into() },
             forecast.challenger.map(|prediction| prediction.latency_ms),
             candidate.propensity,
             candidate.bound_ms,
