@@ -1,10 +1,13 @@
 //! One documented configuration tree. Every setting has a working default, unknown keys are
 //! refused, and [`Config::template`] is the file that documents them all.
 
+mod template;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::overlay::{BootstrapPolicy, ServiceKind};
@@ -48,7 +51,7 @@ pub enum ConfigError {
 }
 
 /// All settings of a node.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Who to talk to.
@@ -70,7 +73,7 @@ pub struct Config {
 }
 
 /// Who to talk to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkConfig {
     /// Multiaddresses to listen on.
@@ -101,7 +104,7 @@ impl Default for NetworkConfig {
 }
 
 /// How local programs enter the mesh.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct EntryConfig {
     /// Address and port of the SOCKS5 proxy; empty for none. Whoever can connect to it acts as this
@@ -116,7 +119,7 @@ impl Default for EntryConfig {
 }
 
 /// How routes are chosen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoutingConfig {
     /// Candidate routes for each destination, 1 to 32.
@@ -153,7 +156,7 @@ impl Default for RoutingConfig {
 }
 
 /// What is passed on for others.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct RelayConfig {
     /// Rate at which this node passes on what comes from one neighbour (bytes/s), 20000 or more; 0 is
@@ -162,7 +165,7 @@ pub struct RelayConfig {
 }
 
 /// How often to measure and decide.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProbingConfig {
     /// Between two probes of a link (ms), 20 or more.
@@ -189,7 +192,7 @@ impl Default for ProbingConfig {
 }
 
 /// How to learn.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct LearningConfig {
     /// Let a trained model decide. Off: the moving average does; measuring and training go on.
@@ -222,7 +225,7 @@ impl Default for LearningConfig {
 }
 
 /// How long to keep measurements.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct StorageConfig {
     /// Oldest measurement kept (days), 1 or more.
@@ -238,7 +241,7 @@ impl Default for StorageConfig {
 }
 
 /// Link conditions emulated inside the link lanes, for demonstrations and tests on one machine.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmulationConfig {
     /// Emulate. A normal node leaves this off, and then nothing below has an effect.
@@ -441,9 +444,9 @@ impl Config {
         }
     }
 
-    /// All settings with their defaults, as a file.
+    /// All settings with their defaults and what each is, as a file.
     pub fn template() -> String {
-        toml::to_string(&Self::default()).expect("settings are numbers, text and lists")
+        template::template()
     }
 }
 
@@ -469,8 +472,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_template_is_the_default() {
-        assert_eq!(Config::parse(&Config::template(), "template").unwrap(), Config::default());
+    fn no_proxy_is_a_setting() {
         assert!(Config::parse("[entry]\nsocks = ''", "no proxy").is_ok());
     }
 
