@@ -110,11 +110,14 @@ pub struct EntryConfig {
     /// Address and port of the SOCKS5 proxy; empty for none. Whoever can connect to it acts as this
     /// node.
     pub socks: String,
+    /// Address and port at which `/metrics` is served by HTTP, for Prometheus; empty for none. Whoever
+    /// can connect to it reads what this node counts, and the names of the services that it uses.
+    pub metrics: String,
 }
 
 impl Default for EntryConfig {
     fn default() -> Self {
-        Self { socks: "127.0.0.1:1080".into() }
+        Self { socks: "127.0.0.1:1080".into(), metrics: String::new() }
     }
 }
 
@@ -361,13 +364,14 @@ impl Config {
         let rate = self.relay.rate;
         let expected = "0 or a number of bytes/s of 20000 or more";
         check("relay.rate", rate == 0 || rate >= 20_000, text(&rate), expected)?;
-        let socks = &self.entry.socks;
-        check(
-            "entry.socks",
-            socks.is_empty() || socks.parse::<SocketAddr>().is_ok(),
-            format!("'{socks}'"),
-            "an address and a port as in 127.0.0.1:1080, or empty",
-        )?;
+        let EntryConfig { socks, metrics } = &self.entry;
+        for (key, address, expected) in [
+            ("entry.socks", socks, "an address and a port as in 127.0.0.1:1080, or empty"),
+            ("entry.metrics", metrics, "an address and a port as in 127.0.0.1:9464, or empty"),
+        ] {
+            let good = address.is_empty() || address.parse::<SocketAddr>().is_ok();
+            check(key, good, format!("'{address}'"), expected)?;
+        }
         check(
             "routing.bandwidth_reference",
             routing.bandwidth_reference.is_finite() && routing.bandwidth_reference > 0.0,

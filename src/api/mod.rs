@@ -4,6 +4,7 @@
 mod client;
 mod explain;
 mod learning;
+mod metrics;
 mod names;
 mod network;
 mod publishing;
@@ -14,7 +15,7 @@ mod trace;
 pub mod types;
 
 pub use client::{Client, ClientError};
-pub use server::{Server, ServerError};
+pub use server::{MetricsServer, Server, ServerError};
 
 /// Name of the socket within the data directory.
 pub const SOCKET: &str = "api.sock";

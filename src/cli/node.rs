@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::champion::now_us;
 use super::{Context, network, output};
-use crate::api::Server;
+use crate::api::{MetricsServer, Server};
 use crate::config::Config;
 use crate::learn::first::install_first;
 use crate::node::{MODELS, Node, NodeOptions};
@@ -100,8 +100,13 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         Err(error) => tracing::warn!("no shipped model: {error}"),
     }
     let wanted = config.entry.socks.clone();
+    let wanted_metrics = config.entry.metrics.clone();
     let node = Node::start(options).await?;
     let server = Server::start(node.handle().clone())?;
+    let metrics = match &wanted_metrics[..] {
+        "" => None,
+        address => Some(MetricsServer::start(node.handle().clone(), address).await?),
+    };
     let (status, network) = node
         .handle()
         .inspect(|view| (view.net.listening(), crate::api::types::Network::look(view)))
@@ -125,13 +130,16 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             None => format!("none, {wanted} cannot be used"),
         };
         output::print(&format!("proxy      {proxy}"))?;
+        if let Some(metrics) = &metrics {
+            output::print(&format!("metrics    http://{}/metrics", metrics.address()))?;
+        }
     }
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
     tracing::info!("stopping");
-    drop(server);
+    drop((server, metrics));
     node.stop().await;
     Ok(())
 }

@@ -57,9 +57,12 @@ mod tests {
         assert_eq!(Config::parse(&template, "template").unwrap(), Config::default());
         let lines: Vec<&str> = template.lines().collect();
         for (before, line) in lines.iter().zip(&lines[1..]) {
-            let is_setting = line.starts_with('[') || line.contains(" = ") && !line.starts_with('#');
+            let is_setting =
+                line.starts_with('[') || line.contains(" = ") && !line.starts_with('#');
             assert!(!is_setting || before.starts_with("# "), "nothing is said of {line}");
         }
-        assert!(template.contains("# Oldest measurement kept (days), 1 or more.\nmax_age_days = 30"));
+        assert!(
+            template.contains("# Oldest measurement kept (days), 1 or more.\nmax_age_days = 30")
+        );
     }
 }

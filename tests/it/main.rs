@@ -31,6 +31,7 @@ mod links;
 mod membership;
 #[cfg(feature = "node")]
 mod mesh;
+mod metrics;
 #[cfg(feature = "node")]
 mod nat;
 #[cfg(feature = "node")]

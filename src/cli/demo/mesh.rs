@@ -274,7 +274,7 @@ impl Mesh {
                 mdns: false,
                 ..NetworkConfig::default()
             },
-            entry: EntryConfig { socks: proxy.into() },
+            entry: EntryConfig { socks: proxy.into(), ..EntryConfig::default() },
             ..Config::default()
         }
     }
@@ -308,7 +308,7 @@ impl Mesh {
                 degree: NetworkConfig::default().degree,
             },
             // Every node would want the same port.
-            entry: EntryConfig { socks: String::new() },
+            entry: EntryConfig { socks: String::new(), ..EntryConfig::default() },
             routing: RoutingConfig::default(),
             probing: self.plan.probing.clone(),
             learning: LearningConfig {
