@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::event::{Notice, Output};
-use super::overlay::topology::{CANDIDATES_MAX, DEGREE_MIN, DEGREE_SLACK, Neighbourhood, Reshape};
+use super::overlay::topology::{
+    CANDIDATES_MAX, DEGREE_MIN, DEGREE_SLACK, Neighbourhood, Reshape, WELCOME_FACTOR,
+};
 use super::predict::route_features;
 use super::route::graph::Topology;
 use super::types::{MAX_ROUTE_HOPS, NodeId, Route, Timestamp};
-
-/// A node takes links that others want up to so many times its target, so that newcomers find room.
-const WELCOME_FACTOR: usize = 2;
 
 impl Engine {
     /// Links that this node wants: more of them while peers come and go.
@@ -99,6 +98,7 @@ impl Engine {
             candidates: &candidates,
             topology: &topology,
             target: self.degree_target(now),
+            full: WELCOME_FACTOR * self.config.degree,
             max_hops: self.config.paths.max_hops,
         };
         for change in self.topology.poll(&seen, now) {

@@ -37,6 +37,8 @@ pub const HOLD: Duration = Duration::from_secs(600);
 pub const RECENT_MAX: usize = 256;
 /// Neither end of a link that is given up is left with fewer than these.
 pub const DEGREE_MIN: usize = 3;
+/// A node lets others link with it up to so many times its target, so that newcomers find room.
+pub const WELCOME_FACTOR: usize = 2;
 /// Links beyond the target that a more valuable candidate may add; pruning brings them back.
 pub const DEGREE_SLACK: usize = 2;
 /// Candidates looked at each time: each costs one search of the whole graph.
@@ -71,6 +73,8 @@ pub struct Neighbourhood<'a> {
     pub topology: &'a Topology,
     /// Links that it wants to have.
     pub target: usize,
+    /// Who has so many links lets nobody link with it.
+    pub full: usize,
     /// Longest route that is looked for (links): who is farther is not reached.
     pub max_hops: usize,
 }
@@ -184,14 +188,16 @@ impl TopologyManager {
     }
 
     /// The candidates by which routes get shorter most, and by how much, the best first. While links
-    /// are missing, those that miss some too come before all others: they have room.
+    /// are missing, those that miss some too come before all others, and those that are full come last:
+    /// whoever shortens all routes has many links, and would let nobody in.
     fn best_candidates(&self, seen: &Neighbourhood<'_>, from_me: &[f64]) -> Vec<(NodeId, f64)> {
-        let wants = |node: NodeId| {
+        let room = |node: NodeId| {
             let index = seen.topology.index(node);
             let has = index.map(|index| seen.topology.edges[index as usize].len());
             // Who has advertised links and has none any more is gone, as a rule.
             let misses = has.is_none_or(|has| has > 0 && has < seen.target);
-            seen.links.len() < seen.target && misses
+            let is_full = has.is_some_and(|has| has >= seen.full);
+            (seen.links.len() < seen.target && misses, !is_full)
         };
         let usual = usual_cost_ms(seen);
         let candidates = seen.candidates.iter().filter(|(node, _)| {
@@ -215,7 +221,7 @@ impl TopologyManager {
             (*node, gain)
         });
         let mut valued: Vec<(NodeId, f64)> = valued.collect();
-        valued.sort_by(|(a, one), (b, other)| wants(*b).cmp(&wants(*a)).then(other.total_cmp(one)));
+        valued.sort_by(|(a, one), (b, other)| room(*b).cmp(&room(*a)).then(other.total_cmp(one)));
         valued
     }
 
@@ -385,9 +391,9 @@ mod tests {
         let links = neighbours(topology, me);
         let mut manager = TopologyManager::default();
         manager.start(Timestamp(0));
-        let max_hops = MAX_ROUTE_HOPS;
-        let seen =
-            Neighbourhood { me: node(me), links: &links, candidates, topology, target, max_hops };
+        let (full, max_hops) = (WELCOME_FACTOR * target, MAX_ROUTE_HOPS);
+        let (links, me) = (&links, node(me));
+        let seen = Neighbourhood { me, links, candidates, topology, target, full, max_hops };
         assert_eq!(manager.poll(&seen, Timestamp(1)), [], "not before it is time");
         manager.poll(&seen, Timestamp(0) + INTERVAL)
     }
@@ -413,6 +419,19 @@ mod tests {
         let mesh = mesh(6, &links);
         let candidates = [(node(5), Some(1.0)), (node(6), Some(80.0))];
         assert_eq!(look(&mesh, 1, &candidates, 4), [Reshape::Make(node(6))]);
+    }
+
+    #[test]
+    fn who_is_full_comes_last() {
+        // 5 is a hub that shortens all routes, and has no room; 4 is at the end of a line.
+        let hub: Vec<_> = (6..16).map(|a| (a, 5, 10.0)).collect();
+        let links = [&hub[..], &[(1, 2, 50.0), (2, 3, 50.0), (3, 4, 50.0), (3, 5, 50.0)]].concat();
+        let line = [(4, 16, 50.0), (4, 17, 50.0), (4, 18, 50.0), (4, 19, 50.0)];
+        let mesh = mesh(19, &[&links[..], &line].concat());
+        let candidates = [(node(5), Some(1.0)), (node(4), Some(80.0))];
+        let [hub, line] = [5, 4].map(|byte| Reshape::Make(node(byte)));
+        assert_eq!(look(&mesh, 1, &candidates, 4), [line, hub]);
+        assert_eq!(look(&mesh, 1, &candidates, 8)[0], hub, "it has room there");
     }
 
     #[test]
@@ -478,6 +497,7 @@ mod tests {
                 candidates: &[],
                 topology: &topology,
                 target: 4,
+                full: 8,
                 max_hops: MAX_ROUTE_HOPS,
             };
             manager.poll(&seen, now)
@@ -500,6 +520,7 @@ mod tests {
             candidates: &[],
             topology: &topology,
             target: 4,
+            full: 8,
             max_hops: MAX_ROUTE_HOPS,
         };
         later_manager.poll(&seen, later);
