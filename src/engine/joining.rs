@@ -184,18 +184,19 @@ impl Engine {
         let grants = grants.cloned().map(GossipMessage::Grant);
         let heartbeats = self.services.heartbeats(now).filter(lacks);
         let heartbeats = heartbeats.cloned().map(GossipMessage::Heartbeat);
-        let services = services.chain(heartbeats);
-        // What the root says comes first, up to half of the room; the rest in turn, so that neither kind starves the other; from a random place on, so that what
-        // does not fit is not always the same.
+        // What the root says comes first, up to half of the room; then links and records in turn, so that neither
+        // kind starves the other; then heartbeats, which come again within a minute. From a random place on,
+        // so that what does not fit is not always the same.
         let mut messages: Vec<GossipMessage> = random_start(revocations, jitter)
             .chain(random_start(grants, jitter))
             .take(wire::SYNC_MESSAGES_MAX / 2)
             .collect();
         let of_root: usize = messages.iter().map(|message| wire::encode(message).len()).sum();
-        let (mut bytes, mut links, mut services) = (
-            SYNC_LENGTHS_BYTES + wire::encode(&peers).len() + of_root,
+        let mut bytes = SYNC_LENGTHS_BYTES + wire::encode(&peers).len() + of_root;
+        let (mut links, mut services, mut heartbeats) = (
             random_start(links, jitter),
             random_start(services, jitter),
+            random_start(heartbeats, jitter),
         );
         let mut turn = false;
         while messages.len() < wire::SYNC_MESSAGES_MAX {
@@ -205,7 +206,7 @@ impl Engine {
             } else {
                 services.next().or_else(|| links.next())
             };
-            let Some(message) = next else { break };
+            let Some(message) = next.or_else(|| heartbeats.next()) else { break };
             bytes += wire::encode(&message).len();
             if bytes > wire::SYNC_BYTES_MAX {
                 break;
@@ -432,3 +433,6 @@ pub(super) fn verdict_on(error: &WireError) -> Verdict {
         _ => Verdict::Reject,
     }
 }
+
+#[cfg(test)]
+mod tests;

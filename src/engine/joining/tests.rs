@@ -1,0 +1,89 @@
+use std::collections::BTreeMap;
+
+use ed25519_dalek::SigningKey;
+
+use super::*;
+use crate::engine::EngineConfig;
+use crate::engine::measure::Health;
+use crate::engine::overlay::heartbeat::{SERVICES_MAX, ServiceState};
+use crate::engine::overlay::{
+    Author, Credential, Heartbeat, Load, NetworkState, Objective, ServiceKind, ServiceRecord,
+};
+
+const NOW: Timestamp = Timestamp(1_760_000_000_000_000);
+
+/// A member of the network of key 255.
+fn author(number: u16) -> Author {
+    let mut secret = [1; 32];
+    secret[..2].copy_from_slice(&number.to_le_bytes());
+    let key = SigningKey::from_bytes(&secret);
+    let root = SigningKey::from_bytes(&[255; 32]);
+    let public = PublicKey(key.verifying_key().to_bytes());
+    let credential = Credential::issue(&root, &public, Timestamp(0), Timestamp(u64::MAX));
+    Author { key, credential }
+}
+
+/// The engine of member 0.
+fn engine(seed: u64) -> Engine {
+    let Author { key, credential } = author(0);
+    let root = PublicKey(SigningKey::from_bytes(&[255; 32]).verifying_key().to_bytes());
+    let network = NetworkState::joined("home", root, root, credential);
+    Engine::new(EngineConfig { seed, ..EngineConfig::new(key, network) }, NOW)
+}
+
+/// The messages of a synchronisation answer.
+fn told(engine: &mut Engine, now: Timestamp) -> Vec<GossipMessage> {
+    let bytes = engine.sync_response(&BTreeSet::new(), now);
+    SyncResponse::from_bytes(&bytes).unwrap().messages
+}
+
+fn record(author: &Author, name: &str) -> GossipMessage {
+    let record = ServiceRecord {
+        name: name.parse().unwrap(),
+        kind: ServiceKind::Tcp,
+        owner: author.public(),
+        delegation: None,
+        metadata: BTreeMap::new(),
+        sequence: NOW.0,
+        issued_at: NOW,
+        ttl_s: 3_600,
+        objective: Objective::Balanced,
+        allowed: vec![],
+        withdrawn: false,
+    };
+    GossipMessage::Service(Signed::seal(author, &record))
+}
+
+/// One of about 12,000 bytes.
+fn long_heartbeat(author: &Author) -> GossipMessage {
+    let label = "a".repeat(60);
+    let state = |index| ServiceState {
+        name: format!("{index:03}.{label}.{label}.{label}.{label}").parse().unwrap(),
+        health: Health::Up,
+        response_us: None,
+    };
+    let services = (0..SERVICES_MAX).map(state).collect();
+    let heartbeat = Heartbeat { sequence: NOW.0, load: Load::default(), services };
+    GossipMessage::Heartbeat(Signed::seal(author, &heartbeat))
+}
+
+#[test]
+fn newcomers_are_told_all_records_before_any_heartbeat() {
+    const RECORDS: usize = 300;
+    let mut engine = engine(1);
+    for number in 1..=100 {
+        let beat = long_heartbeat(&author(number));
+        assert_eq!(engine.message(beat, None, NOW), Some(Verdict::Accept));
+    }
+    for index in 0..RECORDS {
+        let record = record(&author(1), &format!("{index}.local"));
+        assert_eq!(engine.message(record, None, NOW), Some(Verdict::Accept));
+    }
+    for _ in 0..4 {
+        let told = told(&mut engine, NOW);
+        let is_record = |message: &GossipMessage| matches!(message, GossipMessage::Service(_));
+        assert!(told.iter().take(RECORDS).all(is_record));
+        assert!(told.len() > RECORDS + 50, "heartbeats get the rest: {}", told.len());
+        assert!(told.len() < RECORDS + 100, "there is no room for all: {}", told.len());
+    }
+}
