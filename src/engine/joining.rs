@@ -120,10 +120,15 @@ impl Engine {
         self.outputs.extend(dials.into_iter().map(Output::Dial));
     }
 
-    /// Asks one of the peers for what this node may have missed.
+    /// Asks one of the peers for what this node may have missed; not who made it miss that, if there are others.
     pub(super) fn resync(&mut self, now: Timestamp) {
         self.resync_at = now + RESYNC.mul_f64(0.5 + self.random.random::<f64>());
-        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        let flooders = std::mem::take(&mut self.flooders);
+        let is_calm = |node: &NodeId| !flooders.contains(node);
+        let mut peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        if peers.iter().any(is_calm) {
+            peers.retain(is_calm);
+        }
         let at = (peers.len() as f64 * self.random.random::<f64>()) as usize;
         if let Some(node) = peers.get(at).copied()
             && self.gossip.asks(node, now)
@@ -259,6 +264,7 @@ impl Engine {
         let verdict = if !self.gossip.hears(from, now) {
             self.dropped("gossip-too-much", format!("{from} sends more than a peer may"));
             self.resync_at = self.resync_at.min(now + RESYNC_SOON);
+            self.flooders.insert(from);
             Some(Verdict::Ignore)
         } else {
             match wire::decode(bytes, GOSSIP_BYTES_MAX) {

@@ -209,6 +209,8 @@ pub struct Engine {
     expire_at: Timestamp,
     /// When a peer is asked what this node may have missed.
     resync_at: Timestamp,
+    /// Peers whose gossip was dropped unread since one was asked.
+    flooders: BTreeSet<NodeId>,
     /// Links, tunnels or candidates changed: what is probed has to follow.
     aim: bool,
     /// What must be kept of the network changed.
@@ -273,6 +275,7 @@ impl Engine {
             totals: RouteTotals::default(),
             expire_at: now + EXPIRY_INTERVAL,
             resync_at: now + RESYNC,
+            flooders: BTreeSet::new(),
             aim: false,
             keep: false,
             outputs: VecDeque::new(),

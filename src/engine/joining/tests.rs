@@ -5,6 +5,7 @@ use ed25519_dalek::SigningKey;
 use super::*;
 use crate::engine::EngineConfig;
 use crate::engine::measure::Health;
+use crate::engine::overlay::gossip::FORWARDED_BURST;
 use crate::engine::overlay::heartbeat::{SERVICES_MAX, ServiceState};
 use crate::engine::overlay::{
     Author, Credential, Heartbeat, Load, NetworkState, Objective, ServiceKind, ServiceRecord,
@@ -29,6 +30,10 @@ fn engine(seed: u64) -> Engine {
     let root = PublicKey(SigningKey::from_bytes(&[255; 32]).verifying_key().to_bytes());
     let network = NetworkState::joined("home", root, root, credential);
     Engine::new(EngineConfig { seed, ..EngineConfig::new(key, network) }, NOW)
+}
+
+fn outputs(engine: &mut Engine) -> Vec<Output> {
+    std::iter::from_fn(|| engine.poll_output()).collect()
 }
 
 /// The messages of a synchronisation answer.
@@ -85,5 +90,36 @@ fn newcomers_are_told_all_records_before_any_heartbeat() {
         assert!(told.iter().take(RECORDS).all(is_record));
         assert!(told.len() > RECORDS + 50, "heartbeats get the rest: {}", told.len());
         assert!(told.len() < RECORDS + 100, "there is no room for all: {}", told.len());
+    }
+}
+
+#[test]
+fn who_sends_too_much_is_not_who_is_asked_what_was_missed() {
+    let flooder = author(1).public();
+    let others = [author(2).public(), author(3).public()];
+    let asked = |engine: &mut Engine| -> Vec<NodeId> {
+        engine.handle_timeout(NOW + RESYNC_SOON);
+        let asked = outputs(engine).into_iter().filter_map(|output| match output {
+            Output::RequestSync { node, .. } => Some(node),
+            _ => None,
+        });
+        asked.collect()
+    };
+    for (seed, others) in (0..10).flat_map(|seed| [(seed, &others[..]), (seed, &others[..0])]) {
+        let mut engine = engine(seed);
+        for key in others.iter().chain([&flooder]) {
+            engine.peer_connected(*key, NOW);
+        }
+        for _ in 0..FORWARDED_BURST as u64 {
+            engine.gossip.hears(flooder.node_id(), NOW);
+        }
+        engine.gossip_received(1, flooder.node_id(), &[], NOW);
+        outputs(&mut engine);
+        let asked = asked(&mut engine);
+        let is_right = |node: &NodeId| match others {
+            [] => *node == flooder.node_id(),
+            others => others.iter().any(|other| other.node_id() == *node),
+        };
+        assert!(asked.len() == 1 && asked.iter().all(is_right), "seed {seed}: {asked:?}");
     }
 }
