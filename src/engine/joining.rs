@@ -400,13 +400,20 @@ impl Engine {
         }
     }
 
+    /// Whether this node may say something newer than what it said itself and what came back. Of a time far
+    /// ahead others would not take the next one either; and it could be an old one that was replayed.
+    pub(super) fn may_outdo(&mut self, sequence: u64, now: Timestamp) -> bool {
+        let may = Timestamp(sequence) <= now + CLOCK_SKEW;
+        if !may {
+            self.other_clock(self.me, Timestamp(sequence).since(now), "ahead of");
+        }
+        may
+    }
+
     /// An advertisement of this node itself came back. One that is newer than what it has said since it
     /// started was made before its clock was set back: until it says something newer still, nobody hears it.
     fn said_before(&mut self, sequence: u64, now: Timestamp) {
-        // Others would not take the next one either; and it could be an old one that was replayed.
-        if Timestamp(sequence) > now + CLOCK_SKEW {
-            self.other_clock(self.me, Timestamp(sequence).since(now), "ahead of");
-        } else if self.advertiser.outdone(sequence) {
+        if self.may_outdo(sequence, now) && self.advertiser.outdone(sequence) {
             let links = self.links.up().collect();
             self.advertise_at.1 = self.advertiser.due_at(&links, now);
         }
