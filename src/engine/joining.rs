@@ -405,7 +405,11 @@ impl Engine {
     pub(super) fn may_outdo(&mut self, sequence: u64, now: Timestamp) -> bool {
         let may = Timestamp(sequence) <= now + CLOCK_SKEW;
         if !may {
-            self.other_clock(self.me, Timestamp(sequence).since(now), "ahead of");
+            let minutes = Timestamp(sequence).since(now).as_secs() / 60;
+            let why = format!(
+                "this node said something by a clock that was {minutes} min ahead of what it shows now: it was set back, and until it is there again others may not hear this node"
+            );
+            self.dropped(CLOCK, why);
         }
         may
     }

@@ -8,7 +8,8 @@ use crate::engine::measure::Health;
 use crate::engine::overlay::gossip::FORWARDED_BURST;
 use crate::engine::overlay::heartbeat::{SERVICES_MAX, ServiceState};
 use crate::engine::overlay::{
-    Author, Credential, Heartbeat, Load, NetworkState, Objective, ServiceKind, ServiceRecord,
+    Author, Credential, Heartbeat, LinkStateAdvertisement, Load, NetworkState, Objective,
+    ServiceKind, ServiceRecord,
 };
 
 const NOW: Timestamp = Timestamp(1_760_000_000_000_000);
@@ -34,6 +35,15 @@ fn engine(seed: u64) -> Engine {
 
 fn outputs(engine: &mut Engine) -> Vec<Output> {
     std::iter::from_fn(|| engine.poll_output()).collect()
+}
+
+/// What it dropped since the last look, and why.
+fn dropped(engine: &mut Engine) -> Vec<(&'static str, String)> {
+    let dropped = outputs(engine).into_iter().filter_map(|output| match output {
+        Output::Notice(Notice::Dropped { what, why }) => Some((what, why)),
+        _ => None,
+    });
+    dropped.collect()
 }
 
 /// The messages of a synchronisation answer.
@@ -121,5 +131,25 @@ fn who_sends_too_much_is_not_who_is_asked_what_was_missed() {
             others => others.iter().any(|other| other.node_id() == *node),
         };
         assert!(asked.len() == 1 && asked.iter().all(is_right), "seed {seed}: {asked:?}");
+    }
+}
+
+#[test]
+fn what_this_node_said_by_a_clock_that_was_ahead_is_told_as_that() {
+    let mut engine = engine(1);
+    let sequence = (NOW + Duration::from_secs(7 * 60)).0;
+    let links = LinkStateAdvertisement { sequence, links: BTreeMap::new() };
+    let beat = Heartbeat { sequence, load: Load::default(), services: vec![] };
+    let words = [
+        GossipMessage::LinkState(Signed::seal(&author(0), &links)),
+        GossipMessage::Heartbeat(Signed::seal(&author(0), &beat)),
+    ];
+    for word in words {
+        assert_eq!(engine.message(word, None, NOW), Some(Verdict::Ignore));
+        let dropped = dropped(&mut engine);
+        let [(what, why)] = &dropped[..] else { panic!("{dropped:?}") };
+        assert_eq!(*what, CLOCK);
+        assert!(why.contains("this node") && why.contains("7 min ahead"), "{why}");
+        assert!(why.contains("set back") && !why.contains("our clock"), "{why}");
     }
 }
