@@ -16,7 +16,7 @@ use super::overlay::wire::{
     SyncResponse, WireError,
 };
 use super::overlay::{NotMember, OpenedLinkState, RecordError};
-use super::route::graph::{LIFETIME, Refused};
+use super::route::graph::{Refused, is_news};
 use super::types::{NodeId, PublicKey, Timestamp};
 use super::{Engine, PEERS_MAX, Peer, RESYNC};
 
@@ -180,7 +180,11 @@ impl Engine {
         let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
         let peers: Vec<PeerAddresses> = peers.collect();
         let lacks = |signed: &&Signed| !have.contains(&signed.fingerprint());
-        let links = self.advertisements.values().map(|signed| &**signed).filter(lacks);
+        // Nobody would take those that are too old.
+        let links = self.advertisements.iter().filter(|(origin, _)| {
+            self.graph.sequence(**origin).is_some_and(|said_at| is_news(Timestamp(said_at), now))
+        });
+        let links = links.map(|(_, signed)| &**signed).filter(lacks);
         let links = links.cloned().map(GossipMessage::LinkState);
         let services = self.services.signed().filter(lacks).cloned().map(GossipMessage::Service);
         let revocations = self.membership.roster().revocations().filter(lacks);
@@ -374,7 +378,7 @@ impl Engine {
             }
         };
         let said_at = Timestamp(opened.sequence);
-        if said_at + LIFETIME + CLOCK_SKEW <= now {
+        if !is_news(said_at, now) {
             return Some(self.other_clock(origin, now.since(said_at), "behind"));
         }
         // Otherwise it could be replayed for as long.

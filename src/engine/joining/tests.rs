@@ -11,6 +11,7 @@ use crate::engine::overlay::{
     Author, Credential, Heartbeat, LinkStateAdvertisement, Load, NetworkState, Objective,
     ServiceKind, ServiceRecord,
 };
+use crate::engine::route::graph::LIFETIME;
 
 const NOW: Timestamp = Timestamp(1_760_000_000_000_000);
 
@@ -101,6 +102,19 @@ fn newcomers_are_told_all_records_before_any_heartbeat() {
         assert!(told.len() > RECORDS + 50, "heartbeats get the rest: {}", told.len());
         assert!(told.len() < RECORDS + 100, "there is no room for all: {}", told.len());
     }
+}
+
+#[test]
+fn links_that_nobody_would_take_any_more_are_not_told() {
+    let (mut node, mut newcomer) = (engine(1), engine(2));
+    let links = LinkStateAdvertisement { sequence: NOW.0, links: BTreeMap::new() };
+    let word = GossipMessage::LinkState(Signed::seal(&author(1), &links));
+    assert_eq!(node.message(word.clone(), None, NOW), Some(Verdict::Accept));
+    let too_old = NOW + LIFETIME;
+    let last = Timestamp(too_old.0 - 1);
+    assert_eq!((told(&mut node, last).len(), told(&mut node, too_old).len()), (1, 0));
+    assert_eq!(newcomer.message(word.clone(), None, too_old), Some(Verdict::Ignore));
+    assert_eq!(newcomer.message(word, None, last), Some(Verdict::Accept));
 }
 
 #[test]

@@ -23,6 +23,11 @@ use crate::engine::types::{NodeId, Route, Timestamp};
 /// two refreshes. Links do not live as long: they count while both ends say so, and the end that is
 /// left says within seconds that one is gone.
 pub const LIFETIME: Duration = REFRESH_QUIET.saturating_mul(3);
+/// An advertisement is kept until it is so old, by clocks that differ. One that is taken is younger than
+/// [`LIFETIME`] and so kept for at least [`CLOCK_SKEW`], within which the next one comes: whoever's clock is
+/// behind is heard all the time or, when that is [`LIFETIME`] or more, never.
+const AGE_MAX: Duration = LIFETIME.saturating_add(CLOCK_SKEW);
+const _: () = assert!(CLOCK_SKEW.as_secs() > REFRESH_QUIET.as_secs());
 /// Most origins in the graph; advertisements of further ones are dropped and counted. Ten times
 /// the size the first networks are built for.
 pub const ORIGINS_MAX: usize = 10_000;
@@ -33,6 +38,11 @@ pub const HOP_COST_MS: f64 = 1.0;
 const CHANGES_MAX: usize = 1_024;
 /// Delivery below which a link's cost does not grow further.
 const DELIVERY_MIN: f64 = 0.05;
+
+/// Whether an advertisement that was signed at this time is young enough to be taken, and told to others.
+pub fn is_news(signed_at: Timestamp, now: Timestamp) -> bool {
+    now.since(signed_at) < LIFETIME
+}
 
 #[derive(Clone, Debug)]
 struct Advertised {
@@ -148,7 +158,7 @@ impl OverlayGraph {
         let before = self.adverts.len();
         self.adverts.retain(|origin, advert| {
             let is_young = now.since(advert.accepted_at) < LIFETIME
-                && now.since(Timestamp(advert.sequence)) < LIFETIME + CLOCK_SKEW;
+                && now.since(Timestamp(advert.sequence)) < AGE_MAX;
             let keep = *origin == me || is_young;
             if !keep {
                 changes.extend(advert.links.keys().map(|n| (*origin, *n, None)));
