@@ -16,7 +16,7 @@ use super::overlay::wire::{
     SyncResponse, WireError,
 };
 use super::overlay::{NotMember, OpenedLinkState, RecordError};
-use super::route::graph::{LIFETIME, Refused};
+use super::route::graph::{Refused, is_news};
 use super::types::{NodeId, PublicKey, Timestamp};
 use super::{Engine, PEERS_MAX, Peer, RESYNC};
 
@@ -120,10 +120,15 @@ impl Engine {
         self.outputs.extend(dials.into_iter().map(Output::Dial));
     }
 
-    /// Asks one of the peers for what this node may have missed.
+    /// Asks one of the peers for what this node may have missed; not who made it miss that, if there are others.
     pub(super) fn resync(&mut self, now: Timestamp) {
         self.resync_at = now + RESYNC.mul_f64(0.5 + self.random.random::<f64>());
-        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        let flooders = std::mem::take(&mut self.flooders);
+        let is_calm = |node: &NodeId| !flooders.contains(node);
+        let mut peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        if peers.iter().any(is_calm) {
+            peers.retain(is_calm);
+        }
         let at = (peers.len() as f64 * self.random.random::<f64>()) as usize;
         if let Some(node) = peers.get(at).copied()
             && self.gossip.asks(node, now)
@@ -175,7 +180,11 @@ impl Engine {
         let peers = peers.map(|p| PeerAddresses { key: p.key, addresses: p.addresses.clone() });
         let peers: Vec<PeerAddresses> = peers.collect();
         let lacks = |signed: &&Signed| !have.contains(&signed.fingerprint());
-        let links = self.advertisements.values().map(|signed| &**signed).filter(lacks);
+        // Nobody would take those that are too old.
+        let links = self.advertisements.iter().filter(|(origin, _)| {
+            self.graph.sequence(**origin).is_some_and(|said_at| is_news(Timestamp(said_at), now))
+        });
+        let links = links.map(|(_, signed)| &**signed).filter(lacks);
         let links = links.cloned().map(GossipMessage::LinkState);
         let services = self.services.signed().filter(lacks).cloned().map(GossipMessage::Service);
         let revocations = self.membership.roster().revocations().filter(lacks);
@@ -184,18 +193,19 @@ impl Engine {
         let grants = grants.cloned().map(GossipMessage::Grant);
         let heartbeats = self.services.heartbeats(now).filter(lacks);
         let heartbeats = heartbeats.cloned().map(GossipMessage::Heartbeat);
-        let services = services.chain(heartbeats);
-        // What the root says comes first, up to half of the room; the rest in turn, so that neither kind starves the other; from a random place on, so that what
-        // does not fit is not always the same.
+        // What the root says comes first, up to half of the room; then links and records in turn, so that neither
+        // kind starves the other; then heartbeats, which come again within a minute. From a random place on,
+        // so that what does not fit is not always the same.
         let mut messages: Vec<GossipMessage> = random_start(revocations, jitter)
             .chain(random_start(grants, jitter))
             .take(wire::SYNC_MESSAGES_MAX / 2)
             .collect();
         let of_root: usize = messages.iter().map(|message| wire::encode(message).len()).sum();
-        let (mut bytes, mut links, mut services) = (
-            SYNC_LENGTHS_BYTES + wire::encode(&peers).len() + of_root,
+        let mut bytes = SYNC_LENGTHS_BYTES + wire::encode(&peers).len() + of_root;
+        let (mut links, mut services, mut heartbeats) = (
             random_start(links, jitter),
             random_start(services, jitter),
+            random_start(heartbeats, jitter),
         );
         let mut turn = false;
         while messages.len() < wire::SYNC_MESSAGES_MAX {
@@ -205,7 +215,7 @@ impl Engine {
             } else {
                 services.next().or_else(|| links.next())
             };
-            let Some(message) = next else { break };
+            let Some(message) = next.or_else(|| heartbeats.next()) else { break };
             bytes += wire::encode(&message).len();
             if bytes > wire::SYNC_BYTES_MAX {
                 break;
@@ -258,6 +268,7 @@ impl Engine {
         let verdict = if !self.gossip.hears(from, now) {
             self.dropped("gossip-too-much", format!("{from} sends more than a peer may"));
             self.resync_at = self.resync_at.min(now + RESYNC_SOON);
+            self.flooders.insert(from);
             Some(Verdict::Ignore)
         } else {
             match wire::decode(bytes, GOSSIP_BYTES_MAX) {
@@ -367,7 +378,7 @@ impl Engine {
             }
         };
         let said_at = Timestamp(opened.sequence);
-        if said_at + LIFETIME + CLOCK_SKEW <= now {
+        if !is_news(said_at, now) {
             return Some(self.other_clock(origin, now.since(said_at), "behind"));
         }
         // Otherwise it could be replayed for as long.
@@ -393,13 +404,24 @@ impl Engine {
         }
     }
 
+    /// Whether this node may say something newer than what it said itself and what came back. Of a time far
+    /// ahead others would not take the next one either; and it could be an old one that was replayed.
+    pub(super) fn may_outdo(&mut self, sequence: u64, now: Timestamp) -> bool {
+        let may = Timestamp(sequence) <= now + CLOCK_SKEW;
+        if !may {
+            let minutes = Timestamp(sequence).since(now).as_secs() / 60;
+            let why = format!(
+                "this node said something by a clock that was {minutes} min ahead of what it shows now: it was set back, and until it is there again others may not hear this node"
+            );
+            self.dropped(CLOCK, why);
+        }
+        may
+    }
+
     /// An advertisement of this node itself came back. One that is newer than what it has said since it
     /// started was made before its clock was set back: until it says something newer still, nobody hears it.
     fn said_before(&mut self, sequence: u64, now: Timestamp) {
-        // Others would not take the next one either; and it could be an old one that was replayed.
-        if Timestamp(sequence) > now + CLOCK_SKEW {
-            self.other_clock(self.me, Timestamp(sequence).since(now), "ahead of");
-        } else if self.advertiser.outdone(sequence) {
+        if self.may_outdo(sequence, now) && self.advertiser.outdone(sequence) {
             let links = self.links.up().collect();
             self.advertise_at.1 = self.advertiser.due_at(&links, now);
         }
@@ -432,3 +454,6 @@ pub(super) fn verdict_on(error: &WireError) -> Verdict {
         _ => Verdict::Reject,
     }
 }
+
+#[cfg(test)]
+mod tests;

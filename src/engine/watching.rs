@@ -251,9 +251,6 @@ impl Engine {
 
     pub(super) fn heartbeat_received(&mut self, signed: &Signed, now: Timestamp) -> Verdict {
         let origin = signed.key.node_id();
-        if origin == self.me {
-            return Verdict::Ignore;
-        }
         let heartbeat: Heartbeat = match self.membership.open(signed, now) {
             Ok(heartbeat) => heartbeat,
             Err(error) => {
@@ -261,6 +258,12 @@ impl Engine {
                 return verdict_on(&error);
             }
         };
+        if origin == self.me {
+            if self.may_outdo(heartbeat.sequence, now) {
+                self.services.watching.heart.outdone(heartbeat.sequence, now);
+            }
+            return Verdict::Ignore;
+        }
         let may = || self.gossip.may_beat(origin, now);
         match self.services.watching.heartbeats.accept(signed, heartbeat, may, now) {
             Ok(changes) => {

@@ -10,7 +10,8 @@
 //! none: whether the first route of a new tunnel delivers is not known before its handshake is done. If a
 //! relay of it has just died, QUIC would send the handshake again over the same route, after ever longer
 //! pauses. So the caller's handshakes are copied whatever their size, and its small packets up to the first receipt;
-//! the provider copies its small packets for half a minute after, as it does where the caller copies.
+//! the provider copies its small packets until [`OPENS_FOR`] after. Where copies go on to come, the caller always wants
+//! them, and the provider copies for half a minute after each.
 //!
 //! Nothing is copied while much is under way, because it is no message then, and because QUIC knows
 //! duplicates of the newest 128 packets only: it would drop what a quicker copy has overtaken by more.
@@ -33,6 +34,10 @@ pub const BUSY_WITHIN: Duration = Duration::from_millis(100);
 /// an idle tunnel lets pass without a packet.
 const HEARD_FOR: Duration = Duration::from_secs(30);
 
+/// How long after its first receipt the provider takes a copy for one of the opening, which the caller sends until
+/// it has a receipt; and how long after such a copy it copies itself. A guess: more than the slowest round trip.
+const OPENS_FOR: Duration = Duration::from_secs(2);
+
 /// The second route of one tunnel.
 struct Way {
     route: Route,
@@ -46,6 +51,8 @@ pub(super) struct Copies {
     way: Option<Way>,
     /// The tunnel of this node wants them all the time.
     always: bool,
+    /// When the end that provides sent its first receipt.
+    answered_at: Option<Timestamp>,
     sequence: u64,
     /// Copies that proved themselves; the route's own datagrams have the same numbers.
     pub(super) arrivals: Arrivals,
@@ -66,9 +73,15 @@ impl Copies {
         }
     }
 
+    /// The end that provides sends a receipt.
+    pub(super) fn answered(&mut self, now: Timestamp) {
+        self.answered_at.get_or_insert(now);
+    }
+
     /// The end that provides has received a copy that proved itself.
     pub(super) fn heard(&mut self, header: &Header, now: Timestamp) {
-        let until = now + HEARD_FOR;
+        let opens = self.answered_at.is_none_or(|at| now.since(at) <= OPENS_FOR);
+        let until = now + if opens { OPENS_FOR } else { HEARD_FOR };
         match &mut self.way {
             Some(way) if way.route_id == header.route_id => way.until = until,
             Some(way) if way.route_id > header.route_id && now <= way.until => {}
@@ -114,5 +127,48 @@ impl Flow {
             header.seal(key, packet);
         }
         Some((header.route.nodes()[1], header.encode(packet)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::forward::RouteKey;
+    use crate::engine::types::TunnelId;
+    use crate::net::flows::{Flows, hold};
+    use crate::net::plane::FarEnd;
+
+    #[test]
+    fn who_provides_goes_on_with_copies_where_the_caller_does() {
+        let (key, tunnel) = (RouteKey::new(&[7; 32]), TunnelId(1));
+        let caller = FarEnd { node: NodeId([0; 8]), tunnel, ours: false };
+        let flows = Flows::default();
+        flows.set_key(caller, key.clone(), &Arc::default());
+        let flow = flows.of(caller).unwrap();
+        let mut flow = hold(&flow);
+        let at = |ms: u64| Timestamp(ms * 1_000);
+        let mut sequence = 0;
+        let mut came = |flow: &mut Flow, copy: bool, at_ms| {
+            sequence += 1;
+            let number = if copy { 2 } else { 1 };
+            let route = Route::new([0, number, 9].map(|byte| NodeId([byte; 8]))).unwrap();
+            let header =
+                Header::new(DatagramKind::Data, tunnel, u32::from(number), sequence, route);
+            let mut header = Header { copy, receipt: !copy, ..header };
+            header.seal(&key, b"");
+            let proof = flow.judge(&header, b"");
+            flow.came_over(&header, proof, false, at(at_ms));
+        };
+        let copies = |flow: &mut Flow, at_ms| flow.copy_of(&[0; 100], at(at_ms)).is_some();
+        // The tunnel opens: the newest copy left before the caller had its first receipt.
+        came(&mut flow, false, 0);
+        came(&mut flow, true, 100);
+        assert!(copies(&mut flow, 2_000) && !copies(&mut flow, 2_200), "it is open");
+        // Copies that come later are those of a caller that always wants them.
+        came(&mut flow, true, 5_000);
+        assert!(copies(&mut flow, 5_000) && copies(&mut flow, 35_000));
+        assert!(!copies(&mut flow, 35_100), "it has another backup, or none");
     }
 }

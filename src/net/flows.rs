@@ -138,6 +138,9 @@ impl Flow {
         let End::Their(their) = &mut self.end else { return };
         match proof {
             Proof::Proved(Heard::New) if !header.copy => {
+                if header.receipt {
+                    self.copies.answered(now);
+                }
                 if header.route_id > self.out.route_id() {
                     self.out.move_to(header.route.reversed(), header.route_id);
                 }

@@ -40,6 +40,15 @@ fn spec() -> ServiceSpec {
     }
 }
 
+/// What the replica publishes.
+fn replica(world: &World) -> ServiceSpec {
+    let provider = world.author(REPLICA).public();
+    let expires_at = START + Duration::from_secs(86_400);
+    let delegation = Delegation { name: name(), provider, expires_at };
+    let delegation = Signed::seal(&world.author(OWNER), &delegation);
+    ServiceSpec { delegation: Some(delegation), ..spec() }
+}
+
 /// Owner, replica, user and a fourth node, all linked, and a name with two providers.
 struct Two {
     world: World,
@@ -59,13 +68,9 @@ impl Two {
             }
         }
         world.run_for(Duration::from_secs(5));
-        let provider = world.author(REPLICA).public();
-        let expires_at = START + Duration::from_secs(86_400);
-        let delegation = Delegation { name: name(), provider, expires_at };
-        let delegation = Signed::seal(&world.author(OWNER), &delegation);
         world.command(OWNER, Command::Publish { request: 1, service: spec() });
-        let replica = ServiceSpec { delegation: Some(delegation), ..spec() };
-        world.command(REPLICA, Command::Publish { request: 1, service: replica });
+        let service = replica(&world);
+        world.command(REPLICA, Command::Publish { request: 1, service });
         world.run_for(Duration::from_secs(5));
         Self { world, asked: 1_000 }
     }
@@ -251,9 +256,11 @@ fn nobody_speaks_for_another_provider_nor_from_another_time() {
     let tomorrow = two.world.now() + Duration::from_secs(86_400);
     say(&mut two, 3, Signed::seal(&author, &heartbeat(tomorrow)));
     assert!(two.both(USER) && rejected(&two, "ahead of our clock"));
-    // A true one, replayed after the recovery.
+    // A true one that its owner does not hear, which would say otherwise at once; replayed after the recovery.
     let old = Signed::seal(&author, &heartbeat(two.world.now()));
-    say(&mut two, 3, old.clone());
+    let bytes = wire::encode(&GossipMessage::Heartbeat(old.clone()));
+    let from = two.world.id(3);
+    two.world.input(USER, Input::Gossip { token: u64::MAX, from, bytes });
     assert_eq!(two.providers(USER), BTreeSet::from([REPLICA]));
     two.until("the owner has said otherwise", |two| two.both(USER));
     say(&mut two, 3, old);
@@ -294,5 +301,25 @@ fn the_word_of_a_provider_that_is_gone_ends_and_unchecked_services_have_none() {
     two.world.run_for(LIFETIME + Duration::from_secs(1));
     assert_eq!(two.health(USER, OWNER), None);
     assert_eq!(two.world.engine(USER).services().load(owner, two.world.now()), None);
+    two.end();
+}
+
+#[test]
+fn a_provider_whose_clock_is_set_back_by_minutes_is_heard_again_at_once() {
+    let mut two = Two::new(8);
+    let restart = |two: &mut Two, ahead_us: i64| {
+        two.world.set_clock(REPLICA, ahead_us);
+        let service = replica(&two.world);
+        two.world.command(REPLICA, Command::Publish { request: 2, service });
+    };
+    restart(&mut two, 4 * 60_000_000);
+    two.world.run_for(GAP * 10);
+    let said = |two: &Two| two.health(USER, REPLICA);
+    assert_eq!(said(&two), Some(Health::Up));
+    restart(&mut two, 0);
+    two.world.run_for(GAP * 10);
+    two.world.break_target(REPLICA, &name());
+    let took = two.until("it is down", |two| said(two) == Some(Health::Down));
+    assert!(took <= DOWN_WITHIN + GAP, "{took:?}");
     two.end();
 }

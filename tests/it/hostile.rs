@@ -10,6 +10,7 @@ use meshwise::engine::event::{Answer, CLOCK, Command, Input, ServiceSpec};
 use meshwise::engine::measure::{HealthPolicy, LinkQuality};
 use meshwise::engine::overlay::gossip;
 use meshwise::engine::overlay::membership::{NameGrant, Revocation};
+use meshwise::engine::overlay::registry::CLOCK_SKEW;
 use meshwise::engine::overlay::wire::{self, GOSSIP_BYTES_MAX, SYNC_BYTES_MAX, SYNC_PEERS_MAX};
 use meshwise::engine::overlay::{
     Author, Credential, GossipMessage, LinkStateAdvertisement, Objective, PeerAddresses,
@@ -674,6 +675,24 @@ fn a_node_whose_clock_is_set_back_by_minutes_is_heard_again_at_once() {
     world.run_for(seconds(15));
     let after = heard(&world);
     assert!(before.iter().zip(&after).all(|(before, after)| after > before), "{after:?}");
+}
+
+#[test]
+fn a_node_whose_clock_is_minutes_behind_is_heard_all_the_time_or_never() {
+    for (minutes, is_heard) in [(4, true), (11, true), (14, false), (16, false)] {
+        let mut world = mesh(25);
+        let late = world.id(MALLORY);
+        world.set_clock(MALLORY, -minutes * 60_000_000);
+        // What it said before is forgotten.
+        world.run_for(LIFETIME + CLOCK_SKEW);
+        let looks = (0..60).map(|_| {
+            world.run_for(seconds(10));
+            HONEST.map(|node| world.engine(node).graph().is_origin(late)).collect()
+        });
+        let looks: Vec<Vec<bool>> = looks.collect();
+        let is_right = |heard: &Vec<bool>| heard.iter().all(|heard| *heard == is_heard);
+        assert!(looks.iter().all(is_right), "{minutes} min behind: {looks:?}");
+    }
 }
 
 #[test]

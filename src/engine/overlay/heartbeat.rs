@@ -209,6 +209,18 @@ impl Heart {
         self.due_at = Some(self.due_at.map_or(soonest, |at| at.min(soonest)));
     }
 
+    /// Others have a heartbeat of this node with this sequence number. When it is newer than all that were said
+    /// since the node started, its clock was set back: what it says next is newer, and is said soon.
+    pub fn outdone(&mut self, sequence: u64, now: Timestamp) {
+        if sequence > self.sequence {
+            self.sequence = sequence;
+            // Who has said nothing yet has nothing to say again.
+            if self.said_at.is_some() {
+                self.hurry(now);
+            }
+        }
+    }
+
     /// When it is due.
     pub fn due_at(&self) -> Option<Timestamp> {
         self.due_at
@@ -378,6 +390,28 @@ mod tests {
         assert_eq!(heart.beat(Load::default(), none(), at(999)), None);
         let second = heart.beat(Load::default(), none(), at(1_000)).unwrap();
         assert!(second.sequence > first.sequence);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_make_unheard() {
+        let at = |s: u64| NOW + Duration::from_secs(s);
+        let beat = |heart: &mut Heart, now| heart.beat(Load::default(), std::iter::empty(), now);
+        let mut heart = Heart::default();
+        heart.outdone(at(90).0, NOW);
+        assert_eq!(heart.due_at(), None, "it has said nothing yet");
+        heart.hurry(NOW);
+        assert_eq!(beat(&mut heart, NOW).unwrap().sequence, at(90).0 + 1);
+        heart.outdone(at(90).0 + 1, NOW);
+        assert_eq!(heart.due_at(), None, "its own word");
+        heart.outdone(at(95).0, NOW);
+        assert_eq!(heart.due_at(), Some(NOW + GAP));
+        assert_eq!(beat(&mut heart, NOW + GAP).unwrap().sequence, at(95).0 + 1);
+        heart.hurry(at(99));
+        assert_eq!(
+            beat(&mut heart, at(99)).unwrap().sequence,
+            at(99).0,
+            "the clock is right again"
+        );
     }
 
     proptest! {

@@ -26,6 +26,9 @@ pub const PATIENCE: u32 = 60;
 /// For how long the shape is looked at more often after nodes came to be too far: some looks. Where no
 /// link can be made that brings them nearer, it is no use to go on.
 pub const DRAW_TOGETHER: Duration = Duration::from_secs(10);
+/// For how long in all while more and more nodes come to be too far, or some again and again: a guess. It
+/// begins anew after [`DRAW_TOGETHER`] without such news.
+pub const DRAW_TOGETHER_MAX: Duration = Duration::from_secs(60);
 /// Who is missing for longer is gone for good.
 pub const GIVE_UP: Duration = Duration::from_secs(86_400);
 
@@ -35,8 +38,12 @@ pub struct Reunion {
     missing: BTreeMap<NodeId, Timestamp>,
     dialled_at: Timestamp,
     next_at: Option<Timestamp>,
-    /// Nodes that are too far, and since when as many or fewer.
-    far: (usize, Timestamp),
+    /// Nodes that are too far.
+    far: usize,
+    /// When they last came to be more.
+    far_since: Timestamp,
+    /// When that began, with less than [`DRAW_TOGETHER`] in between.
+    drawn_since: Timestamp,
 }
 
 impl Reunion {
@@ -53,9 +60,15 @@ impl Reunion {
     /// So many nodes are reached, but over more links than a route can have. Returns whether links that
     /// bring them nearer are to be looked for soon.
     pub fn are_too_far(&mut self, count: usize, now: Timestamp) -> bool {
-        let since = if count > self.far.0 { now } else { self.far.1 };
-        self.far = (count, since);
-        count > 0 && now.since(since) < DRAW_TOGETHER
+        if count > self.far {
+            if now.since(self.far_since) >= DRAW_TOGETHER {
+                self.drawn_since = now;
+            }
+            self.far_since = now;
+        }
+        self.far = count;
+        let is_news = now.since(self.far_since) < DRAW_TOGETHER;
+        count > 0 && is_news && now.since(self.drawn_since) < DRAW_TOGETHER_MAX
     }
 
     /// Whom to dial now. `missing` are nodes whose addresses are known and to whom no path leads,
@@ -127,6 +140,16 @@ mod tests {
         assert!(!reunion.are_too_far(2, seconds(1_014)));
         assert!(reunion.are_too_far(3, seconds(1_016)));
         assert!(!reunion.are_too_far(0, seconds(1_018)));
+    }
+
+    #[test]
+    fn who_comes_to_be_too_far_again_and_again_is_not_drawn_nearer_for_ever() {
+        let mut reunion = Reunion::default();
+        let mut draws = |count, at_s| reunion.are_too_far(count, seconds(1_000 + at_s));
+        let drawn = (0..300).step_by(2).filter(|at| draws(1 + at / 2 % 2, *at as u64));
+        let drawn: Vec<usize> = drawn.collect();
+        assert_eq!(drawn.last(), Some(&58), "{drawn:?}");
+        assert!(draws(3, 320), "it was quiet for long enough");
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub(super) async fn join(mesh: &mut Mesh) -> anyhow::Result<Vec<Figure>> {
 }
 
 /// Kills a fifth of the nodes, and waits until each of the others has a route to each other one that
-/// leads over living nodes.
+/// leads over living nodes. Nobody is killed when a pair has no route within [`PATIENCE`] before.
 pub(super) async fn lose_nodes(
     started: Instant,
     mesh: &mut Mesh,
@@ -69,8 +69,15 @@ pub(super) async fn lose_nodes(
     let survivors = alive(mesh);
     // Providers were killed before, and are back.
     let (all, begun) = (mesh.running(), Instant::now());
-    while missing(mesh, &all).await? > 0 && begun.elapsed() < PATIENCE {
+    let unready = loop {
+        let unready = missing(mesh, &all).await?;
+        if unready == 0 || begun.elapsed() >= PATIENCE {
+            break unready;
+        }
         tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    if unready > 0 {
+        return Ok(vec![recovered(unready, None)]);
     }
     let without_before = missing(mesh, &survivors).await?;
     for name in &killed {
@@ -101,16 +108,24 @@ pub(super) async fn lose_nodes(
             first.unwrap_or_default(),
         ),
     );
+    let recovered = recovered(0, took);
+    let links: Vec<f64> =
+        status(mesh, &survivors).await?.iter().map(|status| status.links_up as f64).collect();
+    Ok(vec![recovered, figure("  links of a node then, fewest", quantile(&links, 0.0), "")])
+}
+
+/// How long it took until every pair that is left had a route, when so many of all had none before.
+fn recovered(unready: usize, took: Option<Duration>) -> Figure {
     let what =
         format!("{KILLED} of {} killed: until every remaining pair has a route", NODES.len());
     let mut recovered = figure(what, took.map(|took| took.as_secs_f64()), "s");
     recovered = recovered.below(30.0).at_most(5.0);
-    if took.is_none() {
+    if unready > 0 {
+        recovered.why_not = Some(format!("{unready} pairs had no route before"));
+    } else if took.is_none() {
         recovered.why_not = Some(format!("not within {} s", RECOVERY_MAX.as_secs()));
     }
-    let links: Vec<f64> =
-        status(mesh, &survivors).await?.iter().map(|status| status.links_up as f64).collect();
-    Ok(vec![recovered, figure("  links of a node then, fewest", quantile(&links, 0.0), "")])
+    recovered
 }
 
 /// How many ordered pairs of nodes have no route that leads over these nodes only.
@@ -130,4 +145,18 @@ async fn missing(mesh: &Mesh, nodes: &[&'static str]) -> anyhow::Result<usize> {
         nodes.len() - 1 - good.count().min(nodes.len() - 1)
     });
     Ok(reached.sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_of_a_recovery_when_routes_were_missing_before() {
+        assert_eq!(recovered(0, Some(Duration::from_secs(3))).remark(), "");
+        let missed = recovered(7, None);
+        assert_eq!((missed.value, missed.reached), (None, Some(false)));
+        assert_eq!(missed.remark(), "7 pairs had no route before");
+        assert_eq!(recovered(0, None).remark(), "not within 45 s");
+    }
 }
