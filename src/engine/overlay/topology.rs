@@ -426,12 +426,12 @@ mod tests {
         // 5 is a hub that shortens all routes, and has no room; 4 is at the end of a line.
         let hub: Vec<_> = (6..16).map(|a| (a, 5, 10.0)).collect();
         let links = [&hub[..], &[(1, 2, 50.0), (2, 3, 50.0), (3, 4, 50.0), (3, 5, 50.0)]].concat();
-        let line = [(4, 16, 50.0), (4, 17, 50.0), (4, 18, 50.0), (4, 19, 50.0)];
-        let mesh = mesh(19, &[&links[..], &line].concat());
+        let line: Vec<_> = (16..21).map(|a| (4, a, 50.0)).collect();
+        let mesh = mesh(20, &[&links[..], &line].concat());
         let candidates = [(node(5), Some(1.0)), (node(4), Some(80.0))];
         let [hub, line] = [5, 4].map(|byte| Reshape::Make(node(byte)));
         assert_eq!(look(&mesh, 1, &candidates, 4), [line, hub]);
-        assert_eq!(look(&mesh, 1, &candidates, 8)[0], hub, "it has room there");
+        assert_eq!(look(&mesh, 1, &candidates, 6)[0], hub, "it has room then");
     }
 
     #[test]
