@@ -77,6 +77,13 @@ fn wrong_usage_is_exit_code_two() {
 }
 
 #[test]
+fn whether_a_replay_measures_by_itself_can_be_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let replay = ["replay", "--trace", "none.parquet", "--own-probes", "off"];
+    fails(dir.path(), &replay, &["none.parquet"]);
+}
+
+#[test]
 fn a_wrong_address_and_a_taken_port_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let listen = ["node", "--listen", "127.0.0.1:1"];
