@@ -8,6 +8,7 @@ pub(super) fn meaning(why: &str) -> Option<&'static str> {
 
 /// In alphabetical order.
 const MEANINGS: &[(&str, &str)] = &[
+    ("admission-foreign", "a node of another network answered where this one looked for its own"),
     ("broken-not-believed", "a relay said that a route is broken, and could not know"),
     ("command-queue-full", "the node did not keep up with itself"),
     ("event-queue-full", "the node did not keep up with what its data plane told it"),
