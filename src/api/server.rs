@@ -206,8 +206,16 @@ async fn services(State(node): State<NodeHandle>) -> Answer<Vec<Service>> {
 }
 
 async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> Answer<Published> {
-    let (kind, target) = parse_target(&body.to).map_err(wrong)?;
     let name: ServiceName = body.name.parse().map_err(wrong)?;
+    let before = node.published(&name);
+    let (kind, target) = match (&body.to, &before) {
+        (Some(to), _) => parse_target(to).map_err(wrong)?,
+        (None, Some((spec, target))) => (spec.kind, *target),
+        (None, None) => {
+            let text = "is not published here yet; say with --to where its connections go";
+            return Err(wrong(format!("{name} {text}")));
+        }
+    };
     let parse = |allow: Vec<String>| allow.iter().map(|text| parse_node(text)).collect();
     let delegation = body.delegation.as_deref().map(names::delegation).transpose()?;
     if let Some(health) = &body.check {
@@ -220,7 +228,10 @@ async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> A
         health: body.check,
         delegation,
     };
-    let (service, kept) = wanted.beside(name.clone(), kind, node.published(&name));
+    let (service, mut kept) = wanted.beside(name.clone(), kind, before.map(|(spec, _)| spec));
+    if body.to.is_none() {
+        kept.push(format!("its connections go to {}://{target}", kind.as_str()));
+    }
     let begun = Instant::now();
     let sequence = node.publish(service, target).await?;
     let took_ms = begun.elapsed().as_secs_f64() * 1e3;

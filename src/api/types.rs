@@ -248,7 +248,8 @@ pub struct Publish {
     /// The name.
     pub name: String,
     /// `tcp://HOST:PORT`, `http://HOST:PORT` or `udp://HOST:PORT`.
-    pub to: String,
+    #[serde(default)]
+    pub to: Option<String>,
     /// Node ids that may connect; everybody when empty.
     #[serde(default)]
     pub allow: Option<Vec<String>>,

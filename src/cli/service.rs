@@ -21,9 +21,9 @@ pub enum Verb {
         /// The name, for example byronwade.local.
         name: ServiceName,
         /// Where its connections go: tcp://, http:// or udp:// and an address, for example
-        /// tcp://127.0.0.1:8080.
+        /// tcp://127.0.0.1:8080. Needed for a name that this node does not publish yet.
         #[arg(long, value_name = "TARGET", value_parser = target)]
-        to: String,
+        to: Option<String>,
         /// Let only this node connect (node id or peer id); may be given several times, or `all` once.
         #[arg(long, value_name = "NODE")]
         allow: Vec<String>,
@@ -151,7 +151,9 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     match verb {
         Verb::Publish { name, to, allow, ttl, objective, delegation, check } => {
             let name = name.to_string();
-            let (kind, _) = parse_target(&to).map_err(WrongUsage)?;
+            // The node knows of what kind it is when nothing is said.
+            let kind = to.as_deref().map(parse_target).transpose().map_err(WrongUsage)?;
+            let kind = kind.map_or(ServiceKind::Tcp, |(kind, _)| kind);
             let check = check.policy(kind).map_err(WrongUsage)?;
             let allow = match allow.as_slice() {
                 [] => None,

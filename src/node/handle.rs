@@ -202,9 +202,9 @@ impl NodeHandle {
         answer.await.map_err(|_| RequestError::Stopped)
     }
 
-    /// How this node publishes a name, if it does.
-    pub fn published(&self, name: &ServiceName) -> Option<ServiceSpec> {
-        self.published.service(name).map(|(spec, _)| spec)
+    /// How this node publishes a name and where its connections go, if it does.
+    pub fn published(&self, name: &ServiceName) -> Option<(ServiceSpec, SocketAddr)> {
+        self.published.service(name)
     }
 
     /// Publishes a service whose connections go to `target`.

@@ -57,7 +57,6 @@ fn wrong_usage_is_exit_code_two() {
     for arguments in [
         &["tunnel", "open"][..],
         &["fly"],
-        &["service", "publish", "a.local"],
         &["service", "publish", "a.local", "--to", "udp://127.0.0.1:1", "--objective", "fast"],
         &["service", "publish", "a.local", "--to", "udp://127.0.0.1:1", "--check", "tcp"],
         &["service", "publish", "a.local", "--to", "tcp://127.0.0.1:1", "--check", "ftp"],

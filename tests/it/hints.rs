@@ -34,6 +34,45 @@ async fn logs(process: &Process, words: &str) -> String {
     read()
 }
 
+/// A port of loopback on which nobody listens.
+fn nobody() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("tcp://{}", listener.local_addr().unwrap())
+}
+
+/// Two members of one network, the second with a control socket too.
+async fn pair(folder: &Path) -> ([PathBuf; 2], [Node; 2], [Server; 2]) {
+    let dirs = ["one", "other"].map(|name| folder.join(name));
+    let one = start(&dirs[0], &Identity::generate(), config(vec![])).await;
+    let settings = config(listening(&one).await);
+    let other = start(&dirs[1], &Identity::generate(), settings).await;
+    let servers = [&one, &other].map(|node| Server::start(node.handle().clone()).unwrap());
+    eventually("the link is up", || async { crate::membership::peers(&other).await.len() == 1 })
+        .await;
+    (dirs, [one, other], servers)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_does_not_work_is_told_of_when_it_is_published_listed_and_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dirs, nodes, servers) = pair(folder.path()).await;
+    let [provider, user] = &dirs;
+    let name = "web.local";
+    let (code, _, said) = ask(provider, &["service", "publish", name, "--allow", "all"]).await;
+    assert!(code == Some(2) && said.contains("say with --to where its connections go"), "{said}");
+    let target = nobody();
+    let checks = ["--check-interval", "1s", "--check-failures", "1"];
+    let publish = [&["service", "publish", name, "--to", &target][..], &checks].concat();
+    let (code, _, said) = ask(provider, &publish).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, _, said) = ask(provider, &["service", "publish", name, "--ttl", "60"]).await;
+    assert_eq!(code, Some(0), "where it leads is as it was: {said}");
+    drop(servers);
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_of_another_network_is_named_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
