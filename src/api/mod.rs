@@ -11,6 +11,7 @@ mod reach;
 mod reachable;
 mod server;
 mod trace;
+mod trouble;
 pub mod types;
 
 pub use client::{Client, ClientError};

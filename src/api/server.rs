@@ -17,6 +17,7 @@ use super::explain::Asked;
 use super::names;
 use super::network;
 use super::publishing::Wanted;
+use super::trouble;
 use super::types::{
     ErrorBody, Explanation, OpenTunnel, Peer, Pinged, Publish, Published, Reach, Reachability,
     Reloaded, Resolved, Service, Status, Trace, Tunnel, route_ids,
@@ -232,10 +233,12 @@ async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> A
     if body.to.is_none() {
         kept.push(format!("its connections go to {}://{target}", kind.as_str()));
     }
+    let check = service.health.check.clone();
     let begun = Instant::now();
     let sequence = node.publish(service, target).await?;
     let took_ms = begun.elapsed().as_secs_f64() * 1e3;
-    Ok(Json(Published { name: name.to_string(), sequence, took_ms, kept }))
+    let trouble = trouble::of_target(kind, target, &check).await;
+    Ok(Json(Published { name: name.to_string(), sequence, took_ms, kept, trouble }))
 }
 
 async fn withdraw(

@@ -279,6 +279,9 @@ pub struct Published {
     /// What was left out and is as it was before, in words.
     #[serde(default)]
     pub kept: Vec<String>,
+    /// What is wrong with its target just now, in words.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// `POST /v1/services/NAME/delegations`
@@ -386,6 +389,10 @@ pub struct Tunnel {
     pub reserved: Option<u64>,
     /// Whether it was: `pending`, `granted` or `refused`.
     pub reservation: Option<String>,
+    /// What is wrong with all providers of its service just now, in words: they are down, or do not let
+    /// this node in.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// Answer to `POST /v1/peers/NODE/ping`
@@ -597,6 +604,7 @@ impl Tunnel {
             sent_bytes: info.bytes.0,
             received_bytes: info.bytes.1,
             reserved: reservation.map(|reservation| reservation.rate),
+            trouble: super::trouble::of_service(&info.service, view),
             reservation: reservation.map(|reservation| {
                 let state = match reservation.state {
                     ReservationState::Pending => "pending",

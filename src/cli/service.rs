@@ -168,7 +168,11 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
             if !published.kept.is_empty() {
                 eprintln!("as it was before: {}", published.kept.join("; "));
             }
-            output::print(&format!("published {} in {:.0} ms", published.name, published.took_ms))
+            output::print(&format!("published {} in {:.0} ms", published.name, published.took_ms))?;
+            if let Some(trouble) = &published.trouble {
+                eprintln!("{trouble}");
+            }
+            Ok(())
         }
         Verb::Delegate { name, peer, expires } => {
             let body = Delegate { peer, expires_s: expires.as_secs() };

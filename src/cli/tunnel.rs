@@ -70,7 +70,11 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
                 fewer(tunnel.paths.len(), tunnel.paths_wanted),
                 // Where it was refused, nothing was opened.
                 if body.reserve.is_some() { ", the bandwidth is reserved" } else { "" },
-            ))
+            ))?;
+            if let Some(trouble) = &tunnel.trouble {
+                eprintln!("{trouble}: connections fail until that changes");
+            }
+            Ok(())
         }
         Verb::List => {
             let tunnels: Vec<Tunnel> = client.get("/v1/tunnels").await?;

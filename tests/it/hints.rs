@@ -65,8 +65,24 @@ async fn a_service_that_does_not_work_is_told_of_when_it_is_published_listed_and
     let publish = [&["service", "publish", name, "--to", &target][..], &checks].concat();
     let (code, _, said) = ask(provider, &publish).await;
     assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("nothing accepts at {target} yet")), "{said}");
     let (code, _, said) = ask(provider, &["service", "publish", name, "--ttl", "60"]).await;
     assert_eq!(code, Some(0), "where it leads is as it was: {said}");
+    eventually("the user is told", || async {
+        let (_, listed, _) = ask(user, &["service", "list", "--json"]).await;
+        listed.contains("down")
+    })
+    .await;
+    let (code, _, said) = ask(user, &["tunnel", "open", name]).await;
+    assert!(code == Some(0) && said.contains("web.local is down"), "{said}");
+
+    let mut closed = service("closed.local");
+    closed.allowed = vec![nodes[0].handle().key().node_id()];
+    nodes[0].handle().publish(closed, echo_server().await).await.unwrap();
+    let (code, _, said) = ask(user, &["tunnel", "open", "closed.local"]).await;
+    let words = "this node may not connect to closed.local";
+    assert!(code == Some(0) && said.contains(words), "{said}");
+
     drop(servers);
     for node in nodes {
         node.stop().await;
