@@ -220,6 +220,10 @@ pub struct Service {
     /// node would provide it but the name belongs to another owner; none while nobody knows, as for a
     /// service that is not checked.
     pub health: Option<String>,
+    /// Why its last check failed, of a service of this node: `timed-out`, `refused`, `broken`, `status`, `body`
+    /// or `command`.
+    #[serde(default)]
+    pub why: Option<String>,
     /// How long it takes to answer (ms).
     pub response_ms: Option<f64>,
     /// Who says so: `local`, at the provider, or `end-to-end`, through a tunnel of this node.
@@ -529,8 +533,11 @@ impl Service {
             _ if !is_there => Some("unreachable"),
             known => known.map(|known| known.health.as_str()),
         };
+        let own = node == view.engine.me();
+        let failure = view.failures.get(&record.name).filter(|_| own);
         Self {
             health: health.map(Into::into),
+            why: failure.map(|failure| failure.as_str().into()),
             response_ms: known.and_then(|known| known.response_ms),
             checked: known.map(|known| known.by.as_str().into()),
             providers: services.registry().resolve(&record.name, view.now).count(),
@@ -557,6 +564,7 @@ impl Service {
         let owner = services.registry().owner(&spec.name).unwrap_or(me);
         Self {
             health: Some("withheld".into()),
+            why: None,
             response_ms: None,
             checked: None,
             providers: services.registry().resolve(&spec.name, view.now).count(),

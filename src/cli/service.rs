@@ -248,7 +248,7 @@ fn print(services: &[Service]) -> anyhow::Result<()> {
         table.add_row([
             service.name.clone(),
             service.kind.clone(),
-            service.health.clone().unwrap_or_else(|| "-".into()),
+            health(service),
             service.response_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
             service.providers.to_string(),
             service.objective.to_string(),
@@ -259,6 +259,15 @@ fn print(services: &[Service]) -> anyhow::Result<()> {
         ]);
     }
     output::rows(&table, "no services are known here")
+}
+
+/// How a service is, and why where that is known.
+fn health(service: &Service) -> String {
+    match (&service.health, &service.why) {
+        (Some(health), Some(why)) => format!("{health}: {why}"),
+        (Some(health), None) => health.clone(),
+        (None, _) => "-".into(),
+    }
 }
 
 #[cfg(test)]

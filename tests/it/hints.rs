@@ -68,6 +68,16 @@ async fn a_service_that_does_not_work_is_told_of_when_it_is_published_listed_and
     assert!(said.contains(&format!("nothing accepts at {target} yet")), "{said}");
     let (code, _, said) = ask(provider, &["service", "publish", name, "--ttl", "60"]).await;
     assert_eq!(code, Some(0), "where it leads is as it was: {said}");
+    eventually("why it is down is listed", || async {
+        let (_, listed, _) = ask(provider, &["service", "list", "--json"]).await;
+        let listed: Value = serde_json::from_str(&listed).unwrap();
+        let one = &listed[0];
+        (&one["target"], &one["health"], &one["why"])
+            == (&target["tcp://".len()..].into(), &"down".into(), &"refused".into())
+    })
+    .await;
+    let (_, listed, _) = ask(provider, &["service", "list"]).await;
+    assert!(listed.contains("down: refused"), "{listed}");
     eventually("the user is told", || async {
         let (_, listed, _) = ask(user, &["service", "list", "--json"]).await;
         listed.contains("down")
