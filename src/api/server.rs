@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::net::UnixListener;
 
-use super::explain::Asked;
+use super::explain::{Asked, Meant};
 use super::names;
 use super::network;
 use super::publishing::Wanted;
@@ -357,31 +357,28 @@ struct RouteQuery {
     tunnel: Option<u16>,
 }
 
-/// The far end that is meant, and the tunnels there that are, with all their paths.
-async fn meant(
-    node: &NodeHandle,
-    target: &str,
-    number: Option<u16>,
-) -> Result<(NodeId, Vec<TunnelId>), Failure> {
+/// What is meant by a target, and by the number of a tunnel there.
+async fn meant(node: &NodeHandle, target: &str, number: Option<u16>) -> Result<Meant, Failure> {
     let (name, far_end) = (target.parse::<ServiceName>().ok(), parse_node(target).ok());
     let leads_there = |info: &TunnelInfo| {
         Some(&info.service) == name.as_ref() || Some(info.provider.node_id()) == far_end
     };
     let open: Vec<TunnelInfo> = node.tunnels().into_iter().filter(leads_there).collect();
-    if let Some(number) = number {
-        let tunnel = TunnelId(number);
-        let Some(info) = open.iter().find(|info| info.strands.contains(&tunnel)) else {
+    let only = number.map(TunnelId);
+    let of_tunnel = match only {
+        Some(tunnel) => open.iter().find(|info| info.strands.contains(&tunnel)),
+        None => open.first(),
+    };
+    let destination = match (of_tunnel, only) {
+        (Some(info), _) => info.provider.node_id(),
+        (None, None) => destination_of(node, target).await?,
+        (None, Some(TunnelId(number))) => {
             let text =
                 format!("no tunnel {number} to {target} is open; see 'meshwise tunnel list'");
             return Err(Failure(StatusCode::NOT_FOUND, text));
-        };
-        return Ok((info.provider.node_id(), vec![tunnel]));
-    }
-    let destination = match open.first() {
-        Some(info) => info.provider.node_id(),
-        None => destination_of(node, target).await?,
+        }
     };
-    Ok((destination, open.into_iter().flat_map(|info| info.strands).collect()))
+    Ok(Meant { destination, open: open.into_iter().map(|info| info.strands).collect(), only })
 }
 
 async fn trace(
@@ -389,9 +386,8 @@ async fn trace(
     UrlPath(target): UrlPath<String>,
     Query(query): Query<RouteQuery>,
 ) -> Answer<Trace> {
-    let only = query.tunnel.is_some();
-    let (destination, tunnels) = meant(&node, &target, query.tunnel).await?;
-    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, only, view)).await?;
+    let meant = meant(&node, &target, query.tunnel).await?;
+    let asked = node.inspect(move |view| Asked::look(&meant, view)).await?;
     let Some(route) = asked.route() else {
         let text = format!("no route to {target} is alive; see 'meshwise route list {target}'");
         return Err(Failure(StatusCode::CONFLICT, text));
@@ -407,9 +403,8 @@ async fn routes(
     UrlPath(target): UrlPath<String>,
     Query(query): Query<RouteQuery>,
 ) -> Answer<Explanation> {
-    let only = query.tunnel.is_some();
-    let (destination, tunnels) = meant(&node, &target, query.tunnel).await?;
-    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, only, view)).await?;
+    let meant = meant(&node, &target, query.tunnel).await?;
+    let asked = node.inspect(move |view| Asked::look(&meant, view)).await?;
     let store = node.data_dir().join(DATABASE);
     let answer = tokio::task::spawn_blocking(move || asked.answer(&store)).await;
     Ok(Json(answer.map_err(|_| RequestError::Stopped)?))

@@ -93,6 +93,12 @@ async fn a_service_that_does_not_work_is_told_of_when_it_is_published_listed_and
     let words = "this node may not connect to closed.local";
     assert!(code == Some(0) && said.contains(words), "{said}");
 
+    nodes[0].handle().publish(service("open.local"), echo_server().await).await.unwrap();
+    let (code, _, said) = ask(user, &["tunnel", "open", "open.local", "--paths", "1"]).await;
+    assert!(code == Some(0) && said.is_empty(), "{said}");
+    let (_, explained, _) = ask(user, &["route", "explain", "open.local", "--json"]).await;
+    let explained: Value = serde_json::from_str(&explained).unwrap();
+    assert_eq!(explained["other_tunnels"], serde_json::json!([]), "those lead to other services");
     drop(servers);
     for node in nodes {
         node.stop().await;
