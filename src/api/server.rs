@@ -149,7 +149,7 @@ impl From<RequestError> for Failure {
             | RequestError::FixedPaths
             | RequestError::ReservedPaths
             | RequestError::Rate => StatusCode::BAD_REQUEST,
-            RequestError::OwnService(_) => StatusCode::CONFLICT,
+            RequestError::OwnService(_) | RequestError::Revoked => StatusCode::CONFLICT,
             RequestError::InsufficientBandwidth { .. } => StatusCode::CONFLICT,
             RequestError::ReservationUnanswered(_) => StatusCode::BAD_GATEWAY,
             RequestError::TooManyTunnels => StatusCode::TOO_MANY_REQUESTS,

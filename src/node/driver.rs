@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::checks::Checks;
-use super::handle::{AnswerSender, Request};
+use super::handle::{AnswerSender, Request, RequestError};
 use super::hot_swap::HotSwap;
 use super::retrain::{self, Schedule};
 use super::{Clock, NodeOptions, names, network};
@@ -330,9 +330,7 @@ impl Driver {
             Notice::Shape(Reshape::Make(node)) => tracing::debug!(%node, "makes a link"),
             Notice::Shape(Reshape::GiveUp(node)) => tracing::debug!(%node, "gives a link up"),
             Notice::Revoked { node } if node == self.engine.me() => {
-                tracing::error!(
-                    "the root of the network has revoked this node: nobody there talks to it any more"
-                );
+                tracing::error!("{}", RequestError::Revoked);
             }
             Notice::NameGranted { name, owner } => {
                 tracing::warn!(

@@ -33,6 +33,9 @@ pub enum RequestError {
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopped,
+    /// This node is no member any more.
+    #[error("the root of the network has revoked this node: nobody there talks to it any more")]
+    Revoked,
     /// The DHT took too long.
     #[error("no answer within {} s; see 'meshwise peer list' for the connections", ANSWER_TIMEOUT.as_secs())]
     TimedOut,

@@ -197,6 +197,9 @@ impl Node {
             }
             Err(error) => tracing::warn!("{error}; how to compare routes is learned anew"),
         }
+        if engine.membership().roster().is_revoked(&engine.key()) {
+            tracing::error!("{}", RequestError::Revoked);
+        }
         let (net, events) =
             Net::start(config, &identity, engine.membership().roster().clone()).await?;
         let proxy = socks::listen(&config.entry.socks).await;

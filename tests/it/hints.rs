@@ -128,3 +128,37 @@ async fn a_node_of_another_network_is_named_with_what_to_do() {
     drop(process);
     one.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_node_says_so_when_it_is_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, network) = found(&folder.path().join("first"), config(vec![])).await;
+    let dir = folder.path().join("out");
+    let settings = config(listening(&first).await);
+    let out = member(&network, Duration::ZERO, &dir, settings).await;
+    let key = out.handle().key();
+    eventually("they know each other", || async {
+        first.handle().revoke(key).await.is_ok()
+            && crate::membership::peers(&first).await.is_empty()
+    })
+    .await;
+    eventually("the node knows", || async {
+        let look = move |view: &mut meshwise::node::View<'_>| {
+            view.engine.membership().roster().is_revoked(&key)
+        };
+        out.handle().inspect(look).await.unwrap()
+    })
+    .await;
+    out.stop().await;
+    first.stop().await;
+    let process = Process::launch(&dir, &config(vec![]), &[]);
+    let words = "the root of the network has revoked this node";
+    let said = logs(&process, words).await;
+    assert!(said.lines().any(|line| line.contains("ERROR") && line.contains(words)), "{said}");
+    logs(&process, words).await;
+    eventually("a tunnel is refused with the reason", || async {
+        let (code, _, said) = ask(&dir, &["tunnel", "open", "a.local"]).await;
+        code == Some(1) && said.contains(words)
+    })
+    .await;
+}
