@@ -154,7 +154,7 @@ impl Driver {
             engine,
             net,
             writer,
-            models: HotSwap::new(models),
+            models: HotSwap::new(models, options.config.learning.predict),
             trainer: options.trainer.clone(),
             data_dir: options.data_dir.clone(),
             schedule: Schedule::new(&options.config.learning, clock.now()),

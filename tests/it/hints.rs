@@ -162,3 +162,16 @@ async fn a_revoked_node_says_so_when_it_is_started_again() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_says_what_decides_when_prediction_is_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("node");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/xgboost.json");
+    ask(&dir, &["model", "import", file, "--version", "fleet-1"]).await;
+    ask(&dir, &["model", "promote", "fleet-1"]).await;
+    let settings: Config = config(vec![]);
+    let process = Process::launch(&dir, &settings, &["--no-predict"]);
+    let said = logs(&process, "decides from now on").await;
+    assert!(said.contains("version=\"moving-average\""), "{said}");
+}
