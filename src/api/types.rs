@@ -288,6 +288,9 @@ pub struct Published {
     pub trouble: Option<String>,
 }
 
+/// Longest delegation (s): a year, to which the engine cuts longer ones.
+pub const DELEGATION_S_MAX: u64 = 365 * 86_400;
+
 /// `POST /v1/services/NAME/delegations`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::output::WrongUsage;
 use super::{Context, output};
 use crate::api::types::{
-    Delegate, Delegated, Publish, Published, Resolved, Service, Trust, Trusted,
+    DELEGATION_S_MAX, Delegate, Delegated, Publish, Published, Resolved, Service, Trust, Trusted,
 };
 use crate::config::parse_target;
 use crate::engine::measure::{HealthCheck, HealthPolicy};
@@ -49,7 +49,7 @@ pub enum Verb {
         peer: String,
         /// For how long, for example 30d or 12h, at most a year; not longer than this node's own
         /// membership lasts.
-        #[arg(long, default_value = "30d", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "30d", value_parser = lifetime)]
         expires: Duration,
     },
     /// Say to whom a name belongs, as far as this node is concerned, when two nodes claim it.
@@ -222,6 +222,15 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
             eprintln!("found by {} in {:.1} ms", resolved.source, resolved.took_ms);
             print(&resolved.providers)
         }
+    }
+}
+
+/// How long a delegation lasts.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time.as_secs() <= DELEGATION_S_MAX {
+        true => Ok(time),
+        false => Err("a delegation lasts a year (365d) at most".into()),
     }
 }
 

@@ -75,11 +75,29 @@ fn wrong_usage_is_exit_code_two() {
     }
 }
 
+/// Is wrong usage, and says all these words.
+fn wrong_usage(data_dir: &Path, arguments: &[&str], words: &[&str]) {
+    let output = run(data_dir, arguments);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+    for word in words {
+        assert!(error.contains(word), "{arguments:?} does not say {word}: {error}");
+    }
+}
+
 #[test]
 fn whether_a_replay_measures_by_itself_can_be_said() {
     let dir = tempfile::tempdir().unwrap();
     let replay = ["replay", "--trace", "none.parquet", "--own-probes", "off"];
     fails(dir.path(), &replay, &["none.parquet"]);
+}
+
+#[test]
+fn a_delegation_lasts_a_year_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let delegate = |time| ["service", "delegate", "a.local", "x", "--expires", time];
+    wrong_usage(dir.path(), &delegate("400d"), &["a year"]);
+    fails(dir.path(), &delegate("365d"), &["no node runs"]);
 }
 
 #[test]
