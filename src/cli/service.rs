@@ -236,7 +236,30 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 
 /// A target as it is sent to the node, once it makes sense.
 fn target(text: &str) -> Result<String, String> {
-    parse_target(text).map(|_| text.to_owned())
+    match parse_target(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(why) => Err(what_is_wrong(text).unwrap_or(why)),
+    }
+}
+
+/// What a target that is none should have been, where that can be seen.
+fn what_is_wrong(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    if !["tcp", "http", "udp"].contains(&scheme) {
+        return Some(format!(
+            "{scheme}:// is no kind of service; write tcp://, http:// or udp:// and an address, as in \
+             tcp://127.0.0.1:8080"
+        ));
+    }
+    let (host, port) = rest.trim_end_matches('/').rsplit_once(':')?;
+    if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_err()
+    {
+        return Some(format!("port {port} is above 65535"));
+    }
+    let is_name =
+        !host.is_empty() && host.bytes().any(|b| b.is_ascii_alphabetic()) && !host.contains(':');
+    (is_name && port.parse::<u16>().is_ok())
+        .then(|| format!("{host} is a name; write its address, as in {scheme}://127.0.0.1:{port}"))
 }
 
 fn print(services: &[Service]) -> anyhow::Result<()> {

@@ -101,6 +101,20 @@ fn a_delegation_lasts_a_year_at_most() {
 }
 
 #[test]
+fn a_target_that_is_none_is_taken_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    for (target, words) in [
+        ("tcp://localhost:8080", &["localhost is a name", "tcp://127.0.0.1:8080"][..]),
+        ("udp://dns.example:53", &["dns.example is a name"]),
+        ("tcp://127.0.0.1:99999", &["port 99999 is above 65535"]),
+        ("https://127.0.0.1:443", &["tcp://", "http://", "udp://"]),
+        ("tcp://127.0.0.1", &["an address and a port"]),
+    ] {
+        wrong_usage(dir.path(), &["service", "publish", "a.local", "--to", target], words);
+    }
+}
+
+#[test]
 fn a_wrong_address_and_a_taken_port_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let listen = ["node", "--listen", "127.0.0.1:1"];
