@@ -115,6 +115,15 @@ fn a_target_that_is_none_is_taken_apart() {
 }
 
 #[test]
+fn where_a_tunnel_listens_is_an_address_and_a_port() {
+    let dir = tempfile::tempdir().unwrap();
+    for wrong in ["19005", "localhost:19005", ":19005"] {
+        let open = ["tunnel", "open", "a.local", "--listen", wrong];
+        wrong_usage(dir.path(), &open, &["write an address and a port, as in 127.0.0.1:19005"]);
+    }
+}
+
+#[test]
 fn a_wrong_address_and_a_taken_port_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let listen = ["node", "--listen", "127.0.0.1:1"];
