@@ -20,6 +20,7 @@ mod replay;
 mod route;
 mod sample;
 mod service;
+mod settings;
 mod status;
 mod tunnel;
 

@@ -160,8 +160,18 @@ fn unknown_settings_are_named() {
     let output = run(dir.path(), &["node", "--config", path.to_str().unwrap()]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
-    assert!(error.contains("speed") && error.contains("c.toml"), "{error}");
+    assert!(error.contains("c.toml line 2: unknown field `speed`"), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
+    for (settings, words) in [
+        ("[routing]\nmax_hops = 9\n", &["c.toml: ", "routing.max_hops"][..]),
+        ("[network]\nlisten = ['127.0.0.1:1']\n", &["c.toml: network.listen", "'127.0.0.1:1'"]),
+        ("[network]\nbootstrap = ['/dns/x/tcp/1']\n", &["c.toml: network.bootstrap", "/dns/x"]),
+    ] {
+        std::fs::write(&path, settings).unwrap();
+        for command in ["node", "doctor"] {
+            fails(dir.path(), &[command, "--config", path.to_str().unwrap()], words);
+        }
+    }
 }
 
 #[test]
