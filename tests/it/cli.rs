@@ -124,6 +124,14 @@ fn where_a_tunnel_listens_is_an_address_and_a_port() {
 }
 
 #[test]
+fn a_verb_without_its_group_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    wrong_usage(dir.path(), &["publish", "a.local"], &["'meshwise service publish'"]);
+    wrong_usage(dir.path(), &["peers"], &["'peer'"]);
+    wrong_usage(dir.path(), &["list"], &["'meshwise tunnel list'", "'meshwise peer list'"]);
+}
+
+#[test]
 fn a_wrong_address_and_a_taken_port_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let listen = ["node", "--listen", "127.0.0.1:1"];
