@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::champion::no_champion;
 use super::{Context, output};
 use crate::api::types::{Attribution, Counterfactual, Explanation, Outcome, RouteCandidate};
 use crate::engine::overlay::wire::Objective;
 use crate::engine::predict::Centre;
+use crate::learn::ModelRegistry;
+use crate::node::MODELS;
 
 /// Features whose contributions are printed one by one.
 const TOP: usize = 6;
@@ -30,9 +33,13 @@ pub(super) async fn model(target: &str, context: &Context) -> anyhow::Result<()>
         anyhow::bail!("no route to {target} is in use; see 'meshwise route explain {target}'");
     };
     let Some(attribution) = &chosen.attribution else {
+        let registry = ModelRegistry::new(context.data_dir.join(MODELS));
+        let Some(champion) = registry.champion_version()? else {
+            anyhow::bail!("{}", no_champion(&registry)?);
+        };
         anyhow::bail!(
-            "{} decides about {target}, which has no contributions to show; train a model with \
-             'meshwise model train'",
+            "{} decided about {target}, which has no contributions to show; '{champion}' has not decided yet, and \
+             never does with --no-predict or learning.predict = false",
             answer.model_version
         );
     };

@@ -190,7 +190,7 @@ fn models_and_data_are_shown_without_a_node() {
     fails(dir.path(), &["model", "promote", "../x"], &["../x"]);
     fails(dir.path(), &["model", "promote", "v1"], &["v1.json", "model list"]);
     fails(dir.path(), &["model", "promote", "challenger"], &["no challenger", "model train"]);
-    fails(dir.path(), &["model", "rollback"], &["no champion"]);
+    fails(dir.path(), &["model", "rollback"], &["nothing to go back to", "moving average"]);
     fails(dir.path(), &["model", "compare"], &["no champion"]);
     assert!(!dir.path().join("models").exists(), "nothing is made by asking");
     fails(dir.path(), &["data", "stats"], &["meshwise.db"]);
@@ -276,13 +276,34 @@ fn a_model_of_xgboost_is_imported_and_shown_and_another_file_refused() {
     let shown = run(dir.path(), &["model", "show", "fleet-1"]);
     let text = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(text.contains("XGBoost 3.2.0") && !text.contains("1970"), "{text}");
-    fails(dir.path(), &["model", "show"], &["no model is in use"]);
+    let promote = ["the moving average decides", "'meshwise model promote VERSION'"];
+    fails(dir.path(), &["model", "show"], &promote);
     fails(dir.path(), &["model", "import", "none.json"], &["none.json", "cannot read"]);
     let damaged = dir.path().join("x.json");
     std::fs::write(&damaged, "{\"learner\":").unwrap();
     fails(dir.path(), &["model", "import", damaged.to_str().unwrap()], &["damaged", "save_model"]);
     let wrong = run(dir.path(), &["model", "import", file, "--reference", "link-bandwidth"]);
     assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn who_decides_is_said_when_a_model_had_to_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/xgboost.json");
+    run(dir.path(), &["model", "import", file, "--version", "fleet-1"]);
+    run(dir.path(), &["model", "promote", "fleet-1"]);
+    let listed = || String::from_utf8(run(dir.path(), &["model", "list"]).stdout).unwrap();
+    let decides = || -> Vec<String> {
+        let text = listed();
+        let marked = text.lines().filter_map(|line| line.trim_start().strip_prefix("* "));
+        marked.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+    };
+    assert_eq!(decides()[0], "fleet-1");
+    run(dir.path(), &["model", "rollback"]);
+    let gone = ["the moving average decides: 'fleet-1' was rolled back at 20", "by hand"];
+    fails(dir.path(), &["model", "show"], &gone);
+    fails(dir.path(), &["model", "rollback"], &["nothing to go back to: the moving average"]);
+    assert_eq!(decides()[0], "moving-average");
 }
 
 #[test]

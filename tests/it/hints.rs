@@ -99,6 +99,8 @@ async fn a_service_that_does_not_work_is_told_of_when_it_is_published_listed_and
     let (_, explained, _) = ask(user, &["route", "explain", "open.local", "--json"]).await;
     let explained: Value = serde_json::from_str(&explained).unwrap();
     assert_eq!(explained["other_tunnels"], serde_json::json!([]), "those lead to other services");
+    let (code, _, said) = ask(user, &["model", "explain", "open.local"]).await;
+    assert!(code == Some(1) && said.contains("the moving average decides: no model"), "{said}");
     drop(servers);
     for node in nodes {
         node.stop().await;
