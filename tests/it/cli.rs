@@ -304,6 +304,12 @@ fn who_decides_is_said_when_a_model_had_to_go() {
     fails(dir.path(), &["model", "show"], &gone);
     fails(dir.path(), &["model", "rollback"], &["nothing to go back to: the moving average"]);
     assert_eq!(decides()[0], "moving-average");
+
+    run(dir.path(), &["model", "promote", "fleet-1"]);
+    let database = dir.path().join("meshwise.db");
+    drop(meshwise::store::Writer::start(&database, Default::default()).unwrap());
+    let wait = ["0 usable", "wait until 20 more were measured"];
+    fails(dir.path(), &["model", "compare"], &wait);
 }
 
 #[test]
