@@ -177,3 +177,36 @@ async fn the_log_says_what_decides_when_prediction_is_off() {
     let said = logs(&process, "decides from now on").await;
     assert!(said.contains("version=\"moving-average\""), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_speaks_no_socks_is_told_of_with_what_to_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = config(vec![]);
+    settings.entry.socks = "127.0.0.1:0".into();
+    let process = Process::launch(&folder.path().join("node"), &settings, &[]);
+    let proxy = process.status().socks.unwrap();
+    let mut program = std::net::TcpStream::connect(proxy).unwrap();
+    program.write_all(b"CONNECT a.local:80 HTTP/1.1\r\n\r\n").unwrap();
+    logs(&process, "it speaks no SOCKS5; with curl: --proxy socks5h://").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_large_a_udp_payload_may_be_is_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = start(&folder.path().join("one"), &Identity::generate(), config(vec![])).await;
+    let target = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut spec = service("dns.local");
+    spec.kind = ServiceKind::Udp;
+    provider.handle().publish(spec, target.local_addr().unwrap()).await.unwrap();
+    let dir = folder.path().join("other");
+    prepare(&dir, &Identity::generate());
+    let process = Process::launch(&dir, &config(listening(&provider).await), &[]);
+    let tunnel: Tunnel = process.ask_until(&["tunnel", "open", "dns.local"], |_| true);
+    let program = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    eventually("it is too large", || async {
+        program.send_to(&[0; 20_000], &tunnel.listen).unwrap();
+        std::fs::read_to_string(dir.join("log")).unwrap().contains("a payload has at most ")
+    })
+    .await;
+    provider.stop().await;
+}
