@@ -226,7 +226,11 @@ fn list(context: &Context) -> anyhow::Result<()> {
     if !models.iter().any(|listed| listed.champion) {
         table.add_row(["*", "moving-average"]);
     }
-    output::rows(&table, "")
+    output::rows(&table, "")?;
+    output::print(
+        "\n* decides; accuracy and error (rmse of ln(ms)) are on each model's own later rows: 'meshwise model \
+         compare' puts two on the same",
+    )
 }
 
 fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {

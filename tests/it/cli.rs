@@ -299,6 +299,7 @@ fn who_decides_is_said_when_a_model_had_to_go() {
         marked.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
     };
     assert_eq!(decides()[0], "fleet-1");
+    assert!(listed().contains("'meshwise model compare'"), "what errors can be held against");
     run(dir.path(), &["model", "rollback"]);
     let gone = ["the moving average decides: 'fleet-1' was rolled back at 20", "by hand"];
     fails(dir.path(), &["model", "show"], &gone);
