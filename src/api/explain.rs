@@ -27,9 +27,11 @@ pub struct Explanation {
     pub destination: String,
     /// The tunnel that the decision is about; none when nothing is open.
     pub tunnel: Option<u16>,
-    /// The other tunnels to the same far end, and the other paths of this one, each with a route of its
-    /// own.
+    /// The other tunnels to what was asked for, each with a route of its own.
     pub other_tunnels: Vec<u16>,
+    /// The other paths of this tunnel, each with a route of its own, by the numbers that `?tunnel=` takes.
+    #[serde(default)]
+    pub other_paths: Vec<u16>,
     /// What the score is made of: latency, throughput, reliability or balanced.
     pub objective: Objective,
     /// Routes in use of the tunnels beside which this one was opened: their relays are avoided.
@@ -170,35 +172,59 @@ pub struct Outcome {
     pub measured_ms: Option<f64>,
 }
 
+/// What is asked about.
+pub(super) struct Meant {
+    /// The far end.
+    pub(super) destination: NodeId,
+    /// The open tunnels to what was named, each with all its paths, of which the first has its number.
+    pub(super) open: Vec<Vec<TunnelId>>,
+    /// Of their paths this one.
+    pub(super) only: Option<TunnelId>,
+}
+
+impl Meant {
+    fn is_meant(&self, tunnel: &TunnelId) -> bool {
+        match &self.only {
+            Some(only) => only == tunnel,
+            None => self.open.iter().flatten().any(|open| open == tunnel),
+        }
+    }
+
+    /// The numbers of the other tunnels and of the other paths, when the answer is about this one.
+    fn others(&self, about: Option<TunnelId>) -> (Vec<u16>, Vec<u16>) {
+        let is_about = |paths: &&Vec<TunnelId>| about.is_some_and(|about| paths.contains(&about));
+        let (this, others): (Vec<_>, Vec<_>) = self.open.iter().partition(is_about);
+        let tunnels = others.into_iter().filter_map(|paths| paths.first());
+        let paths = this.into_iter().flatten().filter(|path| Some(**path) != about);
+        (tunnels.map(|tunnel| tunnel.0).collect(), paths.map(|path| path.0).collect())
+    }
+}
+
 /// What the driver knows about a destination.
 pub(super) struct Asked {
     decision: Decision,
     other_tunnels: Vec<u16>,
+    other_paths: Vec<u16>,
     counterfactual: Option<route::Counterfactual>,
     model: Option<Arc<dyn QualityModel>>,
 }
 
 impl Asked {
-    /// The newest decision about a tunnel there, of those that are `meant` if there is one, unless one `only` is
-    /// meant; else what would be decided now.
-    pub(super) fn look(
-        destination: NodeId,
-        meant: &[TunnelId],
-        only: bool,
-        view: &mut View<'_>,
-    ) -> Self {
+    /// The newest decision about a tunnel there, of those that are meant if there is one, unless a single one
+    /// is meant; else what would be decided now.
+    pub(super) fn look(meant: &Meant, view: &mut View<'_>) -> Self {
+        let destination = meant.destination;
         let leads_there =
             |(_, decision): &(&TunnelId, &Decision)| decision.destination == destination;
         let there = || view.decisions.iter().filter(leads_there);
-        let made = there().find(|(tunnel, _)| meant.contains(tunnel));
-        let made = made.or_else(|| there().next().filter(|_| !only));
-        let about = made.map(|(tunnel, _)| *tunnel);
-        let others = there().map(|(tunnel, _)| *tunnel).filter(|tunnel| Some(*tunnel) != about);
-        let other_tunnels = others.map(|tunnel| tunnel.0).collect();
+        let made = there().find(|(tunnel, _)| meant.is_meant(tunnel));
+        let made = made.or_else(|| there().next().filter(|_| meant.only.is_none()));
+        let (other_tunnels, other_paths) = meant.others(made.map(|(tunnel, _)| *tunnel));
         let made = made.map(|(_, decision)| decision.clone());
         let decision = made.unwrap_or_else(|| view.engine.explain(destination, view.now));
         Self {
             other_tunnels,
+            other_paths,
             counterfactual: view.engine.counterfactual(&decision),
             // A model that was replaced since cannot explain what it did not decide.
             model: view
@@ -247,6 +273,7 @@ impl Asked {
             destination,
             tunnel: decision.tunnel.map(|tunnel| tunnel.0),
             other_tunnels: self.other_tunnels.clone(),
+            other_paths: self.other_paths.clone(),
             objective: decision.wanted.objective,
             avoided: decision.wanted.avoid.iter().map(route_ids).collect(),
             model_version: decision.model_version.clone(),
@@ -425,8 +452,22 @@ mod tests {
             falls_below_ms: Some(7.0),
             rises_above_ms: None,
         });
-        let other_tunnels = vec![];
-        Asked { decision, other_tunnels, counterfactual, model: Some(model) }
+        let (other_tunnels, other_paths) = (vec![], vec![]);
+        Asked { decision, other_tunnels, other_paths, counterfactual, model: Some(model) }
+    }
+
+    #[test]
+    fn what_is_there_too_are_tunnels_by_their_numbers_and_paths_of_this_one() {
+        let tunnels = |numbers: &[u16]| numbers.iter().copied().map(TunnelId).collect::<Vec<_>>();
+        let meant = Meant {
+            destination: NodeId([2; 8]),
+            open: vec![tunnels(&[1]), tunnels(&[4, 5, 6])],
+            only: None,
+        };
+        assert_eq!(meant.others(Some(TunnelId(1))), (vec![4], vec![]));
+        assert_eq!(meant.others(Some(TunnelId(5))), (vec![1], vec![4, 6]));
+        assert_eq!(meant.others(Some(TunnelId(9))), (vec![1, 4], vec![]), "of another service");
+        assert!(meant.is_meant(&TunnelId(6)) && !meant.is_meant(&TunnelId(2)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod reach;
 mod reachable;
 mod server;
 mod trace;
+mod trouble;
 pub mod types;
 
 pub use client::{Client, ClientError};

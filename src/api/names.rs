@@ -7,7 +7,7 @@ use axum::extract::{Path as UrlPath, State};
 
 use super::network::key_of;
 use super::server::{Answer, Failure, wrong};
-use super::types::{Delegate, Delegated, Trust, Trusted};
+use super::types::{DELEGATION_S_MAX, Delegate, Delegated, Trust, Trusted};
 use crate::engine::overlay::Signed;
 use crate::engine::overlay::delegation::from_text;
 use crate::engine::types::ServiceName;
@@ -20,6 +20,9 @@ pub(super) async fn delegate(
 ) -> Answer<Delegated> {
     let name: ServiceName = name.parse().map_err(wrong)?;
     let provider = key_of(&node, &body.peer).await?;
+    if body.expires_s > DELEGATION_S_MAX {
+        return Err(wrong(format!("a delegation lasts {DELEGATION_S_MAX} s at most")));
+    }
     let lifetime = Duration::from_secs(body.expires_s);
     let (delegation, expires_at) = node.delegate(name.clone(), provider, lifetime).await?;
     Ok(Json(Delegated {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::node::{Gateway, View};
+use crate::node::{FOREIGN, Gateway, View};
 
 /// A configured bootstrap address.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -13,6 +13,9 @@ pub struct BootstrapAddress {
     pub answered: Option<bool>,
     /// What the system said, when none did.
     pub error: Option<String>,
+    /// Whether one did that is of another network.
+    #[serde(default)]
+    pub foreign: bool,
 }
 
 /// An address of this node that a member tried to reach.
@@ -59,6 +62,7 @@ impl Reachability {
         let bootstrap = reach.bootstrap.into_iter().map(|(address, result)| BootstrapAddress {
             address,
             answered: result.as_ref().map(Result::is_ok),
+            foreign: matches!(&result, Some(Err(why)) if why == FOREIGN),
             error: result.and_then(Result::err),
         });
         let tested = reach.tested.into_iter().map(|(address, result)| TestedAddress {

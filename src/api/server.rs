@@ -13,11 +13,12 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
 
-use super::explain::Asked;
+use super::explain::{Asked, Meant};
 use super::metrics::Figures;
 use super::names;
 use super::network;
 use super::publishing::Wanted;
+use super::trouble;
 use super::types::{
     ErrorBody, Explanation, OpenTunnel, Peer, Pinged, Publish, Published, Reach, Reachability,
     Reloaded, Resolved, Service, Status, Trace, Tunnel, route_ids,
@@ -192,7 +193,7 @@ impl From<RequestError> for Failure {
             | RequestError::FixedPaths
             | RequestError::ReservedPaths
             | RequestError::Rate => StatusCode::BAD_REQUEST,
-            RequestError::OwnService(_) => StatusCode::CONFLICT,
+            RequestError::OwnService(_) | RequestError::Revoked => StatusCode::CONFLICT,
             RequestError::InsufficientBandwidth { .. } => StatusCode::CONFLICT,
             RequestError::ReservationUnanswered(_) => StatusCode::BAD_GATEWAY,
             RequestError::TooManyTunnels => StatusCode::TOO_MANY_REQUESTS,
@@ -260,8 +261,16 @@ async fn services(State(node): State<NodeHandle>) -> Answer<Vec<Service>> {
 }
 
 async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> Answer<Published> {
-    let (kind, target) = parse_target(&body.to).map_err(wrong)?;
     let name: ServiceName = body.name.parse().map_err(wrong)?;
+    let before = node.published(&name);
+    let (kind, target) = match (&body.to, &before) {
+        (Some(to), _) => parse_target(to).map_err(wrong)?,
+        (None, Some((spec, target))) => (spec.kind, *target),
+        (None, None) => {
+            let text = "is not published here yet; say with --to where its connections go";
+            return Err(wrong(format!("{name} {text}")));
+        }
+    };
     let parse = |allow: Vec<String>| allow.iter().map(|text| parse_node(text)).collect();
     let delegation = body.delegation.as_deref().map(names::delegation).transpose()?;
     if let Some(health) = &body.check {
@@ -274,11 +283,16 @@ async fn publish(State(node): State<NodeHandle>, Json(body): Json<Publish>) -> A
         health: body.check,
         delegation,
     };
-    let (service, kept) = wanted.beside(name.clone(), kind, node.published(&name));
+    let (service, mut kept) = wanted.beside(name.clone(), kind, before.map(|(spec, _)| spec));
+    if body.to.is_none() {
+        kept.push(format!("its connections go to {}://{target}", kind.as_str()));
+    }
+    let check = service.health.check.clone();
     let begun = Instant::now();
     let sequence = node.publish(service, target).await?;
     let took_ms = begun.elapsed().as_secs_f64() * 1e3;
-    Ok(Json(Published { name: name.to_string(), sequence, took_ms, kept }))
+    let trouble = trouble::of_target(kind, target, &check).await;
+    Ok(Json(Published { name: name.to_string(), sequence, took_ms, kept, trouble }))
 }
 
 async fn withdraw(
@@ -397,31 +411,28 @@ struct RouteQuery {
     tunnel: Option<u16>,
 }
 
-/// The far end that is meant, and the tunnels there that are, with all their paths.
-async fn meant(
-    node: &NodeHandle,
-    target: &str,
-    number: Option<u16>,
-) -> Result<(NodeId, Vec<TunnelId>), Failure> {
+/// What is meant by a target, and by the number of a tunnel there.
+async fn meant(node: &NodeHandle, target: &str, number: Option<u16>) -> Result<Meant, Failure> {
     let (name, far_end) = (target.parse::<ServiceName>().ok(), parse_node(target).ok());
     let leads_there = |info: &TunnelInfo| {
         Some(&info.service) == name.as_ref() || Some(info.provider.node_id()) == far_end
     };
     let open: Vec<TunnelInfo> = node.tunnels().into_iter().filter(leads_there).collect();
-    if let Some(number) = number {
-        let tunnel = TunnelId(number);
-        let Some(info) = open.iter().find(|info| info.strands.contains(&tunnel)) else {
+    let only = number.map(TunnelId);
+    let of_tunnel = match only {
+        Some(tunnel) => open.iter().find(|info| info.strands.contains(&tunnel)),
+        None => open.first(),
+    };
+    let destination = match (of_tunnel, only) {
+        (Some(info), _) => info.provider.node_id(),
+        (None, None) => destination_of(node, target).await?,
+        (None, Some(TunnelId(number))) => {
             let text =
                 format!("no tunnel {number} to {target} is open; see 'meshwise tunnel list'");
             return Err(Failure(StatusCode::NOT_FOUND, text));
-        };
-        return Ok((info.provider.node_id(), vec![tunnel]));
-    }
-    let destination = match open.first() {
-        Some(info) => info.provider.node_id(),
-        None => destination_of(node, target).await?,
+        }
     };
-    Ok((destination, open.into_iter().flat_map(|info| info.strands).collect()))
+    Ok(Meant { destination, open: open.into_iter().map(|info| info.strands).collect(), only })
 }
 
 async fn trace(
@@ -429,9 +440,8 @@ async fn trace(
     UrlPath(target): UrlPath<String>,
     Query(query): Query<RouteQuery>,
 ) -> Answer<Trace> {
-    let only = query.tunnel.is_some();
-    let (destination, tunnels) = meant(&node, &target, query.tunnel).await?;
-    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, only, view)).await?;
+    let meant = meant(&node, &target, query.tunnel).await?;
+    let asked = node.inspect(move |view| Asked::look(&meant, view)).await?;
     let Some(route) = asked.route() else {
         let text = format!("no route to {target} is alive; see 'meshwise route list {target}'");
         return Err(Failure(StatusCode::CONFLICT, text));
@@ -447,9 +457,8 @@ async fn routes(
     UrlPath(target): UrlPath<String>,
     Query(query): Query<RouteQuery>,
 ) -> Answer<Explanation> {
-    let only = query.tunnel.is_some();
-    let (destination, tunnels) = meant(&node, &target, query.tunnel).await?;
-    let asked = node.inspect(move |view| Asked::look(destination, &tunnels, only, view)).await?;
+    let meant = meant(&node, &target, query.tunnel).await?;
+    let asked = node.inspect(move |view| Asked::look(&meant, view)).await?;
     let store = node.data_dir().join(DATABASE);
     let answer = tokio::task::spawn_blocking(move || asked.answer(&store)).await;
     Ok(Json(answer.map_err(|_| RequestError::Stopped)?))

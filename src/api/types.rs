@@ -220,6 +220,10 @@ pub struct Service {
     /// node would provide it but the name belongs to another owner; none while nobody knows, as for a
     /// service that is not checked.
     pub health: Option<String>,
+    /// Why its last check failed, of a service of this node: `timed-out`, `refused`, `broken`, `status`, `body`
+    /// or `command`.
+    #[serde(default)]
+    pub why: Option<String>,
     /// How long it takes to answer (ms).
     pub response_ms: Option<f64>,
     /// Who says so: `local`, at the provider, or `end-to-end`, through a tunnel of this node.
@@ -248,7 +252,8 @@ pub struct Publish {
     /// The name.
     pub name: String,
     /// `tcp://HOST:PORT`, `http://HOST:PORT` or `udp://HOST:PORT`.
-    pub to: String,
+    #[serde(default)]
+    pub to: Option<String>,
     /// Node ids that may connect; everybody when empty.
     #[serde(default)]
     pub allow: Option<Vec<String>>,
@@ -278,7 +283,13 @@ pub struct Published {
     /// What was left out and is as it was before, in words.
     #[serde(default)]
     pub kept: Vec<String>,
+    /// What is wrong with its target just now, in words.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
+
+/// Longest delegation (s): a year, to which the engine cuts longer ones.
+pub const DELEGATION_S_MAX: u64 = 365 * 86_400;
 
 /// `POST /v1/services/NAME/delegations`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -385,6 +396,10 @@ pub struct Tunnel {
     pub reserved: Option<u64>,
     /// Whether it was: `pending`, `granted` or `refused`.
     pub reservation: Option<String>,
+    /// What is wrong with all providers of its service just now, in words: they are down, or do not let
+    /// this node in.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// Answer to `POST /v1/peers/NODE/ping`
@@ -521,8 +536,11 @@ impl Service {
             _ if !is_there => Some("unreachable"),
             known => known.map(|known| known.health.as_str()),
         };
+        let own = node == view.engine.me();
+        let failure = view.failures.get(&record.name).filter(|_| own);
         Self {
             health: health.map(Into::into),
+            why: failure.map(|failure| failure.as_str().into()),
             response_ms: known.and_then(|known| known.response_ms),
             checked: known.map(|known| known.by.as_str().into()),
             providers: services.registry().resolve(&record.name, view.now).count(),
@@ -549,6 +567,7 @@ impl Service {
         let owner = services.registry().owner(&spec.name).unwrap_or(me);
         Self {
             health: Some("withheld".into()),
+            why: None,
             response_ms: None,
             checked: None,
             providers: services.registry().resolve(&spec.name, view.now).count(),
@@ -596,6 +615,7 @@ impl Tunnel {
             sent_bytes: info.bytes.0,
             received_bytes: info.bytes.1,
             reserved: reservation.map(|reservation| reservation.rate),
+            trouble: super::trouble::of_service(&info.service, view),
             reservation: reservation.map(|reservation| {
                 let state = match reservation.state {
                     ReservationState::Pending => "pending",

@@ -9,7 +9,7 @@ use crate::api::ClientError;
 use crate::api::types::Reloaded;
 use crate::engine::predict::profile::PSI_ALERT;
 use crate::learn::compare::{Figures, PATH_CLASSES};
-use crate::learn::{Change, Comparison, ModelRegistry, compare_in_store};
+use crate::learn::{Action, Change, Comparison, ModelRegistry, compare_in_store};
 use crate::node::{DATABASE, MODELS};
 
 /// Shifted features that are named in the text; `--json` has all.
@@ -58,8 +58,30 @@ pub(super) async fn promote(name: &str, context: &Context) -> anyhow::Result<()>
     print_in_use(in_use)
 }
 
+/// Who decides without a champion, why, and how that is changed.
+pub(super) fn no_champion(registry: &ModelRegistry) -> anyhow::Result<String> {
+    if registry.list()?.is_empty() {
+        let text =
+            "the moving average decides: no model is in use; train one with 'meshwise model train'";
+        return Ok(text.into());
+    }
+    let why = match registry.history()?.changes.pop_back() {
+        Some(Change { action: Action::RolledBack, from: Some(from), at_us, reason, .. }) => {
+            format!("'{from}' was rolled back at {} ({reason})", output::time(at_us))
+        }
+        _ => "no model is in use".into(),
+    };
+    Ok(format!(
+        "the moving average decides: {why}; 'meshwise model promote VERSION' takes one of 'meshwise model \
+         list' into use"
+    ))
+}
+
 pub(super) async fn rollback(context: &Context) -> anyhow::Result<()> {
     let registry = ModelRegistry::new(context.data_dir.join(MODELS));
+    if registry.champion_version()?.is_none() {
+        anyhow::bail!("there is nothing to go back to: {}", no_champion(&registry)?);
+    }
     let change = registry.rollback(now_us(), "rolled back by hand")?;
     let in_use = reload(context, change.to.as_deref()).await?;
     if context.json {

@@ -8,6 +8,7 @@ pub(super) fn meaning(why: &str) -> Option<&'static str> {
 
 /// In alphabetical order.
 const MEANINGS: &[(&str, &str)] = &[
+    ("admission-foreign", "a node of another network answered where this one looked for its own"),
     ("broken-not-believed", "a relay said that a route is broken, and could not know"),
     ("command-queue-full", "the node did not keep up with itself"),
     ("event-queue-full", "the node did not keep up with what its data plane told it"),
@@ -26,9 +27,11 @@ const MEANINGS: &[(&str, &str)] = &[
     ("route-left-too-early", "a route that was left as silent was only slow"),
     ("route-silent", "no loss: a route in use fell silent and was left"),
     ("route-starves", "no loss: a route in use answered, delivered nothing and was left"),
+    ("socks-malformed", "a program spoke no SOCKS5 to the proxy; with curl: --proxy socks5h://"),
     ("stream-stalled", "a program did not read what came for it"),
     ("too-many-lanes", "a neighbour opened more than it may"),
     ("too-many-tunnels", "more callers than this node serves"),
+    ("udp-too-large", "a UDP payload that fits no packet of its tunnel"),
     ("unasked-probe-answer", "it came too late, or over another way"),
     ("unproved-queue-full", "more packets that prove nothing than may wait: a flood of handshakes"),
     ("untagged", "without a tag, where one is needed"),

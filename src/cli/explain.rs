@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::champion::no_champion;
 use super::{Context, output};
 use crate::api::types::{Attribution, Counterfactual, Explanation, Outcome, RouteCandidate};
 use crate::engine::overlay::wire::Objective;
 use crate::engine::predict::Centre;
+use crate::learn::ModelRegistry;
+use crate::node::MODELS;
 
 /// Features whose contributions are printed one by one.
 const TOP: usize = 6;
@@ -30,9 +33,13 @@ pub(super) async fn model(target: &str, context: &Context) -> anyhow::Result<()>
         anyhow::bail!("no route to {target} is in use; see 'meshwise route explain {target}'");
     };
     let Some(attribution) = &chosen.attribution else {
+        let registry = ModelRegistry::new(context.data_dir.join(MODELS));
+        let Some(champion) = registry.champion_version()? else {
+            anyhow::bail!("{}", no_champion(&registry)?);
+        };
         anyhow::bail!(
-            "{} decides about {target}, which has no contributions to show; train a model with \
-             'meshwise model train'",
+            "{} decided about {target}, which has no contributions to show; '{champion}' has not decided yet, and \
+             never does with --no-predict or learning.predict = false",
             answer.model_version
         );
     };
@@ -106,7 +113,7 @@ pub(super) fn reasons(answer: &Explanation) -> anyhow::Result<()> {
     output::print(&format!(
         "\n{subject}{why}.\n{}Decided by {} at {} with probability {:.2}; milliseconds, round trip.\n\
          Objective: {}{}.\nRule: {}.",
-        about(answer.tunnel, &answer.other_tunnels),
+        about(answer.tunnel, &answer.other_tunnels, &answer.other_paths),
         answer.model_version,
         output::time(answer.at_us),
         answer.propensity,
@@ -164,18 +171,21 @@ fn kept_back(candidates: &[RouteCandidate]) -> Vec<String> {
 }
 
 /// Which tunnel it is about, as a line.
-fn about(tunnel: Option<u16>, others: &[u16]) -> String {
+fn about(tunnel: Option<u16>, tunnels: &[u16], paths: &[u16]) -> String {
     let Some(tunnel) = tunnel else {
         return "No tunnel there is open: this is what one would use.\n".into();
     };
-    if others.is_empty() {
-        return format!("About tunnel {tunnel}.\n");
-    }
-    let others: Vec<String> = others.iter().map(u16::to_string).collect();
-    format!(
-        "About tunnel {tunnel}; also there, each with its own route: {} (--tunnel N).\n",
-        others.join(", ")
-    )
+    let named = |what: &str, numbers: &[u16]| {
+        let numbers: Vec<String> = numbers.iter().map(u16::to_string).collect();
+        match numbers.is_empty() {
+            true => String::new(),
+            false => {
+                format!("; {what}, each with its own route: {} (--tunnel N)", numbers.join(", "))
+            }
+        }
+    };
+    let (tunnels, paths) = (named("also there", tunnels), named("its other paths", paths));
+    format!("About tunnel {tunnel}{tunnels}{paths}.\n")
 }
 
 /// What a route is chosen for, as a sentence without its stop.
@@ -367,6 +377,7 @@ mod tests {
             destination: "t".into(),
             tunnel: Some(1),
             other_tunnels: vec![],
+            other_paths: vec![],
             objective: Objective::Balanced,
             avoided: vec![],
             model_version: "v1".into(),
@@ -421,10 +432,11 @@ mod tests {
 
     #[test]
     fn the_tunnel_that_is_meant_and_the_others_are_named() {
-        assert!(about(None, &[]).starts_with("No tunnel there is open"));
-        assert_eq!(about(Some(3), &[]), "About tunnel 3.\n");
+        assert!(about(None, &[], &[]).starts_with("No tunnel there is open"));
+        assert_eq!(about(Some(3), &[], &[]), "About tunnel 3.\n");
         assert!(
-            about(Some(3), &[1, 7]).contains("tunnel 3; also there, each with its own route: 1, 7")
+            about(Some(3), &[1, 7], &[])
+                .contains("tunnel 3; also there, each with its own route: 1, 7")
         );
     }
 

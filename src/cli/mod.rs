@@ -20,6 +20,7 @@ mod replay;
 mod route;
 mod sample;
 mod service;
+mod settings;
 mod status;
 mod tunnel;
 
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::api::Client;
@@ -111,13 +113,32 @@ impl Context {
 
 /// Parses the arguments, does what they say, and returns the exit code.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let said = error.print();
+        if let (Ok(()), Some(tip)) = (said, elsewhere(&error)) {
+            eprintln!("\n  tip: {tip}");
+        }
+        std::process::exit(error.exit_code());
+    });
     if let Group::Completions { shell } = &cli.command {
         let mut script = Vec::new();
         clap_complete::generate(*shell, &mut Cli::command(), "meshwise", &mut script);
         return output::finish(output::print(&String::from_utf8_lossy(&script)));
     }
     output::finish(execute(cli))
+}
+
+/// What to type instead of a verb whose group was left out.
+fn elsewhere(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(verb)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let command = Cli::command();
+    let has = |group: &&clap::Command| group.find_subcommand(verb).is_some();
+    let groups = command.get_subcommands().filter(has);
+    let there: Vec<_> =
+        groups.map(|group| format!("'meshwise {} {verb}'", group.get_name())).collect();
+    (!there.is_empty()).then(|| format!("there is {}", there.join(", ")))
 }
 
 /// The variable by which an operator says how many threads carry traffic; the runtime reads it.

@@ -220,16 +220,27 @@ fn list(context: &Context) -> anyhow::Result<()> {
             }
         }
     }
-    output::rows(&table, "no models yet; train one with 'meshwise model train'")
+    if models.is_empty() {
+        return output::print("no models yet; train one with 'meshwise model train'");
+    }
+    if !models.iter().any(|listed| listed.champion) {
+        table.add_row(["*", "moving-average"]);
+    }
+    output::rows(&table, "")?;
+    output::print(
+        "\n* decides; accuracy and error (rmse of ln(ms)) are on each model's own later rows: 'meshwise model \
+         compare' puts two on the same",
+    )
 }
 
 fn show(version: Option<&str>, context: &Context) -> anyhow::Result<()> {
     let registry = registry(context);
     let model = match version {
         Some(version) => registry.load(&registry.resolve(version)?)?,
-        None => registry.champion()?.ok_or_else(|| {
-            anyhow::anyhow!("no model is in use; train one with 'meshwise model train'")
-        })?,
+        None => match registry.champion()? {
+            Some(model) => model,
+            None => anyhow::bail!("{}", champion::no_champion(&registry)?),
+        },
     };
     if context.json {
         return output::json(&json!({

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::champion::now_us;
-use super::{Context, network, output};
+use super::{Context, network, output, settings};
 use crate::api::{MetricsServer, Server};
 use crate::config::Config;
 use crate::learn::first::install_first;
@@ -59,10 +59,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     if args.print_config {
         return output::print(&Config::template());
     }
-    let mut config = match &args.config {
-        Some(path) => Config::load(path)?,
-        None => Config::default(),
-    };
+    let mut config = settings::load(args.config.as_deref())?;
     if !args.listen.is_empty() {
         config.network.listen = args.listen;
     }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use clap::ArgAction;
+
 use super::{Context, output};
 use crate::engine::predict::Ranking;
 use crate::learn::TrainConfig;
@@ -39,7 +41,7 @@ pub struct Args {
     force: bool,
     /// Whether meshwise chooses within the budget what it measures, or shares the fair rotation of the
     /// others: tells what measuring gains from what the model does.
-    #[arg(long, default_value = "on", value_name = "on|off", value_parser = parse_switch)]
+    #[arg(long, default_value = "on", value_name = "on|off", value_parser = parse_switch, action = ArgAction::Set)]
     own_probes: bool,
     /// Trainings after the warm-up.
     #[arg(long, default_value_t = TRAININGS as u32, value_parser = clap::value_parser!(u32).range(1..=1_000))]

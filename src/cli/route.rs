@@ -6,6 +6,12 @@ use crate::api::types::{Explanation, Reach, RouteCandidate, Trace};
 /// The feature that is the rate of a route's narrowest link (bytes/s), as advertised.
 const NARROWEST: &str = "link_bandwidth_min";
 
+/// What the columns of the candidates mean.
+const LEGEND: &str = "
+score: 0 to 1, more is better; on average: what it is by the moving average alone
+predicted, interval, moving avg, last: round trip (ms); compared by: the bound (ms) that the score counts
+delivers: share of packets that are forecast to arrive; -: not known, or no model forecasts it";
+
 /// Look at routes, and at why one was chosen.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
@@ -56,7 +62,7 @@ async fn list_all(context: &Context) -> anyhow::Result<()> {
     if context.json {
         return output::json(&reached);
     }
-    let mut table = output::table(&["node", "forecast", "route"]);
+    let mut table = output::table(&["node", "forecast ms", "route"]);
     for Reach { node, route, forecast_ms } in &reached {
         let route = route.as_deref().map_or_else(|| "none is alive".into(), output::route);
         table.add_row([node.clone(), output::number(*forecast_ms, 1), route]);
@@ -128,7 +134,11 @@ pub(super) fn print_candidates(answer: &Explanation) -> anyhow::Result<()> {
             output::route(&candidate.route),
         ]);
     }
-    output::rows(&table, "no route is known")
+    output::rows(&table, "no route is known")?;
+    if answer.candidates.is_empty() {
+        return Ok(());
+    }
+    output::print(LEGEND)
 }
 
 /// A share with one digit behind the point.

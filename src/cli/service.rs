@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::output::WrongUsage;
 use super::{Context, output};
 use crate::api::types::{
-    Delegate, Delegated, Publish, Published, Resolved, Service, Trust, Trusted,
+    DELEGATION_S_MAX, Delegate, Delegated, Publish, Published, Resolved, Service, Trust, Trusted,
 };
 use crate::config::parse_target;
 use crate::engine::measure::{HealthCheck, HealthPolicy};
@@ -21,9 +21,9 @@ pub enum Verb {
         /// The name, for example byronwade.local.
         name: ServiceName,
         /// Where its connections go: tcp://, http:// or udp:// and an address, for example
-        /// tcp://127.0.0.1:8080.
+        /// tcp://127.0.0.1:8080. Needed for a name that this node does not publish yet.
         #[arg(long, value_name = "TARGET", value_parser = target)]
-        to: String,
+        to: Option<String>,
         /// Let only this node connect (node id or peer id); may be given several times, or `all` once.
         #[arg(long, value_name = "NODE")]
         allow: Vec<String>,
@@ -49,7 +49,7 @@ pub enum Verb {
         peer: String,
         /// For how long, for example 30d or 12h, at most a year; not longer than this node's own
         /// membership lasts.
-        #[arg(long, default_value = "30d", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "30d", value_parser = lifetime)]
         expires: Duration,
     },
     /// Say to whom a name belongs, as far as this node is concerned, when two nodes claim it.
@@ -151,7 +151,9 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     match verb {
         Verb::Publish { name, to, allow, ttl, objective, delegation, check } => {
             let name = name.to_string();
-            let (kind, _) = parse_target(&to).map_err(WrongUsage)?;
+            // The node knows of what kind it is when nothing is said.
+            let kind = to.as_deref().map(parse_target).transpose().map_err(WrongUsage)?;
+            let kind = kind.map_or(ServiceKind::Tcp, |(kind, _)| kind);
             let check = check.policy(kind).map_err(WrongUsage)?;
             let allow = match allow.as_slice() {
                 [] => None,
@@ -166,7 +168,11 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
             if !published.kept.is_empty() {
                 eprintln!("as it was before: {}", published.kept.join("; "));
             }
-            output::print(&format!("published {} in {:.0} ms", published.name, published.took_ms))
+            output::print(&format!("published {} in {:.0} ms", published.name, published.took_ms))?;
+            if let Some(trouble) = &published.trouble {
+                eprintln!("{trouble}");
+            }
+            Ok(())
         }
         Verb::Delegate { name, peer, expires } => {
             let body = Delegate { peer, expires_s: expires.as_secs() };
@@ -219,9 +225,41 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
     }
 }
 
+/// How long a delegation lasts.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time.as_secs() <= DELEGATION_S_MAX {
+        true => Ok(time),
+        false => Err("a delegation lasts a year (365d) at most".into()),
+    }
+}
+
 /// A target as it is sent to the node, once it makes sense.
 fn target(text: &str) -> Result<String, String> {
-    parse_target(text).map(|_| text.to_owned())
+    match parse_target(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(why) => Err(what_is_wrong(text).unwrap_or(why)),
+    }
+}
+
+/// What a target that is none should have been, where that can be seen.
+fn what_is_wrong(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    if !["tcp", "http", "udp"].contains(&scheme) {
+        return Some(format!(
+            "{scheme}:// is no kind of service; write tcp://, http:// or udp:// and an address, as in \
+             tcp://127.0.0.1:8080"
+        ));
+    }
+    let (host, port) = rest.trim_end_matches('/').rsplit_once(':')?;
+    if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_err()
+    {
+        return Some(format!("port {port} is above 65535"));
+    }
+    let is_name =
+        !host.is_empty() && host.bytes().any(|b| b.is_ascii_alphabetic()) && !host.contains(':');
+    (is_name && port.parse::<u16>().is_ok())
+        .then(|| format!("{host} is a name; write its address, as in {scheme}://127.0.0.1:{port}"))
 }
 
 fn print(services: &[Service]) -> anyhow::Result<()> {
@@ -242,7 +280,7 @@ fn print(services: &[Service]) -> anyhow::Result<()> {
         table.add_row([
             service.name.clone(),
             service.kind.clone(),
-            service.health.clone().unwrap_or_else(|| "-".into()),
+            health(service),
             service.response_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
             service.providers.to_string(),
             service.objective.to_string(),
@@ -253,6 +291,15 @@ fn print(services: &[Service]) -> anyhow::Result<()> {
         ]);
     }
     output::rows(&table, "no services are known here")
+}
+
+/// How a service is, and why where that is known.
+fn health(service: &Service) -> String {
+    match (&service.health, &service.why) {
+        (Some(health), Some(why)) => format!("{health}: {why}"),
+        (Some(health), None) => health.clone(),
+        (None, _) => "-".into(),
+    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub enum Verb {
         /// Name of the service.
         name: ServiceName,
         /// Local address; port 0 takes any free one.
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", value_parser = listen)]
         listen: SocketAddr,
         /// Fix the relays between this node and the provider instead of having routes chosen (node
         /// ids or peer ids, in order, separated by commas; "" for the direct link).
@@ -70,7 +70,11 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
                 fewer(tunnel.paths.len(), tunnel.paths_wanted),
                 // Where it was refused, nothing was opened.
                 if body.reserve.is_some() { ", the bandwidth is reserved" } else { "" },
-            ))
+            ))?;
+            if let Some(trouble) = &tunnel.trouble {
+                eprintln!("{trouble}: connections fail until that changes");
+            }
+            Ok(())
         }
         Verb::List => {
             let tunnels: Vec<Tunnel> = client.get("/v1/tunnels").await?;
@@ -125,6 +129,14 @@ fn reserved(tunnel: &Tunnel) -> String {
     let Some(rate) = tunnel.reserved else { return "-".into() };
     let state = tunnel.reservation.as_deref().unwrap_or("pending");
     format!("{:.1} Mbit/s {state}", rate as f64 * 8.0 / 1e6)
+}
+
+/// An address and a port.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let port = text.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
+        format!("write an address and a port, as in 127.0.0.1:{}", port.unwrap_or(9000))
+    })
 }
 
 /// A rate such as 5mbit, in bytes/s.

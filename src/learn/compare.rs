@@ -91,7 +91,7 @@ pub struct Comparison {
 /// the moving average when there is none.
 ///
 /// # Errors
-/// [`LearnError::NoAlias`], [`LearnError::TooFewRows`], and others when store or models cannot be
+/// [`LearnError::NoAlias`], [`LearnError::TooFewLater`], and others when store or models cannot be
 /// read.
 pub fn compare_in_store(
     store_path: &Path,
@@ -182,8 +182,7 @@ fn compare(rows: &[TrainRow], named: &[&Named; 2]) -> Result<Comparison, LearnEr
     let fair = fair(rows);
     let (Some(first), Some(last), true) = (fair.first(), fair.last(), fair.len() >= ROWS_MIN)
     else {
-        let what = "route probes that neither model was fitted on";
-        return Err(LearnError::TooFewRows { rows: fair.len(), needed: ROWS_MIN, what });
+        return Err(LearnError::TooFewLater { rows: fair.len(), needed: ROWS_MIN });
     };
     let [a, b] = named.map(Named::model);
     let differences: Vec<f64> = fair.iter().map(|row| row.loss_ln(a) - row.loss_ln(b)).collect();

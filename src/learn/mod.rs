@@ -117,6 +117,17 @@ pub enum LearnError {
         /// Which rows were counted.
         what: &'static str,
     },
+    /// Too little was measured since the models that are compared were trained.
+    #[error(
+        "{rows} usable route probes that neither model was fitted on, {needed} are needed; keep a tunnel \
+         open, and wait until {} more were measured", needed - rows
+    )]
+    TooFewLater {
+        /// Answered route probes with a known history.
+        rows: usize,
+        /// How many it takes: more.
+        needed: usize,
+    },
     /// A parameter outside its range.
     #[error("{name} is {value}, it must be {range}; change it and train again")]
     Config {

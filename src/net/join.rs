@@ -87,11 +87,22 @@ impl request_response::Codec for Raw {
     }
 }
 
+/// Where invitations come from.
+const INVITE: &str = "'meshwise network invite' on the node that made this one";
+
+/// The end of the sentence that asks for a new invitation.
+fn where_from(why: &NotLetIn) -> String {
+    match why {
+        NotLetIn::Unknown | NotLetIn::Expired => format!(", of {INVITE}"),
+        _ => String::new(),
+    }
+}
+
 /// Why a node did not join. One line: what, why, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The invitation's time is over.
-    #[error("the invitation to '{0}' has expired: ask for a new one")]
+    #[error("the invitation to '{0}' has expired: ask for a new one, of {INVITE}")]
     Expired(String),
     /// This very node made the invitation.
     #[error("this node made the invitation itself; use it at the node that is to join")]
@@ -119,7 +130,7 @@ pub enum JoinError {
     )]
     BrokenOff(String),
     /// The issuer does not let this node in.
-    #[error("cannot join '{name}': {why}")]
+    #[error("cannot join '{name}': {why}{}", where_from(.why))]
     Refused {
         /// Name of the network.
         name: String,
@@ -294,6 +305,7 @@ mod tests {
         }
         let refused = judge(&Err(NotLetIn::Unknown)).unwrap_err().to_string();
         assert!(refused.contains("'home'") && refused.contains("used up"), "{refused}");
+        assert!(refused.contains("'meshwise network invite'"), "{refused}");
         assert!(matches!(accept(&identity, &invite, &[7]), Err(JoinError::Invalid(_))));
     }
 }

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// What came of a dial to a node that speaks nothing of this network's.
+pub const FOREIGN: &str = "it is of another network";
 /// Addresses of this node whose test is remembered; those beyond are tested and forgotten.
 const TESTED_MAX: usize = 32;
 

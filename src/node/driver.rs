@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::checks::Checks;
-use super::handle::{AnswerSender, Request};
+use super::handle::{AnswerSender, Request, RequestError};
 use super::hot_swap::HotSwap;
 use super::retrain::{self, Schedule};
 use super::{Clock, NodeOptions, names, network};
 use crate::engine::Engine;
 use crate::engine::event::{CLOCK, Command, Input, Notice, Output, RequestId, Usage};
 use crate::engine::forward::TUNNEL_ID_MAX;
+use crate::engine::measure::service::CheckFailure;
 use crate::engine::measure::{Health, ProbeKind, Sample};
 use crate::engine::overlay::topology::Reshape;
 use crate::engine::overlay::{Objective, Pin, ServiceKind};
 use crate::engine::predict::ModelCard;
 use crate::engine::route::Decision;
-use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+use crate::engine::types::{NodeId, Route, ServiceName, Timestamp, TunnelId};
 use crate::learn::{Change, ModelRegistry, Shift};
 use crate::net::{Net, SLICE};
 use crate::store::Writer;
@@ -80,6 +81,8 @@ pub struct View<'a> {
     pub last_training: Option<&'a (Timestamp, Result<(), String>)>,
     /// Drops that the engine reported, by kind.
     pub dropped: &'a BTreeMap<&'static str, u64>,
+    /// Why the last check of a service of this node failed; none of those that work.
+    pub failures: &'a BTreeMap<ServiceName, CheckFailure>,
     /// Now.
     pub now: Timestamp,
     /// When the node started.
@@ -129,6 +132,7 @@ pub(super) struct Driver {
     decisions: BTreeMap<TunnelId, Decision>,
     calculations: CalculationTimes,
     dropped: BTreeMap<&'static str, u64>,
+    failures: BTreeMap<ServiceName, CheckFailure>,
     keep_peers_at: Timestamp,
     checks: Checks,
     checked: mpsc::Receiver<Input>,
@@ -150,7 +154,7 @@ impl Driver {
             engine,
             net,
             writer,
-            models: HotSwap::new(models),
+            models: HotSwap::new(models, options.config.learning.predict),
             trainer: options.trainer.clone(),
             data_dir: options.data_dir.clone(),
             schedule: Schedule::new(&options.config.learning, clock.now()),
@@ -164,6 +168,7 @@ impl Driver {
             decisions: BTreeMap::new(),
             calculations: CalculationTimes::default(),
             dropped: BTreeMap::new(),
+            failures: BTreeMap::new(),
         }
     }
 
@@ -325,9 +330,7 @@ impl Driver {
             Notice::Shape(Reshape::Make(node)) => tracing::debug!(%node, "makes a link"),
             Notice::Shape(Reshape::GiveUp(node)) => tracing::debug!(%node, "gives a link up"),
             Notice::Revoked { node } if node == self.engine.me() => {
-                tracing::error!(
-                    "the root of the network has revoked this node: nobody there talks to it any more"
-                );
+                tracing::error!("{}", RequestError::Revoked);
             }
             Notice::NameGranted { name, owner } => {
                 tracing::warn!(
@@ -358,6 +361,11 @@ impl Driver {
                 let (by, is) = (subject.vantage.as_str(), health.as_str());
                 let why = failure.map(|failure| failure.as_str());
                 let own = provider == self.engine.me();
+                match failure {
+                    Some(failure) if own => drop(self.failures.insert(name.clone(), failure)),
+                    None if own => drop(self.failures.remove(name)),
+                    _ => {}
+                }
                 match health {
                     Health::Down => tracing::warn!(%name, %provider, by, why, "service is down"),
                     _ if own => tracing::info!(%name, by, is, why, "service"),
@@ -400,6 +408,7 @@ impl Driver {
                     training: self.schedule.is_running(),
                     last_training: self.last_training.as_ref(),
                     dropped: &self.dropped,
+                    failures: &self.failures,
                     now,
                     started_at: self.clock.started_at(),
                 });

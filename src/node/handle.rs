@@ -33,6 +33,9 @@ pub enum RequestError {
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopped,
+    /// This node is no member any more.
+    #[error("the root of the network has revoked this node: nobody there talks to it any more")]
+    Revoked,
     /// The DHT took too long.
     #[error("no answer within {} s; see 'meshwise peer list' for the connections", ANSWER_TIMEOUT.as_secs())]
     TimedOut,
@@ -202,9 +205,9 @@ impl NodeHandle {
         answer.await.map_err(|_| RequestError::Stopped)
     }
 
-    /// How this node publishes a name, if it does.
-    pub fn published(&self, name: &ServiceName) -> Option<ServiceSpec> {
-        self.published.service(name).map(|(spec, _)| spec)
+    /// How this node publishes a name and where its connections go, if it does.
+    pub fn published(&self, name: &ServiceName) -> Option<(ServiceSpec, SocketAddr)> {
+        self.published.service(name)
     }
 
     /// Publishes a service whose connections go to `target`.

@@ -13,6 +13,8 @@ use crate::learn::{Change, ModelRegistry, Shift};
 #[derive(Debug)]
 pub(super) struct HotSwap {
     registry: Arc<ModelRegistry>,
+    /// Whether the engine lets models decide.
+    predicts: bool,
     /// Version and card of the champion in use.
     pub(super) champion: Option<(String, ModelCard)>,
     /// Version of the challenger in shadow.
@@ -26,9 +28,10 @@ pub(super) struct HotSwap {
 }
 
 impl HotSwap {
-    pub(super) fn new(registry: Arc<ModelRegistry>) -> Self {
+    pub(super) fn new(registry: Arc<ModelRegistry>, predicts: bool) -> Self {
         Self {
             registry,
+            predicts,
             champion: None,
             challenger: None,
             error: None,
@@ -54,10 +57,16 @@ impl HotSwap {
         let result = champion.map(|champion| {
             if champion.as_ref().map(|model| &model.version) != known.as_ref() {
                 let version = champion.as_ref().map(|model| model.version.as_str());
-                tracing::info!(
-                    version = version.unwrap_or("moving-average"),
-                    "decides from now on"
-                );
+                match version.filter(|_| !self.predicts) {
+                    Some(model) => tracing::info!(
+                        version = "moving-average",
+                        "decides from now on: prediction is off, {model} does not decide"
+                    ),
+                    None => tracing::info!(
+                        version = version.unwrap_or("moving-average"),
+                        "decides from now on"
+                    ),
+                }
                 self.champion =
                     champion.as_ref().map(|model| (model.version.clone(), model.card.clone()));
                 inputs.push(Input::Model(shared(champion)));

@@ -38,7 +38,7 @@ use crate::store::{Reader, Retention, StoreError, Writer};
 
 pub use crate::net::identity::{FILE as IDENTITY_FILE, Identity, parse_peer_id, peer_id_text};
 pub use crate::net::join::{JOIN_TIMEOUT, JoinError, join};
-pub use crate::net::reach::{Gateway, Reach};
+pub use crate::net::reach::{FOREIGN, Gateway, Reach};
 pub use crate::net::tunnel::TunnelInfo;
 pub use clock::Clock;
 pub use driver::{CalculationTimes, View};
@@ -196,6 +196,9 @@ impl Node {
                 engine.remember(&choices);
             }
             Err(error) => tracing::warn!("{error}; how to compare routes is learned anew"),
+        }
+        if engine.membership().roster().is_revoked(&engine.key()) {
+            tracing::error!("{}", RequestError::Revoked);
         }
         let (net, events) =
             Net::start(config, &identity, engine.membership().roster().clone()).await?;

@@ -125,7 +125,8 @@ impl Proxy {
         let head = tokio::time::timeout(HEAD_TIMEOUT, read_head(&mut tcp)).await;
         let Ok(Ok(wanted)) = head else {
             // Somebody who does not speak SOCKS5, or has gone.
-            self.node.tunnels.failed(&"proxy", "socks-malformed");
+            let advice = || Some("it speaks no SOCKS5; with curl: --proxy socks5h://".into());
+            self.node.tunnels.failed_with(&"proxy", "socks-malformed", advice);
             return;
         };
         let connected = match &wanted {

@@ -107,6 +107,13 @@ impl NodeHandle {
         listen: SocketAddr,
         options: TunnelOptions,
     ) -> Result<(TunnelId, SocketAddr), RequestError> {
+        let is_out = |view: &mut View<'_>| {
+            let engine = &view.engine;
+            engine.membership().roster().is_revoked(&engine.key())
+        };
+        if self.inspect(is_out).await? {
+            return Err(RequestError::Revoked);
+        }
         let (providers, _) = self.resolve(name.clone(), false).await?;
         if providers.iter().any(|(provider, _)| *provider == self.me) {
             return Err(RequestError::OwnService(name));

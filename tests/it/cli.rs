@@ -57,7 +57,6 @@ fn wrong_usage_is_exit_code_two() {
     for arguments in [
         &["tunnel", "open"][..],
         &["fly"],
-        &["service", "publish", "a.local"],
         &["service", "publish", "a.local", "--to", "udp://127.0.0.1:1", "--objective", "fast"],
         &["service", "publish", "a.local", "--to", "udp://127.0.0.1:1", "--check", "tcp"],
         &["service", "publish", "a.local", "--to", "tcp://127.0.0.1:1", "--check", "ftp"],
@@ -74,6 +73,62 @@ fn wrong_usage_is_exit_code_two() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
     }
+}
+
+/// Is wrong usage, and says all these words.
+fn wrong_usage(data_dir: &Path, arguments: &[&str], words: &[&str]) {
+    let output = run(data_dir, arguments);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+    for word in words {
+        assert!(error.contains(word), "{arguments:?} does not say {word}: {error}");
+    }
+}
+
+#[test]
+fn whether_a_replay_measures_by_itself_can_be_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let replay = ["replay", "--trace", "none.parquet", "--own-probes", "off"];
+    fails(dir.path(), &replay, &["none.parquet"]);
+}
+
+#[test]
+fn a_delegation_lasts_a_year_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let delegate = |time| ["service", "delegate", "a.local", "x", "--expires", time];
+    wrong_usage(dir.path(), &delegate("400d"), &["a year"]);
+    fails(dir.path(), &delegate("365d"), &["no node runs"]);
+}
+
+#[test]
+fn a_target_that_is_none_is_taken_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    for (target, words) in [
+        ("tcp://localhost:8080", &["localhost is a name", "tcp://127.0.0.1:8080"][..]),
+        ("udp://dns.example:53", &["dns.example is a name"]),
+        ("tcp://127.0.0.1:99999", &["port 99999 is above 65535"]),
+        ("https://127.0.0.1:443", &["tcp://", "http://", "udp://"]),
+        ("tcp://127.0.0.1", &["an address and a port"]),
+    ] {
+        wrong_usage(dir.path(), &["service", "publish", "a.local", "--to", target], words);
+    }
+}
+
+#[test]
+fn where_a_tunnel_listens_is_an_address_and_a_port() {
+    let dir = tempfile::tempdir().unwrap();
+    for wrong in ["19005", "localhost:19005", ":19005"] {
+        let open = ["tunnel", "open", "a.local", "--listen", wrong];
+        wrong_usage(dir.path(), &open, &["write an address and a port, as in 127.0.0.1:19005"]);
+    }
+}
+
+#[test]
+fn a_verb_without_its_group_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    wrong_usage(dir.path(), &["publish", "a.local"], &["'meshwise service publish'"]);
+    wrong_usage(dir.path(), &["peers"], &["'peer'"]);
+    wrong_usage(dir.path(), &["list"], &["'meshwise tunnel list'", "'meshwise peer list'"]);
 }
 
 #[test]
@@ -113,8 +168,18 @@ fn unknown_settings_are_named() {
     let output = run(dir.path(), &["node", "--config", path.to_str().unwrap()]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
-    assert!(error.contains("speed") && error.contains("c.toml"), "{error}");
+    assert!(error.contains("c.toml line 2: unknown field `speed`"), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
+    for (settings, words) in [
+        ("[routing]\nmax_hops = 9\n", &["c.toml: ", "routing.max_hops"][..]),
+        ("[network]\nlisten = ['127.0.0.1:1']\n", &["c.toml: network.listen", "'127.0.0.1:1'"]),
+        ("[network]\nbootstrap = ['/dns/x/tcp/1']\n", &["c.toml: network.bootstrap", "/dns/x"]),
+    ] {
+        std::fs::write(&path, settings).unwrap();
+        for command in ["node", "doctor"] {
+            fails(dir.path(), &[command, "--config", path.to_str().unwrap()], words);
+        }
+    }
 }
 
 #[test]
@@ -125,7 +190,7 @@ fn models_and_data_are_shown_without_a_node() {
     fails(dir.path(), &["model", "promote", "../x"], &["../x"]);
     fails(dir.path(), &["model", "promote", "v1"], &["v1.json", "model list"]);
     fails(dir.path(), &["model", "promote", "challenger"], &["no challenger", "model train"]);
-    fails(dir.path(), &["model", "rollback"], &["no champion"]);
+    fails(dir.path(), &["model", "rollback"], &["nothing to go back to", "moving average"]);
     fails(dir.path(), &["model", "compare"], &["no champion"]);
     assert!(!dir.path().join("models").exists(), "nothing is made by asking");
     fails(dir.path(), &["data", "stats"], &["meshwise.db"]);
@@ -211,13 +276,41 @@ fn a_model_of_xgboost_is_imported_and_shown_and_another_file_refused() {
     let shown = run(dir.path(), &["model", "show", "fleet-1"]);
     let text = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(text.contains("XGBoost 3.2.0") && !text.contains("1970"), "{text}");
-    fails(dir.path(), &["model", "show"], &["no model is in use"]);
+    let promote = ["the moving average decides", "'meshwise model promote VERSION'"];
+    fails(dir.path(), &["model", "show"], &promote);
     fails(dir.path(), &["model", "import", "none.json"], &["none.json", "cannot read"]);
     let damaged = dir.path().join("x.json");
     std::fs::write(&damaged, "{\"learner\":").unwrap();
     fails(dir.path(), &["model", "import", damaged.to_str().unwrap()], &["damaged", "save_model"]);
     let wrong = run(dir.path(), &["model", "import", file, "--reference", "link-bandwidth"]);
     assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn who_decides_is_said_when_a_model_had_to_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/xgboost.json");
+    run(dir.path(), &["model", "import", file, "--version", "fleet-1"]);
+    run(dir.path(), &["model", "promote", "fleet-1"]);
+    let listed = || String::from_utf8(run(dir.path(), &["model", "list"]).stdout).unwrap();
+    let decides = || -> Vec<String> {
+        let text = listed();
+        let marked = text.lines().filter_map(|line| line.trim_start().strip_prefix("* "));
+        marked.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+    };
+    assert_eq!(decides()[0], "fleet-1");
+    assert!(listed().contains("'meshwise model compare'"), "what errors can be held against");
+    run(dir.path(), &["model", "rollback"]);
+    let gone = ["the moving average decides: 'fleet-1' was rolled back at 20", "by hand"];
+    fails(dir.path(), &["model", "show"], &gone);
+    fails(dir.path(), &["model", "rollback"], &["nothing to go back to: the moving average"]);
+    assert_eq!(decides()[0], "moving-average");
+
+    run(dir.path(), &["model", "promote", "fleet-1"]);
+    let database = dir.path().join("meshwise.db");
+    drop(meshwise::store::Writer::start(&database, Default::default()).unwrap());
+    let wait = ["0 usable", "wait until 20 more were measured"];
+    fails(dir.path(), &["model", "compare"], &wait);
 }
 
 #[test]

@@ -24,6 +24,8 @@ mod entry;
 #[cfg(feature = "node")]
 mod failover;
 #[cfg(feature = "node")]
+mod hints;
+#[cfg(feature = "node")]
 mod judging;
 #[cfg(feature = "node")]
 mod links;

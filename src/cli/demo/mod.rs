@@ -151,7 +151,7 @@ async fn play(started: Instant, folder: &std::path::Path) -> anyhow::Result<Figu
         let objective = Objective::Balanced;
         let body = Publish {
             name: name.clone(),
-            to,
+            to: Some(to),
             allow: None,
             ttl_s: None,
             objective: Some(objective),

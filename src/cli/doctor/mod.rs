@@ -7,10 +7,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Context, output};
+use super::{Context, output, settings};
 use crate::api::ClientError;
 use crate::api::types::{Reachability, Status};
-use crate::config::Config;
 
 /// Check what this node needs, and say what to do about what is missing. Looks at the running node
 /// when there is one, else at its files. Exit code 1 when something is broken.
@@ -76,10 +75,7 @@ impl Check {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    let config = match &args.config {
-        Some(path) => Config::load(path)?,
-        None => Config::default(),
-    };
+    let config = settings::load(args.config.as_deref())?;
     let dir = &context.data_dir;
     let client = context.client();
     let asked = match client.get::<Status>("/v1/status").await {

@@ -7,6 +7,9 @@ use crate::engine::overlay::registry::CLOCK_SKEW;
 /// Difference to the members' clocks that is worth a word (ms): more than an advertisement may be
 /// old when a neighbour passes it on.
 const CLOCK_AHEAD_MS: f64 = 60_000.0;
+/// What to do about nodes of another network.
+const JOIN: &str = "stop this node and join that network: 'meshwise node --join TOKEN', with a token of \
+                    'meshwise network invite' there";
 
 /// Everything.
 pub(super) fn all(status: &Status, reach: &Reachability) -> Vec<Check> {
@@ -14,6 +17,10 @@ pub(super) fn all(status: &Status, reach: &Reachability) -> Vec<Check> {
     checks.extend(reach.bootstrap.iter().map(|address| match address.answered {
         Some(true) => Check::ok("bootstrap address", format!("{} answers", address.address)),
         None => Check::note("bootstrap address", format!("{} is being tried", address.address)),
+        Some(false) if address.foreign => {
+            let found = format!("{} is of another network", address.address);
+            Check::warning("bootstrap address", found, JOIN)
+        }
         Some(false) => {
             let why = address.error.as_deref().unwrap_or("no answer");
             Check::warning(
@@ -70,8 +77,10 @@ fn peers(status: &Status, reach: &Reachability) -> Check {
     }
     if status.peers == 0 {
         let refused = |word: &str| status.dropped.get(word).copied().unwrap_or_default() > 0;
-        let advice = if refused("admission-refused-by-peer") || refused("admission-foreign") {
-            "the nodes there refuse this one: see its membership above, and whether they are of the same network"
+        let advice = if refused("admission-foreign") {
+            JOIN
+        } else if refused("admission-refused-by-peer") {
+            "the nodes there refuse this one: see its membership above"
         } else {
             "see the bootstrap addresses above"
         };

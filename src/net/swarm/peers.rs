@@ -62,6 +62,10 @@ impl Task {
                     tracing::debug!(%peer, "not admitted: {why}");
                 }
                 match why {
+                    Failure::Foreign => {
+                        self.foreign(&peer);
+                        Vec::new()
+                    }
                     Failure::Revoked(signed) => vec![Input::RevocationShown(signed)],
                     _ => Vec::new(),
                 }

@@ -23,10 +23,13 @@ use libp2p::{Multiaddr, PeerId, autonat, dcutr, upnp};
 
 use super::Task;
 use crate::net::address::{check_dial, innermost, ip_of, is_relayed, peer_of, without_peer};
-use crate::net::reach::Gateway;
+use crate::net::reach::{FOREIGN, Gateway};
 
 /// Members over which a node that cannot be reached can be reached.
 pub(super) const RELAYS_MAX: usize = 2;
+
+/// Addresses of other networks that the log names.
+const FOREIGN_MAX: usize = 64;
 
 /// How an open connection leads to its peer.
 enum Way {
@@ -50,6 +53,8 @@ pub(super) struct Ways {
     relays: HashMap<ListenerId, PeerId>,
     /// Relays that refused while they were connected.
     refused: BTreeSet<PeerId>,
+    /// Addresses of other networks that the log has named.
+    foreign: BTreeSet<Multiaddr>,
 }
 
 impl Ways {
@@ -160,6 +165,19 @@ impl Task {
             if configured.is_ok_and(|configured| configured == address) {
                 *known = Some(result.clone());
             }
+        }
+    }
+
+    /// The node that was dialled is of another network. The log names each address once.
+    pub(super) fn foreign(&mut self, peer: &PeerId) {
+        let Some(address) = self.ways.dialled(peer).cloned() else { return };
+        self.bootstrapped(&address, Err(FOREIGN.into()));
+        let named = &mut self.ways.foreign;
+        if named.len() < FOREIGN_MAX && named.insert(address.clone()) {
+            tracing::warn!(
+                "{address} is of another network; join it with 'meshwise node --join TOKEN', with a \
+                 token of 'meshwise network invite' there"
+            );
         }
     }
 

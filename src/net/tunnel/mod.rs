@@ -397,9 +397,20 @@ impl Tunnels {
     /// Counts a connection that failed, and says so in the log: the first one of a kind, and then
     /// ever more seldom.
     pub fn failed(&self, service: &dyn std::fmt::Display, why: &'static str) {
+        self.failed_with(service, why, || None);
+    }
+
+    /// The same, with what to do about it.
+    pub fn failed_with(
+        &self,
+        service: &dyn std::fmt::Display,
+        why: &'static str,
+        advice: impl FnOnce() -> Option<String>,
+    ) {
         let times = self.plane.counters().count_nth(why);
         if times.is_power_of_two() {
-            tracing::warn!(%service, times, "a connection failed: {why}");
+            let advice = advice().map(|advice| format!(": {advice}")).unwrap_or_default();
+            tracing::warn!(%service, times, "a connection failed: {why}{advice}");
         }
     }
 

@@ -29,6 +29,8 @@ const WAITING_MAX: usize = 32;
 const FLOW_IDLE: Duration = Duration::from_secs(60);
 /// Length of the stream's number.
 const NUMBER_BYTES: usize = 8;
+/// The word for payloads that fit no packet.
+const TOO_LARGE: &str = "udp-too-large";
 /// A UDP payload is not larger (bytes).
 const PAYLOAD_MAX: usize = 65_535;
 
@@ -116,12 +118,16 @@ fn send(tunnels: &Tunnels, live: &Live, datagram: Bytes) -> bool {
     let why = match live.connection.send_datagram(datagram) {
         Ok(()) => return true,
         Err(SendDatagramError::ConnectionLost(_)) => return false,
-        Err(SendDatagramError::TooLarge) => "udp-too-large",
+        Err(SendDatagramError::TooLarge) => TOO_LARGE,
         Err(SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled) => {
             "udp-not-supported"
         }
     };
-    tunnels.failed(&"udp", why);
+    let limit = live.connection.max_datagram_size().filter(|_| why == TOO_LARGE);
+    tunnels.failed_with(&"udp", why, || {
+        let bytes = limit?.saturating_sub(NUMBER_BYTES);
+        Some(format!("a payload has at most {bytes} bytes here"))
+    });
     false
 }
 

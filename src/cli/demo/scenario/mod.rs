@@ -199,7 +199,7 @@ async fn tunnel(
 ) -> anyhow::Result<Tunnel> {
     let body = Publish {
         name: name.into(),
-        to,
+        to: Some(to),
         allow: None,
         ttl_s: None,
         objective: Some(objective),
