@@ -33,6 +33,7 @@ mod links;
 mod membership;
 #[cfg(feature = "node")]
 mod mesh;
+#[cfg(feature = "node")]
 mod metrics;
 #[cfg(feature = "node")]
 mod nat;
