@@ -10,7 +10,7 @@
 //! none: whether the first route of a new tunnel delivers is not known before its handshake is done. If a
 //! relay of it has just died, QUIC would send the handshake again over the same route, after ever longer
 //! pauses. So the caller's handshakes are copied whatever their size, and its small packets up to the first receipt;
-//! the provider copies its small packets until [`OPENS_FOR`] after. Where copies go on to come, the caller always wants
+//! the provider copies its small packets until `OPENS_FOR` after. Where copies go on to come, the caller always wants
 //! them, and the provider copies for half a minute after each.
 //!
 //! Nothing is copied while much is under way, because it is no message then, and because QUIC knows
