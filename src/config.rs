@@ -87,7 +87,8 @@ pub struct NetworkConfig {
     /// be reached, be reached over a member when none can, and do the same for other members. Has no
     /// effect on a node that listens on loopback only, unless links are emulated there.
     pub nat: bool,
-    /// Links to other nodes that this one wants to have, 3 to 32; more while peers come and go.
+    /// Links to other nodes that this one wants to have, 3 to 32; more while peers come and go. Better the
+    /// same on all nodes of a network.
     pub degree: usize,
 }
 
@@ -111,7 +112,7 @@ pub struct EntryConfig {
     /// node.
     pub socks: String,
     /// Address and port at which `/metrics` is served by HTTP, for Prometheus; empty for none. Whoever
-    /// can connect to it reads what this node counts, and the names of the services that it uses.
+    /// can connect to it reads what this node counts, who its neighbours are, and which services it uses.
     pub metrics: String,
 }
 

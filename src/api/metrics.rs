@@ -1,15 +1,110 @@
 //! What a node counts and measures, as OpenMetrics text: for Prometheus and whatever else reads that.
 
 use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use axum::Router;
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::server::Failure;
 use super::types::{Peer, Status, Told, Tunnel};
+use crate::node::{NodeHandle, View};
+
+/// Connections that are served at one time; others wait.
+const CONNECTIONS_MAX: usize = 8;
+/// How long one may take, its request and the answer.
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
+
+/// The address for metrics cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot serve metrics on {address}: {error}; set metrics in the section [entry] to another address, or to \"\" for none"
+)]
+pub struct MetricsError {
+    address: String,
+    error: std::io::Error,
+}
+
+/// Serves `/metrics`, and nothing else, to whoever can connect to this address, until it is dropped.
+pub struct MetricsServer {
+    address: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl MetricsServer {
+    /// Binds `address`.
+    ///
+    /// # Errors
+    /// [`MetricsError`].
+    pub async fn start(node: NodeHandle, address: &str) -> Result<Self, MetricsError> {
+        let wrong = |error| MetricsError { address: address.to_owned(), error };
+        let listener = TcpListener::bind(address).await.map_err(wrong)?;
+        let bound = listener.local_addr().map_err(wrong)?;
+        if !bound.ip().is_loopback() {
+            tracing::warn!("whoever can connect to {bound} reads the metrics of this node");
+        }
+        let router = Router::new().route("/metrics", get(metrics)).with_state(node);
+        Ok(Self { address: bound, task: tokio::spawn(serve(listener, router)) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    while let Ok(place) = places.clone().acquire_owned().await {
+        while connections.try_join_next().is_some() {}
+        let Ok((stream, _)) = listener.accept().await else {
+            // As when there are too many open files.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        connections.spawn(async move {
+            let mut server = http1::Builder::new();
+            let served = server.keep_alive(false).serve_connection(TokioIo::new(stream), service);
+            let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
+            drop(place);
+        });
+    }
+}
+
+/// `GET /metrics`
+pub(super) async fn metrics(State(node): State<NodeHandle>) -> Result<Figures, Failure> {
+    let (socks, open) = (node.socks(), node.tunnels());
+    let look = move |view: &mut View<'_>| Figures {
+        status: Status::of(view, socks),
+        peers: Peer::list(view),
+        tunnels: open.iter().map(|info| Tunnel::of(info, view)).collect(),
+    };
+    Ok(node.inspect(look).await?)
+}
 
 /// Labels and a value, of each series of a metric.
 type Series<T> = Vec<(Vec<(&'static str, String)>, T)>;
@@ -58,9 +153,9 @@ impl EncodeMetric for Counters {
 
 /// What is told of a node at one moment.
 pub(super) struct Figures {
-    pub(super) status: Status,
-    pub(super) peers: Vec<Peer>,
-    pub(super) tunnels: Vec<Tunnel>,
+    status: Status,
+    peers: Vec<Peer>,
+    tunnels: Vec<Tunnel>,
 }
 
 impl IntoResponse for Figures {

@@ -11,10 +11,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 
 use super::explain::{Asked, Meant};
-use super::metrics::Figures;
+use super::metrics::metrics;
 use super::names;
 use super::network;
 use super::publishing::Wanted;
@@ -46,14 +46,6 @@ pub enum ServerError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// The address for metrics cannot be used.
-    #[error("cannot serve metrics on {address}: {error}; choose another address and port")]
-    Metrics {
-        /// Which.
-        address: String,
-        /// What the system said.
-        error: std::io::Error,
-    },
 }
 
 /// A running control API. The socket goes away with it.
@@ -76,40 +68,6 @@ impl Server {
             let _ = axum::serve(listener, router(handle)).await;
         });
         Ok(Self { path, task })
-    }
-}
-
-/// Serves `/metrics`, and nothing else, to whoever can connect to this address, until it is dropped.
-pub struct MetricsServer {
-    address: SocketAddr,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl MetricsServer {
-    /// Binds `address`.
-    ///
-    /// # Errors
-    /// [`ServerError::Metrics`].
-    pub async fn start(handle: NodeHandle, address: &str) -> Result<Self, ServerError> {
-        let wrong = |error| ServerError::Metrics { address: address.to_owned(), error };
-        let listener = TcpListener::bind(address).await.map_err(wrong)?;
-        let bound = listener.local_addr().map_err(wrong)?;
-        let router = Router::new().route("/metrics", get(metrics)).with_state(handle);
-        let task = tokio::spawn(async move {
-            let _ = axum::serve(listener, router).await;
-        });
-        Ok(Self { address: bound, task })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
-impl Drop for MetricsServer {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -211,16 +169,6 @@ pub(super) type Answer<T> = Result<Json<T>, Failure>;
 async fn status(State(node): State<NodeHandle>) -> Answer<Status> {
     let socks = node.socks();
     Ok(Json(node.inspect(move |view| Status::of(view, socks)).await?))
-}
-
-async fn metrics(State(node): State<NodeHandle>) -> Result<Figures, Failure> {
-    let (socks, open) = (node.socks(), node.tunnels());
-    let look = move |view: &mut crate::node::View<'_>| Figures {
-        status: Status::of(view, socks),
-        peers: Peer::list(view),
-        tunnels: open.iter().map(|info| Tunnel::of(info, view)).collect(),
-    };
-    Ok(node.inspect(look).await?)
 }
 
 async fn reachability(State(node): State<NodeHandle>) -> Answer<Reachability> {

@@ -537,7 +537,7 @@ impl Service {
             known => known.map(|known| known.health.as_str()),
         };
         let own = node == view.engine.me();
-        let failure = view.failures.get(&record.name).filter(|_| own);
+        let failure = known.and_then(|known| known.failure).filter(|_| own);
         Self {
             health: health.map(Into::into),
             why: failure.map(|failure| failure.as_str().into()),

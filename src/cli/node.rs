@@ -102,7 +102,14 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let server = Server::start(node.handle().clone())?;
     let metrics = match &wanted_metrics[..] {
         "" => None,
-        address => Some(MetricsServer::start(node.handle().clone(), address).await?),
+        // As without the proxy: what a node is for goes on.
+        address => match MetricsServer::start(node.handle().clone(), address).await {
+            Ok(server) => Some(server),
+            Err(error) => {
+                tracing::warn!("{error}");
+                None
+            }
+        },
     };
     let (status, network) = node
         .handle()

@@ -77,7 +77,7 @@ pub enum Verb {
 }
 
 /// How a service is checked.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, PartialEq, clap::Args)]
 pub struct Check {
     /// How to see whether it works: tcp (its target accepts a connection), http:/PATH (it answers a
     /// request), cmd:COMMAND (the shell's command ends with 0), or none [default: tcp, or none for UDP].
@@ -98,15 +98,21 @@ pub struct Check {
 }
 
 impl Check {
+    /// Whether anything was said of it.
+    fn is_said(&self) -> bool {
+        let nothing = Self {
+            how: None,
+            check_status: None,
+            check_contains: None,
+            check_interval: None,
+            check_failures: None,
+        };
+        *self != nothing
+    }
+
     /// How a service of this kind is to be checked; `None` when nothing was said.
     fn policy(self, kind: ServiceKind) -> Result<Option<HealthPolicy>, String> {
-        let Self { how: None, check_status: None, check_contains: None, .. } = &self else {
-            return self.said(kind).map(Some);
-        };
-        match (self.check_interval, self.check_failures) {
-            (None, None) => Ok(None),
-            _ => self.said(kind).map(Some),
-        }
+        if self.is_said() { self.said(kind).map(Some) } else { Ok(None) }
     }
 
     fn said(self, kind: ServiceKind) -> Result<HealthPolicy, String> {
@@ -153,6 +159,10 @@ pub(super) async fn run(verb: Verb, context: &Context) -> anyhow::Result<()> {
             let name = name.to_string();
             // The node knows of what kind it is when nothing is said.
             let kind = to.as_deref().map(parse_target).transpose().map_err(WrongUsage)?;
+            if kind.is_none() && check.is_said() && check.how.is_none() {
+                let text = "say with --check how it is checked, or with --to where it leads";
+                return Err(WrongUsage(text.into()).into());
+            }
             let kind = kind.map_or(ServiceKind::Tcp, |(kind, _)| kind);
             let check = check.policy(kind).map_err(WrongUsage)?;
             let allow = match allow.as_slice() {

@@ -37,6 +37,8 @@ pub struct ProviderHealth {
     /// How long it takes to answer (ms): through this node's tunnel where it has one, else at the
     /// provider.
     pub response_ms: Option<f64>,
+    /// Why the last check failed, where this node checks it itself; `None` when it did not.
+    pub failure: Option<CheckFailure>,
     /// Whose word that is: `EndToEnd` when this node's own checks through a tunnel say so.
     pub by: Vantage,
 }
@@ -74,6 +76,7 @@ impl Services {
         let of = |checked: Checked, by| ProviderHealth {
             health: checked.health,
             response_ms: checked.response_ms,
+            failure: checked.failure,
             by,
         };
         if let Some(checked) = watching.checked(name, provider, Vantage::Local) {
@@ -81,7 +84,7 @@ impl Services {
         }
         let said = watching.heartbeats.service(name, provider, now).map(|(health, us)| {
             let response_ms = us.map(|us| f64::from(us) / 1e3);
-            ProviderHealth { health, response_ms, by: Vantage::Local }
+            ProviderHealth { health, response_ms, failure: None, by: Vantage::Local }
         });
         let own = watching.checked(name, provider, Vantage::EndToEnd);
         match (said, own.map(|checked| of(checked, Vantage::EndToEnd))) {

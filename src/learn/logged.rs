@@ -19,7 +19,7 @@ use crate::engine::measure::ProbeKind;
 use crate::engine::predict::Prediction;
 use crate::store::{CandidateRow, DecisionRow, FEATURES_APART, Reader};
 
-// Each decision that is far enough from the one before has its features.
+// Decisions that keep their features lie no farther apart than those that are judged.
 const _: () = assert!(FEATURES_APART.as_micros() as u64 <= FORECAST_AGE_US_MAX);
 
 /// What the policy to be judged makes of the candidates of one decision, in their order.

@@ -15,7 +15,6 @@ use super::{Clock, NodeOptions, names, network};
 use crate::engine::Engine;
 use crate::engine::event::{CLOCK, Command, Input, Notice, Output, RequestId, Usage};
 use crate::engine::forward::TUNNEL_ID_MAX;
-use crate::engine::measure::service::CheckFailure;
 use crate::engine::measure::{Health, ProbeKind, Sample};
 use crate::engine::overlay::topology::Reshape;
 use crate::engine::overlay::{Objective, Pin, ServiceKind};
@@ -81,8 +80,6 @@ pub struct View<'a> {
     pub last_training: Option<&'a (Timestamp, Result<(), String>)>,
     /// Drops that the engine reported, by kind.
     pub dropped: &'a BTreeMap<&'static str, u64>,
-    /// Why the last check of a service of this node failed; none of those that work.
-    pub failures: &'a BTreeMap<ServiceName, CheckFailure>,
     /// Now.
     pub now: Timestamp,
     /// When the node started.
@@ -132,7 +129,6 @@ pub(super) struct Driver {
     decisions: BTreeMap<TunnelId, Decision>,
     calculations: CalculationTimes,
     dropped: BTreeMap<&'static str, u64>,
-    failures: BTreeMap<ServiceName, CheckFailure>,
     keep_peers_at: Timestamp,
     checks: Checks,
     checked: mpsc::Receiver<Input>,
@@ -168,7 +164,6 @@ impl Driver {
             decisions: BTreeMap::new(),
             calculations: CalculationTimes::default(),
             dropped: BTreeMap::new(),
-            failures: BTreeMap::new(),
         }
     }
 
@@ -361,11 +356,6 @@ impl Driver {
                 let (by, is) = (subject.vantage.as_str(), health.as_str());
                 let why = failure.map(|failure| failure.as_str());
                 let own = provider == self.engine.me();
-                match failure {
-                    Some(failure) if own => drop(self.failures.insert(name.clone(), failure)),
-                    None if own => drop(self.failures.remove(name)),
-                    _ => {}
-                }
                 match health {
                     Health::Down => tracing::warn!(%name, %provider, by, why, "service is down"),
                     _ if own => tracing::info!(%name, by, is, why, "service"),
@@ -408,7 +398,6 @@ impl Driver {
                     training: self.schedule.is_running(),
                     last_training: self.last_training.as_ref(),
                     dropped: &self.dropped,
-                    failures: &self.failures,
                     now,
                     started_at: self.clock.started_at(),
                 });

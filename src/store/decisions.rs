@@ -11,6 +11,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::reader::{signed, unsigned};
 use super::{DecisionRow, Reader, StoreError};
+use crate::engine::route::{Decision, Reason};
 
 /// The columns of `decision`, as [`header`] reads them.
 pub(super) const COLUMNS: &str = "id, at_us, tunnel, destination, reason, changed, model_version,
@@ -26,18 +27,25 @@ const CHOSE: &str =
 const HAS_FEATURES: &str =
     "EXISTS (SELECT 1 FROM candidate WHERE decision_id = decision.id AND features <> '[]')";
 
-/// Whether a decision at this time (µs since the epoch) is to keep its features, if it chose.
+/// Whether a decision that is not stored yet is to keep its features.
 pub(super) fn keeps_features(
     connection: &Connection,
-    destination: &str,
-    at_us: i64,
+    decision: &Decision,
 ) -> rusqlite::Result<bool> {
+    let chose = decision.tunnel.is_some()
+        && decision.chosen.is_some()
+        && !matches!(decision.reason, Reason::Forced | Reason::NoRoute);
+    if !chose {
+        return Ok(false);
+    }
     let sql = format!(
         "SELECT NOT EXISTS (SELECT 1 FROM decision WHERE at_us > ?1 AND at_us <= ?2
          AND destination = ?3 AND {CHOSE} AND {HAS_FEATURES})"
     );
+    let at_us = signed(decision.at.as_micros());
     let from_us = at_us.saturating_sub(FEATURES_APART.as_micros() as i64);
     let mut statement = connection.prepare_cached(&sql)?;
+    let destination = decision.destination.to_string();
     statement.query_row(params![from_us, at_us, destination], |row| row.get(0))
 }
 
@@ -107,7 +115,7 @@ mod tests {
     use super::*;
     use crate::engine::predict::schema::{FEATURES, MISSING};
     use crate::engine::predict::{Forecast, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason, Standing};
+    use crate::engine::route::{Candidate, Standing};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Writer};
 
@@ -177,7 +185,6 @@ mod tests {
         assert_eq!(times, seconds.collect::<Vec<_>>());
         let has = |decision: &DecisionRow| !decision.candidates[0].features.is_empty();
         assert!(kept.iter().all(has));
-        // The forced one too: it is no decision that anything is judged by.
-        assert_eq!(all.iter().filter(|decision| has(decision)).count(), kept.len() + 1);
+        assert_eq!(all.iter().filter(|decision| has(decision)).count(), kept.len());
     }
 }

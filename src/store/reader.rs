@@ -114,7 +114,7 @@ pub struct CandidateRow {
     pub last_value_ms: Option<f64>,
     /// Probability with which the decision took it, 0 to 1; `None` when it was not logged.
     pub propensity: Option<f64>,
-    /// The features, in schema order.
+    /// The features, in schema order; empty where they were not kept (`FEATURES_APART`).
     pub features: Vec<f64>,
 }
 

@@ -141,7 +141,7 @@ fn insert_decision(
     let chosen = decision.chosen.and_then(|index| decision.candidates.get(index));
     let destination = decision.destination.to_string();
     let at_us = integer(decision.at.as_micros());
-    let keeps_features = decisions::keeps_features(connection, &destination, at_us)?;
+    let keeps_features = decisions::keeps_features(connection, decision)?;
     let sql = "INSERT INTO decision (at_us, tunnel, destination, reason, changed, model_version,
                propensity, chosen_route, calculation_us, challenger_version, rule)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";

@@ -18,8 +18,8 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// First bytes of every SQLite database (file format, section 1.3).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-const MIGRATIONS: [&str; 7] =
-    [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4, PROPENSITY_5, SERVICE_PROBE_6, CHOICE_7];
+const MIGRATIONS: [&str; 8] =
+    [TABLES_1, SHADOW_2, ROUTE_SLICE_3, PEER_4, PROPENSITY_5, SERVICE_PROBE_6, CHOICE_7, INDEX_8];
 
 const TABLES_1: &str = "
 CREATE TABLE probe (
@@ -235,6 +235,9 @@ SELECT datetime(at_us / 1000000, 'unixepoch') AS at_utc,
        round(last_value_ms, 3) AS last_value_ms
 FROM decision JOIN candidate ON candidate.decision_id = decision.id;
 ";
+
+/// Which decisions about a destination came last.
+const INDEX_8: &str = "CREATE INDEX decision_by_destination ON decision (destination, at_us);";
 
 /// How closely a file is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]

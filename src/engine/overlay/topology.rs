@@ -73,7 +73,7 @@ pub struct Neighbourhood<'a> {
     pub topology: &'a Topology,
     /// Links that it wants to have.
     pub target: usize,
-    /// Who has so many links lets nobody link with it.
+    /// Who has so many links lets nobody link with it, if it wants as many as this node does.
     pub full: usize,
     /// Longest route that is looked for (links): who is farther is not reached.
     pub max_hops: usize,
