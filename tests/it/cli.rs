@@ -93,6 +93,13 @@ fn whether_a_replay_measures_by_itself_can_be_said() {
 }
 
 #[test]
+fn how_often_a_service_of_unknown_kind_is_checked_needs_how() {
+    let dir = tempfile::tempdir().unwrap();
+    let publish = ["service", "publish", "a.local", "--check-interval", "10s"];
+    wrong_usage(dir.path(), &publish, &["--check", "--to"]);
+}
+
+#[test]
 fn a_delegation_lasts_a_year_at_most() {
     let dir = tempfile::tempdir().unwrap();
     let delegate = |time| ["service", "delegate", "a.local", "x", "--expires", time];
