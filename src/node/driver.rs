@@ -20,7 +20,7 @@ use crate::engine::overlay::topology::Reshape;
 use crate::engine::overlay::{Objective, Pin, ServiceKind};
 use crate::engine::predict::ModelCard;
 use crate::engine::route::Decision;
-use crate::engine::types::{NodeId, Route, ServiceName, Timestamp, TunnelId};
+use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
 use crate::learn::{Change, ModelRegistry, Shift};
 use crate::net::{Net, SLICE};
 use crate::store::Writer;
