@@ -395,30 +395,13 @@ mod tests {
     }
 
     fn candidate(relay: u8, model: Option<Prediction>) -> Candidate {
-        let mut features = [MISSING; FEATURES.len()];
-        features[index_of("hop_count").unwrap()] = 2.0;
-        let moving_average = Some(Prediction::of_latency(9.0));
-        Candidate {
-            route: Route::new([1, relay, 2].map(|byte| NodeId([byte; 8]))).unwrap(),
-            alive: true,
-            standing: Standing::default(),
-            doubted: Vec::new(),
-            forecast: Forecast {
-                features,
-                model,
-                mixed: None,
-                challenger: None,
-                moving_average,
-                last_value: None,
-            },
-            prospect: None,
-            bound_ms: Some(8.0),
-            margin: 0.0,
-            stays: false,
-            score: 0.5,
-            baseline_score: 0.5,
-            propensity: 0.75,
-        }
+        let route = Route::new([1, relay, 2].map(|byte| NodeId([byte; 8]))).unwrap();
+        let unknown = Candidate::unknown(route);
+        let mut candidate = Candidate { bound_ms: Some(8.0), propensity: 0.75, ..unknown };
+        candidate.forecast.features[index_of("hop_count").unwrap()] = 2.0;
+        candidate.forecast.model = model;
+        candidate.forecast.moving_average = Some(Prediction::of_latency(9.0));
+        candidate
     }
 
     fn asked(model: Arc<dyn QualityModel>) -> Asked {

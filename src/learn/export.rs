@@ -324,9 +324,9 @@ mod tests {
     use super::*;
     use crate::engine::measure::service::{CheckFailure, Subject};
     use crate::engine::measure::{LinkQuality, RouteReport, Sample, Vantage};
-    use crate::engine::predict::schema::MISSING;
-    use crate::engine::predict::{Forecast, Prediction, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason, Standing};
+
+    use crate::engine::predict::Prediction;
+    use crate::engine::route::{Candidate, Decision};
     use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
     use crate::store::{Retention, Writer};
 
@@ -386,41 +386,13 @@ mod tests {
 
     /// The last candidate is the one in use.
     fn decision(at_us: u64, route: &Route, candidates: usize) -> Decision {
-        let forecast = Forecast {
-            mixed: None,
-            challenger: None,
-            features: [MISSING; FEATURES.len()],
-            model: None,
-            moving_average: Some(Prediction::of_latency(9.0)),
-            last_value: None,
-        };
-        let candidate = Candidate {
-            route: route.clone(),
-            alive: true,
-            standing: Standing::default(),
-            doubted: Vec::new(),
-            forecast,
-            prospect: None,
-            bound_ms: None,
-            margin: 0.0,
-            stays: false,
-            score: 0.5,
-            baseline_score: 0.5,
-            propensity: 0.5,
-        };
+        let mut candidate = Candidate::unknown(route.clone());
+        candidate.forecast.moving_average = Some(Prediction::of_latency(9.0));
         Decision {
-            damping: 0.02,
-            challenger_version: None,
-            at: Timestamp(at_us),
-            tunnel: Some(TunnelId(1)),
-            destination: route.destination(),
-            wanted: crate::engine::route::Wanted::default(),
-            candidates: vec![candidate; candidates],
+            candidates: vec![candidate.clone(); candidates],
             chosen: candidates.checked_sub(1),
-            reason: Reason::Held,
-            changed: false,
             model_version: "moving-average".into(),
-            ranking: Ranking::PLAIN,
+            ..Decision::held(at_us, vec![candidate], 0)
         }
     }
 

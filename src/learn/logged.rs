@@ -114,10 +114,9 @@ pub fn logged_decisions(
 mod tests {
     use super::*;
     use crate::engine::measure::Sample;
-    use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason, Standing};
-    use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+
+    use crate::engine::route::{Candidate, Decision, Reason};
+    use crate::engine::types::{NodeId, Route, Timestamp};
     use crate::learn::offpolicy::{OffPolicyError, judge};
     use crate::store::{Retention, Writer};
 
@@ -131,45 +130,17 @@ mod tests {
     /// A decision for relay 7, which was taken with this probability and else 8, and never 9; forecast at
     /// 20, 10 and 5 ms.
     fn decision(at_us: u64, propensity: f64) -> Decision {
-        let candidate = |relay, average_ms, propensity| Candidate {
-            route: route(relay),
-            alive: true,
-            standing: Standing::default(),
-            doubted: Vec::new(),
-            forecast: Forecast {
-                features: [MISSING; FEATURES.len()],
-                model: None,
-                moving_average: Some(Prediction::of_latency(average_ms)),
-                mixed: None,
-                challenger: None,
-                last_value: None,
-            },
-            prospect: None,
-            bound_ms: None,
-            margin: 0.0,
-            stays: false,
-            score: 0.5,
-            baseline_score: 0.5,
-            propensity,
+        let candidate = |relay, average_ms, propensity| {
+            let mut candidate = Candidate { propensity, ..Candidate::unknown(route(relay)) };
+            candidate.forecast.moving_average = Some(Prediction::of_latency(average_ms));
+            candidate
         };
-        Decision {
-            damping: 0.02,
-            challenger_version: None,
-            at: Timestamp(START_US + at_us),
-            tunnel: Some(TunnelId(1)),
-            destination: NodeId([2; 8]),
-            wanted: crate::engine::route::Wanted::default(),
-            candidates: vec![
-                candidate(7, 20.0, propensity),
-                candidate(8, 10.0, 1.0 - propensity),
-                candidate(9, 5.0, 0.0),
-            ],
-            chosen: Some(0),
-            reason: Reason::Best,
-            changed: false,
-            model_version: "v1".into(),
-            ranking: Ranking::PLAIN,
-        }
+        let candidates = vec![
+            candidate(7, 20.0, propensity),
+            candidate(8, 10.0, 1.0 - propensity),
+            candidate(9, 5.0, 0.0),
+        ];
+        Decision { reason: Reason::Best, ..Decision::held(START_US + at_us, candidates, 0) }
     }
 
     fn probe(relay: u8, at_us: u64, rtt_ms: Option<u64>) -> Sample {

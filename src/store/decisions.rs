@@ -113,51 +113,14 @@ pub(super) fn header(row: &Row<'_>) -> rusqlite::Result<DecisionRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Ranking};
-    use crate::engine::route::{Candidate, Standing};
-    use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+
+    use crate::engine::route::Candidate;
+    use crate::engine::types::{NodeId, Route};
     use crate::store::{Retention, Writer};
 
     fn decision(at_us: u64, destination: u8, reason: Reason) -> Decision {
-        let destination = NodeId([destination; 8]);
-        let features = [MISSING; FEATURES.len()];
-        let forecast = Forecast {
-            features,
-            model: None,
-            mixed: None,
-            challenger: None,
-            moving_average: None,
-            last_value: None,
-        };
-        let candidate = Candidate {
-            route: Route::new([NodeId([1; 8]), destination]).unwrap(),
-            alive: true,
-            standing: Standing::default(),
-            doubted: Vec::new(),
-            forecast,
-            prospect: None,
-            bound_ms: None,
-            margin: 0.0,
-            stays: false,
-            score: 0.5,
-            baseline_score: 0.5,
-            propensity: 1.0,
-        };
-        Decision {
-            at: Timestamp(at_us),
-            tunnel: Some(TunnelId(1)),
-            destination,
-            wanted: crate::engine::route::Wanted::default(),
-            candidates: vec![candidate],
-            chosen: Some(0),
-            reason,
-            changed: false,
-            model_version: "v1".into(),
-            ranking: Ranking::PLAIN,
-            damping: 0.02,
-            challenger_version: None,
-        }
+        let route = Route::new([1, destination].map(|byte| NodeId([byte; 8]))).unwrap();
+        Decision { reason, ..Decision::held(at_us, vec![Candidate::unknown(route)], 0) }
     }
 
     #[test]

@@ -77,10 +77,10 @@ impl Reader {
 mod tests {
     use super::*;
     use crate::engine::measure::{ProbeKind, Sample};
-    use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Prediction, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason, Standing};
-    use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+
+    use crate::engine::predict::Prediction;
+    use crate::engine::route::{Candidate, Decision};
+    use crate::engine::types::{NodeId, Route, Timestamp};
     use crate::store::{Retention, Writer};
 
     fn route(relay: u8) -> Route {
@@ -88,45 +88,16 @@ mod tests {
     }
 
     fn decision(at_us: u64, predicted_ms: f64) -> Decision {
-        let model = Some(Prediction {
-            interval_ms: Some((1.0, 99.0)),
-            ..Prediction::of_latency(predicted_ms)
-        });
-        let candidate = |relay| Candidate {
-            route: route(relay),
-            alive: true,
-            standing: Standing::default(),
-            doubted: Vec::new(),
-            forecast: Forecast {
-                features: [MISSING; FEATURES.len()],
-                model,
-                moving_average: Some(Prediction::of_latency(7.0)),
-                mixed: None,
-                challenger: None,
-                last_value: None,
-            },
-            prospect: None,
-            bound_ms: None,
-            margin: 0.0,
-            stays: false,
-            score: 0.5,
-            baseline_score: 0.5,
-            propensity: 0.5,
+        let candidate = |relay| {
+            let mut candidate = Candidate::unknown(route(relay));
+            candidate.forecast.model = Some(Prediction {
+                interval_ms: Some((1.0, 99.0)),
+                ..Prediction::of_latency(predicted_ms)
+            });
+            candidate.forecast.moving_average = Some(Prediction::of_latency(7.0));
+            candidate
         };
-        Decision {
-            at: Timestamp(at_us),
-            tunnel: Some(TunnelId(1)),
-            destination: NodeId([2; 8]),
-            wanted: crate::engine::route::Wanted::default(),
-            candidates: vec![candidate(8), candidate(9)],
-            chosen: Some(1),
-            reason: Reason::Held,
-            changed: false,
-            model_version: "v1".into(),
-            ranking: Ranking::PLAIN,
-            damping: 0.02,
-            challenger_version: None,
-        }
+        Decision::held(at_us, vec![candidate(8), candidate(9)], 1)
     }
 
     #[test]

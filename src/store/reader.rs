@@ -438,55 +438,29 @@ pub(super) fn signed(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Prediction, Ranking};
-    use crate::engine::route::{Candidate, Decision, Reason, Standing};
-    use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+    use crate::engine::predict::schema::MISSING;
+    use crate::engine::predict::{Prediction, Ranking};
+    use crate::engine::route::{Candidate, Decision};
+    use crate::engine::types::{NodeId, Route, TunnelId};
     use crate::store::{Retention, Store, Writer};
 
     fn decision(at_us: u64) -> Decision {
-        let route =
-            |relay: u8| Route::new([NodeId([1; 8]), NodeId([relay; 8]), NodeId([2; 8])]).unwrap();
-        let mut features = [MISSING; FEATURES.len()];
-        features[3] = 0.1 + 0.2;
-        let some = |latency_ms| Some(Prediction::of_latency(latency_ms));
+        let candidate = |relay: u8, model: Option<Prediction>| {
+            let route = Route::new([1, relay, 2].map(|byte| NodeId([byte; 8]))).unwrap();
+            let unknown = Candidate::unknown(route);
+            let mut candidate = Candidate { bound_ms: Some(22.5), score: 0.75, ..unknown };
+            candidate.forecast.features[3] = 0.1 + 0.2;
+            candidate.forecast.model = model;
+            candidate.forecast.challenger = model.and(Some(Prediction::of_latency(21.0)));
+            candidate.forecast.moving_average = Some(Prediction::of_latency(25.0));
+            candidate.forecast.last_value = Some(Prediction::of_latency(26.0));
+            candidate
+        };
         let model =
             Some(Prediction { interval_ms: Some((15.0, 30.0)), ..Prediction::of_latency(20.0) });
-        let candidate = |relay, model| Candidate {
-            route: route(relay),
-            alive: true,
-            standing: Standing::default(),
-            doubted: Vec::new(),
-            forecast: Forecast {
-                features,
-                model,
-                challenger: model.and(some(21.0)),
-                mixed: None,
-                moving_average: some(25.0),
-                last_value: some(26.0),
-            },
-            prospect: None,
-            bound_ms: Some(22.5),
-            margin: 0.0,
-            stays: false,
-            score: 0.75,
-            baseline_score: 0.5,
-            propensity: 0.5,
-        };
-        Decision {
-            at: Timestamp(at_us),
-            tunnel: Some(TunnelId(4)),
-            destination: NodeId([2; 8]),
-            wanted: crate::engine::route::Wanted::default(),
-            candidates: vec![candidate(7, model), candidate(8, None)],
-            chosen: Some(1),
-            reason: Reason::Held,
-            changed: false,
-            model_version: "v1".into(),
-            ranking: Ranking::PLAIN,
-            damping: 0.02,
-            challenger_version: Some("v2".into()),
-        }
+        let decision = Decision::held(at_us, vec![candidate(7, model), candidate(8, None)], 1);
+        let tunnel = Some(TunnelId(4));
+        Decision { tunnel, challenger_version: Some("v2".into()), ..decision }
     }
 
     #[test]

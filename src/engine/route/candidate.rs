@@ -279,3 +279,53 @@ pub(super) fn weigh(
     });
     candidates
 }
+
+#[cfg(test)]
+impl Candidate {
+    /// For tests: a living route of which nothing is known.
+    pub(crate) fn unknown(route: Route) -> Self {
+        use crate::engine::predict::schema::{FEATURES, MISSING};
+        Self {
+            route,
+            alive: true,
+            standing: Standing::default(),
+            doubted: Vec::new(),
+            forecast: Forecast {
+                features: [MISSING; FEATURES.len()],
+                model: None,
+                mixed: None,
+                challenger: None,
+                moving_average: None,
+                last_value: None,
+            },
+            prospect: None,
+            bound_ms: None,
+            stays: false,
+            margin: 0.0,
+            score: 0.5,
+            baseline_score: 0.5,
+            propensity: 0.5,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Decision {
+    /// For tests: tunnel 1 stays with a candidate.
+    pub(crate) fn held(at_us: u64, candidates: Vec<Candidate>, chosen: usize) -> Self {
+        Self {
+            at: Timestamp(at_us),
+            tunnel: Some(TunnelId(1)),
+            destination: candidates[chosen].route.destination(),
+            wanted: Wanted::default(),
+            candidates,
+            chosen: Some(chosen),
+            reason: Reason::Held,
+            changed: false,
+            model_version: "v1".into(),
+            ranking: Ranking::PLAIN,
+            damping: 0.02,
+            challenger_version: None,
+        }
+    }
+}

@@ -56,14 +56,14 @@ mod tests {
     use super::*;
     use crate::engine::measure::LinkQuality;
     use crate::engine::overlay::wire::Objective;
-    use crate::engine::predict::schema::{FEATURES, MISSING};
-    use crate::engine::predict::{Forecast, Prediction, Ranking};
+
+    use crate::engine::predict::Prediction;
     use crate::engine::route::Candidate;
-    use crate::engine::route::Wanted;
+
     use crate::engine::route::candidate::{Overlap, Standing};
     use crate::engine::route::score::{RouteQuality, route_score};
     use crate::engine::route::switching::Current;
-    use crate::engine::types::{NodeId, Route, Timestamp, TunnelId};
+    use crate::engine::types::{NodeId, Route, Timestamp};
 
     fn links(hops: u8) -> Vec<LinkQuality> {
         let link = LinkQuality {
@@ -95,48 +95,14 @@ mod tests {
 
     fn candidate(hops: u8, ms: f64) -> Candidate {
         let nodes: Vec<NodeId> = (0..=hops).map(|byte| NodeId([byte; 8])).collect();
-        let prediction = Some(Prediction::of_latency(ms));
-        let features = [MISSING; FEATURES.len()];
-        let forecast = Forecast {
-            features,
-            model: prediction,
-            mixed: None,
-            challenger: None,
-            moving_average: None,
-            last_value: None,
-        };
-        let (route, score) = (Route::new(nodes).unwrap(), score(hops, ms));
-        Candidate {
-            route,
-            alive: true,
-            standing: Standing::default(),
-            doubted: Vec::new(),
-            forecast,
-            prospect: None,
-            bound_ms: Some(ms),
-            stays: false,
-            margin: 0.0,
-            score,
-            baseline_score: 0.0,
-            propensity: 0.0,
-        }
+        let unknown = Candidate::unknown(Route::new(nodes).unwrap());
+        let mut candidate = Candidate { bound_ms: Some(ms), score: score(hops, ms), ..unknown };
+        candidate.forecast.model = Some(Prediction::of_latency(ms));
+        candidate
     }
 
     fn decision(candidates: Vec<Candidate>, chosen: usize, reason: Reason) -> Decision {
-        Decision {
-            at: Timestamp(0),
-            tunnel: Some(TunnelId(1)),
-            destination: NodeId([9; 8]),
-            wanted: Wanted::default(),
-            candidates,
-            chosen: Some(chosen),
-            reason,
-            changed: false,
-            model_version: "v1".into(),
-            ranking: Ranking::PLAIN,
-            damping: 0.02,
-            challenger_version: None,
-        }
+        Decision { reason, ..Decision::held(0, candidates, chosen) }
     }
 
     /// Whether a tunnel on a 2-hop route leaves it for one of 3 hops.
