@@ -41,13 +41,20 @@ chmod -R u+w "$work"
 cp "$here"/netlab/{meshwise,relay}.py "$work/drivers/systems/"
 export NETLAB_WORK=$work/labs PYTHONDONTWRITEBYTECODE=1
 
-# driver SYSTEM SECONDS ARGUMENTS...: a driver of netlab, ended after so many seconds; its lab ends with it.
+# driver SYSTEM SECONDS ARGUMENTS...: a driver of netlab, ended after so many seconds; its lab ends with it. Again, up to
+# three times in all, when iperf3 gave up at the start: version 3.12 takes a message that arrives in two pieces for an error.
 driver() {
     local system=$1 seconds=$2 path=$PATH
     shift 2
     [ "$system" = meshwise ] && path=$here/netlab/bin:$PATH
-    PATH=$path timeout --kill-after=10 "$seconds" python3 "$@" --system "$system" --idle 0 --settle "$settle_s" \
-        > "$work/log" 2>&1 || { tail -5 "$work/log" >&2; echo "  $system failed: $1" >&2; }
+    for _ in 1 2 3; do
+        PATH=$path timeout --kill-after=10 "$seconds" python3 "$@" --system "$system" --idle 0 --settle "$settle_s" \
+            > "$work/log" 2>&1 && return
+        grep -q "unable to receive control message" "$work/log" || break
+        echo "  iperf3 gave up at the start, again" >&2
+    done
+    tail -5 "$work/log" >&2
+    echo "  $system failed: $1" >&2
 }
 
 present=()

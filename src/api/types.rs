@@ -400,6 +400,28 @@ pub struct Tunnel {
     /// this node in.
     #[serde(default)]
     pub trouble: Option<String>,
+    /// Its QUIC connections that are open, one for each of its paths.
+    #[serde(default)]
+    pub ends: Vec<EndToEnd>,
+}
+
+/// How a tunnel's QUIC connection sees its route, from end to end
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndToEnd {
+    /// Number of the tunnel, or of the further path.
+    pub tunnel: u16,
+    /// Smoothed RTT (ms), queues and processing at both ends included.
+    pub rtt_ms: f64,
+    /// What the congestion controller lets be under way (bytes).
+    pub window_bytes: u64,
+    /// Largest packet in use (bytes).
+    pub packet_bytes: u16,
+    /// Packets sent since the connection was made.
+    pub sent_packets: u64,
+    /// Those of them that were taken for lost, and sent again.
+    pub lost_packets: u64,
+    /// How often the congestion controller slowed down, for marks or loss.
+    pub slowed: u64,
 }
 
 /// Answer to `POST /v1/peers/NODE/ping`
@@ -616,6 +638,7 @@ impl Tunnel {
             received_bytes: info.bytes.1,
             reserved: reservation.map(|reservation| reservation.rate),
             trouble: super::trouble::of_service(&info.service, view),
+            ends: info.ends.iter().map(EndToEnd::of).collect(),
             reservation: reservation.map(|reservation| {
                 let state = match reservation.state {
                     ReservationState::Pending => "pending",
@@ -624,6 +647,20 @@ impl Tunnel {
                 };
                 state.into()
             }),
+        }
+    }
+}
+
+impl EndToEnd {
+    fn of(end: &crate::node::EndToEnd) -> Self {
+        Self {
+            tunnel: end.tunnel.0,
+            rtt_ms: end.rtt.as_secs_f64() * 1e3,
+            window_bytes: end.window,
+            packet_bytes: end.packet_bytes,
+            sent_packets: end.sent,
+            lost_packets: end.lost,
+            slowed: end.slowed,
         }
     }
 }

@@ -38,6 +38,7 @@ pub mod overlay_socket;
 mod pace;
 pub mod plane;
 mod probes;
+mod quiet;
 pub mod reach;
 pub mod reservations;
 pub mod sending;

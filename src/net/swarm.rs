@@ -31,6 +31,7 @@ use super::dht::Dht;
 use super::firewall::Firewall;
 use super::identity::{self, Identity};
 use super::plane::DataPlane;
+use super::quiet::Quiet;
 use super::reach::{Gateway, Reach, SharedReach};
 use super::tls::LinkTls;
 use super::{MEMBERS_CHECK, Members, NetError, lanes, now};
@@ -137,7 +138,7 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         .with_relay_client(noise::Config::new, yamux::Config::default)
         .map_err(|error| build(&error))?
         .with_behaviour(|key, relayed| {
-            Behaviour::new(key, &protocols, members, firewall, wanted, relayed)
+            Behaviour::new(key, &protocols, members, firewall, wanted, relayed).map(Quiet::new)
         })
         .map_err(|error| build(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
@@ -180,7 +181,7 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
 
 struct Task {
     listening: Listening,
-    swarm: Swarm<Behaviour>,
+    swarm: Swarm<Quiet<Behaviour>>,
     protocols: Protocols,
     me: PublicKey,
     members: Members,

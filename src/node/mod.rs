@@ -39,7 +39,7 @@ use crate::store::{Reader, Retention, StoreError, Writer};
 pub use crate::net::identity::{FILE as IDENTITY_FILE, Identity, parse_peer_id, peer_id_text};
 pub use crate::net::join::{JOIN_TIMEOUT, JoinError, join};
 pub use crate::net::reach::{FOREIGN, Gateway, Reach};
-pub use crate::net::tunnel::TunnelInfo;
+pub use crate::net::tunnel::{EndToEnd, TunnelInfo};
 pub use clock::Clock;
 pub use driver::{CalculationTimes, View};
 use handle::Request;

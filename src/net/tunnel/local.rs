@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::strands::{self, Strand};
 use super::stream::{Live, StreamError, TunnelStream};
-use super::{STREAMS_MAX, Traffic, TunnelError, Tunnels, udp};
+use super::{EndToEnd, STREAMS_MAX, Traffic, TunnelError, Tunnels, udp};
 use crate::engine::overlay::ServiceKind;
 use crate::engine::types::{PublicKey, ServiceName, TunnelId};
 
@@ -53,6 +53,20 @@ impl LocalStrand {
     pub(super) fn live(&self) -> Option<Arc<Live>> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.as_ref().filter(|live| live.is_open()).cloned()
+    }
+
+    /// How its connection sees the route, unless it was lost.
+    pub(super) fn end_to_end(&self) -> Option<EndToEnd> {
+        let path = self.live()?.connection.stats().path;
+        Some(EndToEnd {
+            tunnel: self.tunnel,
+            rtt: path.rtt,
+            window: path.cwnd,
+            packet_bytes: path.current_mtu,
+            sent: path.sent_packets,
+            lost: path.lost_packets,
+            slowed: path.congestion_events,
+        })
     }
 }
 

@@ -146,6 +146,27 @@ pub struct TunnelInfo {
     pub connections: u64,
     /// Those that are open now.
     pub open: u64,
+    /// Its QUIC connections that are open, one a strand.
+    pub ends: Vec<EndToEnd>,
+}
+
+/// How a tunnel's QUIC connection sees its route, from end to end.
+#[derive(Clone, Copy, Debug)]
+pub struct EndToEnd {
+    /// The strand.
+    pub tunnel: TunnelId,
+    /// Smoothed RTT, queues and processing at both ends included.
+    pub rtt: Duration,
+    /// What the congestion controller lets be under way (bytes).
+    pub window: u64,
+    /// Largest packet in use (bytes).
+    pub packet_bytes: u16,
+    /// Packets sent, those that found larger ones included.
+    pub sent: u64,
+    /// Those of them that were taken for lost.
+    pub lost: u64,
+    /// How often the congestion controller slowed down, for marks or loss.
+    pub slowed: u64,
 }
 
 #[derive(Default)]
@@ -440,6 +461,7 @@ impl Tunnels {
             bytes: (load(&local.traffic.sent), load(&local.traffic.received)),
             connections: load(&local.traffic.connections),
             open: load(&local.traffic.open),
+            ends: local.strands.iter().filter_map(|strand| strand.end_to_end()).collect(),
         };
         self.lock_open().iter().map(info).collect()
     }
