@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::server::Failure;
-use super::types::{Peer, Status, Told, Tunnel};
+use super::types::{EndToEnd, Peer, Status, Told, Tunnel};
 use crate::node::{NodeHandle, View};
 
 /// Connections that are served at one time; others wait.
@@ -282,6 +282,20 @@ impl Figures {
         counter(registry, "tunnel_route_changes", help, counts(|t| t.route_changes.into()));
         counter(registry, "tunnel_sent_bytes", "Bytes sent", counts(|t| t.sent_bytes));
         counter(registry, "tunnel_received_bytes", "Bytes received", counts(|t| t.received_bytes));
+        let paths = |value: fn(&EndToEnd) -> f64| {
+            let of = |tunnel| {
+                let path = move |end: &EndToEnd| {
+                    let path = ("path", end.tunnel.to_string());
+                    (labels(tunnel).into_iter().chain([path]).collect(), value(end))
+                };
+                tunnel.ends.iter().map(path)
+            };
+            self.tunnels.iter().flat_map(of).collect::<Vec<(Vec<_>, f64)>>()
+        };
+        let help = "RTT from end to end as QUIC smooths it, queues and both ends included";
+        seconds(registry, "tunnel_round_trip", help, paths(|end| end.rtt_ms / 1e3));
+        let help = "Bytes that the congestion controller lets be under way";
+        gauge(registry, "tunnel_window_bytes", help, paths(|end| end.window_bytes as f64));
     }
 }
 

@@ -12,8 +12,10 @@ mod publishing;
 mod reach;
 mod reachable;
 mod server;
+mod service;
 mod trace;
 mod trouble;
+mod tunnel;
 pub mod types;
 
 pub use client::{Client, ClientError};

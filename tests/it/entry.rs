@@ -449,6 +449,14 @@ async fn a_tunnel_of_two_paths_has_two_strands_and_closes_both() {
     let tunnels = pair.user.handle().tunnels();
     let other = tunnels.iter().find(|info| info.tunnel == other).unwrap();
     assert_eq!(other.strands.len(), 1, "who opens it decides");
+    let many = tunnels.iter().find(|info| info.tunnel == tunnel).unwrap();
+    let ends: Vec<TunnelId> = many.ends.iter().map(|end| end.tunnel).collect();
+    // The others connect behind it.
+    assert!(ends[0] == tunnel && strands.starts_with(&ends), "{ends:?} of {strands:?}");
+    for end in &many.ends {
+        assert!(!end.rtt.is_zero() && end.window > 0 && end.packet_bytes >= 4_096, "{end:?}");
+        assert!(end.sent > 0 && end.lost < end.sent, "{end:?}");
+    }
     pair.user.handle().close_tunnel(tunnel).await.unwrap();
     let left = pair.user.handle().inspect(bound).await.unwrap();
     assert_eq!(left, [other.tunnel], "nothing of it is left");

@@ -1,9 +1,10 @@
 //! What a monitoring system reads, by curl.
 
 use meshwise::api::MetricsServer;
-use meshwise::node::Identity;
+use meshwise::engine::types::ServiceName;
+use meshwise::node::{Identity, TunnelOptions};
 
-use crate::support::{config, eventually, listening, start};
+use crate::support::{config, eventually, listening, service, start};
 
 async fn read(address: std::net::SocketAddr, path: &str) -> (bool, String) {
     let url = format!("http://{address}{path}");
@@ -25,6 +26,15 @@ async fn a_monitoring_system_reads_what_a_node_counts_and_nothing_else() {
         read(address, "/metrics").await.1.contains("meshwise_link_round_trip_seconds{")
     })
     .await;
+    let name: ServiceName = "a.local".parse().unwrap();
+    first.handle().publish(service("a.local"), "127.0.0.1:9".parse().unwrap()).await.unwrap();
+    eventually("the service is known", || async {
+        node.handle().resolve(name.clone(), false).await.is_ok()
+    })
+    .await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (tunnel, _) =
+        node.handle().open_tunnel(name, any, TunnelOptions::default()).await.unwrap();
     let (_, text) = read(address, "/metrics").await;
     let value = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -34,6 +44,10 @@ async fn a_monitoring_system_reads_what_a_node_counts_and_nothing_else() {
     let rtt_s = value(&format!("meshwise_link_round_trip_seconds{neighbour}"));
     assert!((1e-6..1.0).contains(&rtt_s), "{rtt_s}");
     assert!(value(&format!("meshwise_link_datagrams_total{neighbour}")) > 0.0);
+    let path = format!("{{tunnel=\"{tunnel}\",service=\"a.local\",path=\"{tunnel}\"}}");
+    let rtt_s = value(&format!("meshwise_tunnel_round_trip_seconds{path}"));
+    assert!((1e-6..10.0).contains(&rtt_s), "{rtt_s}");
+    assert!(value(&format!("meshwise_tunnel_window_bytes{path}")) > 0.0);
     assert!(value("meshwise_control_messages_total{kind=\"sync\",way=\"heard\"}") > 0.0);
     assert!(
         text.contains("# TYPE meshwise_forwarded_bytes counter\n") && text.ends_with("# EOF\n")
