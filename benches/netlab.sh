@@ -47,11 +47,11 @@ driver() {
     local system=$1 seconds=$2 path=$PATH
     shift 2
     [ "$system" = meshwise ] && path=$here/netlab/bin:$PATH
-    for _ in 1 2 3; do
+    for try in 1 2 3; do
+        [ "$try" = 1 ] || echo "  iperf3 gave up at the start, again" >&2
         PATH=$path timeout --kill-after=10 "$seconds" python3 "$@" --system "$system" --idle 0 --settle "$settle_s" \
             > "$work/log" 2>&1 && return
         grep -q "unable to receive control message" "$work/log" || break
-        echo "  iperf3 gave up at the start, again" >&2
     done
     tail -5 "$work/log" >&2
     echo "  $system failed: $1" >&2

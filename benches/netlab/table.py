@@ -22,10 +22,10 @@ for system in systems:
     share = [f"{a / b:.2f}" for a, b in [(statistics.median(overlay or [0]), statistics.median(direct or [0]))] if b]
     cores = [sum(v for k, v in run["cpu_cores"].items() if k != "netlab") for run in runs if run["what"] == "overlay"]
     # The emulator has one thread, which carries every packet: what it would carry if it had a core all the time.
-    whole = [run["mbit"] / run["cpu_cores"]["netlab"] for run in runs if run["what"] == "overlay"]
+    whole = [run["mbit"] / run["cpu_cores"]["netlab"] for run in runs if run["what"] == "overlay" and run["cpu_cores"]["netlab"]]
     rows.append((statistics.median(overlay or [0]), [system, spread(overlay), spread(direct), *(share or ["-"]), spread(cores, 2), spread(whole), str(len(overlay))]))
 rows.sort(key=lambda row: -row[0])
-head = ["over 2 relays", "Mbit/s: median (range)", "straight", "share", "cores of all nodes", "a core of the emulator", "n"]
+head = ["over 2 relays", "Mbit/s: median (range)", "straight", "share", "cores of all nodes", "Mbit/s a core of the emulator", "n"]
 table = [head] + [row for _, row in rows]
 widths = [max(len(row[i]) for row in table) for i in range(len(head))]
 for row in table:

@@ -94,7 +94,7 @@ pub struct EndToEnd {
     pub packet_bytes: u16,
     /// Packets sent since the connection was made.
     pub sent_packets: u64,
-    /// Those of them that were taken for lost, and sent again.
+    /// Those that were taken for lost, without those that tried a larger size.
     pub lost_packets: u64,
     /// How often the congestion controller slowed down, for marks or loss.
     pub slowed: u64,

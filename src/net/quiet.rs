@@ -2,14 +2,15 @@
 //!
 //! libp2p polls a connection whenever anything of it moves, and then asks every protocol's handler whether
 //! it has something to do, and for the names that it listens to. On a link that is every read and write of
-//! the lanes: at a relay a sixth of all its time. [`Quiet`] wraps a behaviour, and asks its handler when
-//! that was woken or told something; between, it is answered for.
+//! the lanes: at a relay a sixth of all its time. [`Quiet`] wraps a behaviour, asks its handler when that
+//! was woken or told something, and gives the names as they were then.
 
 use std::ops::{Deref, DerefMut};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use libp2p::PeerId;
@@ -18,17 +19,18 @@ use libp2p::core::upgrade::{InboundUpgrade, UpgradeInfo};
 use libp2p::core::{Endpoint, Multiaddr};
 use libp2p::swarm::handler::{
     ConnectionEvent, FullyNegotiatedInbound, InboundUpgradeSend, ListenUpgradeError,
-    UpgradeInfoSend,
+    OutboundUpgradeSend, UpgradeInfoSend,
 };
 use libp2p::swarm::{
     ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
     NetworkBehaviour, Stream, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent,
     ToSwarm,
 };
+use tokio::time::Sleep;
 
-/// A handler is asked this often while its connection is busy, whatever it was told: one that forgets to
-/// ask for its waking, and was only ever served by the polls of others, is late and not stuck.
-const AT_LEAST_EVERY: Duration = Duration::from_millis(100);
+/// A handler that was passed over is asked after this time in any case: some forget to ask for their waking, and
+/// count on the polls of others. They are late by this, and not stuck.
+const PASSED_OVER_MAX: Duration = Duration::from_millis(100);
 
 /// See the module documentation.
 pub(super) struct Quiet<B>(B);
@@ -152,8 +154,10 @@ pub(super) struct QuietHandler<H: ConnectionHandler> {
     inner: H,
     bell: Arc<Bell>,
     waker: Waker,
-    asked_at: Instant,
-    /// What `inner` listened to when it was asked last.
+    /// Rings when `inner` was passed over for long.
+    later: Option<Pin<Box<Sleep>>>,
+    /// What `inner` listened to when it was asked last. It is told, and then asked, before libp2p takes a
+    /// stream for one of them, so that the upgrade is of the same kind as the name.
     names: Arc<[Name<H>]>,
 }
 
@@ -162,12 +166,22 @@ impl<H: ConnectionHandler> QuietHandler<H> {
         let bell = Arc::new(Bell::default());
         bell.rang.store(true, Ordering::Release);
         let (waker, names) = (Waker::from(bell.clone()), names(&inner));
-        Self { inner, bell, waker, asked_at: Instant::now(), names }
+        Self { inner, bell, waker, later: None, names }
     }
 
     /// It was told something, and is asked at the next poll, which follows.
     fn told(&self) {
         self.bell.rang.store(true, Ordering::Release);
+    }
+
+    fn pass_over(&mut self) {
+        if self.later.is_none() {
+            let later = self.later.insert(Box::pin(tokio::time::sleep(PASSED_OVER_MAX)));
+            // Asked once: it rings by itself.
+            if later.as_mut().poll(&mut Context::from_waker(&self.waker)).is_ready() {
+                self.waker.wake_by_ref();
+            }
+        }
     }
 }
 
@@ -202,18 +216,18 @@ where
         ConnectionHandlerEvent<Self::OutboundProtocol, Self::OutboundOpenInfo, Self::ToBehaviour>,
     > {
         self.bell.connection.register(context.waker());
-        let now = Instant::now();
-        let rang = self.bell.rang.swap(false, Ordering::AcqRel);
-        if !rang && now.saturating_duration_since(self.asked_at) < AT_LEAST_EVERY {
+        if !self.bell.rang.swap(false, Ordering::AcqRel) {
+            self.pass_over();
             return Poll::Pending;
         }
-        self.asked_at = now;
+        self.later = None;
         let polled = self.inner.poll(&mut Context::from_waker(&self.waker));
         if polled.is_ready() {
             // Polled until it has nothing more.
             self.told();
+        } else {
+            self.names = names(&self.inner);
         }
-        self.names = names(&self.inner);
         polled
     }
 
@@ -236,33 +250,44 @@ where
         >,
     ) {
         self.told();
-        // The same events, but for the type of the inbound protocol.
-        let event = match event {
-            ConnectionEvent::FullyNegotiatedInbound(it) => {
-                ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
-                    protocol: it.protocol,
-                    info: it.info,
-                })
-            }
-            ConnectionEvent::ListenUpgradeError(it) => {
-                ConnectionEvent::ListenUpgradeError(ListenUpgradeError {
-                    info: it.info,
-                    error: it.error,
-                })
-            }
-            ConnectionEvent::FullyNegotiatedOutbound(it) => {
-                ConnectionEvent::FullyNegotiatedOutbound(it)
-            }
-            ConnectionEvent::DialUpgradeError(it) => ConnectionEvent::DialUpgradeError(it),
-            ConnectionEvent::AddressChange(it) => ConnectionEvent::AddressChange(it),
-            ConnectionEvent::LocalProtocolsChange(it) => ConnectionEvent::LocalProtocolsChange(it),
-            ConnectionEvent::RemoteProtocolsChange(it) => {
-                ConnectionEvent::RemoteProtocolsChange(it)
-            }
-            _ => return,
-        };
-        self.inner.on_connection_event(event);
+        if let Some(event) = retyped(event) {
+            self.inner.on_connection_event(event);
+        }
     }
+}
+
+/// The same event, but for the type of the inbound protocol.
+pub(super) fn retyped<From, To, Out, InInfo, OutInfo>(
+    event: ConnectionEvent<'_, From, Out, InInfo, OutInfo>,
+) -> Option<ConnectionEvent<'_, To, Out, InInfo, OutInfo>>
+where
+    From: InboundUpgradeSend,
+    To: InboundUpgradeSend<Output = From::Output, Error = From::Error>,
+    Out: OutboundUpgradeSend,
+{
+    Some(match event {
+        ConnectionEvent::FullyNegotiatedInbound(it) => {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: it.protocol,
+                info: it.info,
+            })
+        }
+        ConnectionEvent::ListenUpgradeError(it) => {
+            ConnectionEvent::ListenUpgradeError(ListenUpgradeError {
+                info: it.info,
+                error: it.error,
+            })
+        }
+        ConnectionEvent::FullyNegotiatedOutbound(it) => {
+            ConnectionEvent::FullyNegotiatedOutbound(it)
+        }
+        ConnectionEvent::DialUpgradeError(it) => ConnectionEvent::DialUpgradeError(it),
+        ConnectionEvent::AddressChange(it) => ConnectionEvent::AddressChange(it),
+        ConnectionEvent::LocalProtocolsChange(it) => ConnectionEvent::LocalProtocolsChange(it),
+        ConnectionEvent::RemoteProtocolsChange(it) => ConnectionEvent::RemoteProtocolsChange(it),
+        // There is none; the type may get more.
+        _ => return None,
+    })
 }
 
 /// A protocol whose names are known.
@@ -320,6 +345,7 @@ mod tests {
     use libp2p::core::upgrade::ReadyUpgrade;
 
     use super::*;
+    use crate::net::gate::{Gate, GatedHandler};
 
     const NAMES: [StreamProtocol; 2] =
         [StreamProtocol::new("/test/1"), StreamProtocol::new("/test/2")];
@@ -389,12 +415,12 @@ mod tests {
         (said, quiet.inner.polls - before)
     }
 
-    #[test]
-    fn a_handler_is_asked_when_it_was_woken_or_told_something_and_not_otherwise() {
-        let (mut quiet, waker) = (QuietHandler::new(Counting::default()), Arc::default());
+    #[tokio::test]
+    async fn a_handler_is_asked_when_it_was_woken_or_told_something_or_passed_over_for_long() {
+        let waker = Arc::new(Wakings::default());
+        let mut quiet = QuietHandler::new(Counting::default());
         assert_eq!(poll(&mut quiet, &waker), (0, 1), "it is new");
         for _ in 0..3 {
-            quiet.asked_at = Instant::now() + Duration::from_secs(3_600);
             assert_eq!(poll(&mut quiet, &waker), (0, 0), "nothing has happened to it");
         }
         assert_eq!(waker.0.load(Ordering::Relaxed), 0);
@@ -406,20 +432,47 @@ mod tests {
         let change = libp2p::swarm::handler::AddressChange { new_address: &Multiaddr::empty() };
         quiet.on_connection_event(ConnectionEvent::AddressChange(change));
         assert_eq!(poll(&mut quiet, &waker), (0, 1), "its connection has");
-        quiet.asked_at = Instant::now().checked_sub(AT_LEAST_EVERY).unwrap();
+        tokio::time::sleep(3 * PASSED_OVER_MAX).await;
+        assert_eq!(waker.0.load(Ordering::Relaxed), 1, "nobody has passed it over");
+        assert_eq!(poll(&mut quiet, &waker), (0, 0));
+        let rings = async {
+            while waker.0.load(Ordering::Relaxed) < 2 {
+                tokio::time::sleep(PASSED_OVER_MAX / 10).await;
+            }
+        };
+        let rang = tokio::time::timeout(Duration::from_secs(20), rings).await;
+        assert!(rang.is_ok(), "the connection wakes by itself");
         assert_eq!(poll(&mut quiet, &waker), (0, 1), "it may have forgotten to ask for its waking");
     }
 
-    #[test]
-    fn names_are_those_of_when_the_handler_was_asked_last() {
+    #[tokio::test]
+    async fn names_are_those_of_when_the_handler_was_asked_last() {
         let (mut quiet, waker) = (QuietHandler::new(Counting::default()), Arc::default());
         let names = |quiet: &QuietHandler<Counting>| -> Vec<StreamProtocol> {
             UpgradeInfo::protocol_info(quiet.listen_protocol().upgrade()).collect()
         };
+        poll(&mut quiet, &waker);
         assert_eq!(names(&quiet), NAMES[..1]);
         quiet.inner.name = 1;
-        quiet.inner.waker.take().into_iter().for_each(Waker::wake);
+        poll(&mut quiet, &waker);
+        assert_eq!(names(&quiet), NAMES[..1], "it was not asked");
+        quiet.on_behaviour_event(1);
         poll(&mut quiet, &waker);
         assert_eq!(names(&quiet), NAMES[1..]);
+    }
+
+    #[tokio::test]
+    async fn what_a_gate_opens_is_offered_at_the_next_poll() {
+        let gate = Arc::new(Gate::default());
+        let gated = GatedHandler::new(gate.clone(), Counting::default());
+        let mut quiet = QuietHandler::new(gated);
+        let offered = |quiet: &mut QuietHandler<GatedHandler<Counting>>| {
+            let waker = Waker::from(Arc::new(Wakings::default()));
+            assert!(quiet.poll(&mut Context::from_waker(&waker)).is_pending());
+            UpgradeInfo::protocol_info(quiet.listen_protocol().upgrade()).count()
+        };
+        assert_eq!((offered(&mut quiet), offered(&mut quiet)), (0, 0));
+        gate.open_inbound();
+        assert_eq!(offered(&mut quiet), 1);
     }
 }

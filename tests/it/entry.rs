@@ -452,7 +452,7 @@ async fn a_tunnel_of_two_paths_has_two_strands_and_closes_both() {
     let many = tunnels.iter().find(|info| info.tunnel == tunnel).unwrap();
     let ends: Vec<TunnelId> = many.ends.iter().map(|end| end.tunnel).collect();
     // The others connect behind it.
-    assert!(ends[0] == tunnel && strands.starts_with(&ends), "{ends:?} of {strands:?}");
+    assert!(ends.first() == Some(&tunnel) && strands.starts_with(&ends), "{ends:?} of {strands:?}");
     for end in &many.ends {
         assert!(!end.rtt.is_zero() && end.window > 0 && end.packet_bytes >= 4_096, "{end:?}");
         assert!(end.sent > 0 && end.lost < end.sent, "{end:?}");

@@ -33,8 +33,7 @@ async fn a_monitoring_system_reads_what_a_node_counts_and_nothing_else() {
     })
     .await;
     let any = "127.0.0.1:0".parse().unwrap();
-    let (tunnel, _) =
-        node.handle().open_tunnel(name, any, TunnelOptions::default()).await.unwrap();
+    let (tunnel, _) = node.handle().open_tunnel(name, any, TunnelOptions::default()).await.unwrap();
     let (_, text) = read(address, "/metrics").await;
     let value = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

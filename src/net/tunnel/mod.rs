@@ -161,9 +161,9 @@ pub struct EndToEnd {
     pub window: u64,
     /// Largest packet in use (bytes).
     pub packet_bytes: u16,
-    /// Packets sent, those that found larger ones included.
+    /// Packets sent, also those that only tried a larger size.
     pub sent: u64,
-    /// Those of them that were taken for lost.
+    /// Those that were taken for lost, without those that tried a size.
     pub lost: u64,
     /// How often the congestion controller slowed down, for marks or loss.
     pub slowed: u64,
