@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use libp2p::PeerId;
@@ -28,9 +28,11 @@ use libp2p::swarm::{
 };
 use tokio::time::Sleep;
 
-/// A handler that was passed over is asked after this time in any case: some forget to ask for their waking, and
-/// count on the polls of others. They are late by this, and not stuck.
-const PASSED_OVER_MAX: Duration = Duration::from_millis(100);
+/// A handler is passed over only for so long after it was asked: what is polled seldom costs little.
+const PASSED_OVER_FOR: Duration = Duration::from_millis(100);
+/// One that was passed over is asked after this time in any case. Some forget to ask for their waking, and count on
+/// the polls of others: they are late by this at most, and not stuck.
+const ASKED_AFTER: Duration = Duration::from_secs(1);
 
 /// See the module documentation.
 pub(super) struct Quiet<B>(B);
@@ -154,6 +156,7 @@ pub(super) struct QuietHandler<H: ConnectionHandler> {
     inner: H,
     bell: Arc<Bell>,
     waker: Waker,
+    asked_at: Instant,
     /// Rings when `inner` was passed over for long.
     later: Option<Pin<Box<Sleep>>>,
     /// What `inner` listened to when it was asked last. It is told, and then asked, before libp2p takes a
@@ -166,7 +169,7 @@ impl<H: ConnectionHandler> QuietHandler<H> {
         let bell = Arc::new(Bell::default());
         bell.rang.store(true, Ordering::Release);
         let (waker, names) = (Waker::from(bell.clone()), names(&inner));
-        Self { inner, bell, waker, later: None, names }
+        Self { inner, bell, waker, asked_at: Instant::now(), later: None, names }
     }
 
     /// It was told something, and is asked at the next poll, which follows.
@@ -176,7 +179,7 @@ impl<H: ConnectionHandler> QuietHandler<H> {
 
     fn pass_over(&mut self) {
         if self.later.is_none() {
-            let later = self.later.insert(Box::pin(tokio::time::sleep(PASSED_OVER_MAX)));
+            let later = self.later.insert(Box::pin(tokio::time::sleep(ASKED_AFTER)));
             // Asked once: it rings by itself.
             if later.as_mut().poll(&mut Context::from_waker(&self.waker)).is_ready() {
                 self.waker.wake_by_ref();
@@ -216,11 +219,13 @@ where
         ConnectionHandlerEvent<Self::OutboundProtocol, Self::OutboundOpenInfo, Self::ToBehaviour>,
     > {
         self.bell.connection.register(context.waker());
-        if !self.bell.rang.swap(false, Ordering::AcqRel) {
+        let now = Instant::now();
+        let rang = self.bell.rang.swap(false, Ordering::AcqRel);
+        if !rang && now.saturating_duration_since(self.asked_at) < PASSED_OVER_FOR {
             self.pass_over();
             return Poll::Pending;
         }
-        self.later = None;
+        (self.asked_at, self.later) = (now, None);
         let polled = self.inner.poll(&mut Context::from_waker(&self.waker));
         if polled.is_ready() {
             // Polled until it has nothing more.
@@ -421,8 +426,11 @@ mod tests {
         let mut quiet = QuietHandler::new(Counting::default());
         assert_eq!(poll(&mut quiet, &waker), (0, 1), "it is new");
         for _ in 0..3 {
+            quiet.asked_at = Instant::now() + Duration::from_secs(3_600);
             assert_eq!(poll(&mut quiet, &waker), (0, 0), "nothing has happened to it");
         }
+        quiet.asked_at = Instant::now().checked_sub(PASSED_OVER_FOR).unwrap();
+        assert_eq!(poll(&mut quiet, &waker), (0, 1), "it was not asked for long");
         assert_eq!(waker.0.load(Ordering::Relaxed), 0);
         quiet.inner.waker.take().unwrap().wake();
         assert_eq!(waker.0.load(Ordering::Relaxed), 1, "the connection wakes with it");
@@ -432,12 +440,13 @@ mod tests {
         let change = libp2p::swarm::handler::AddressChange { new_address: &Multiaddr::empty() };
         quiet.on_connection_event(ConnectionEvent::AddressChange(change));
         assert_eq!(poll(&mut quiet, &waker), (0, 1), "its connection has");
-        tokio::time::sleep(3 * PASSED_OVER_MAX).await;
+        tokio::time::sleep(ASKED_AFTER + PASSED_OVER_FOR).await;
         assert_eq!(waker.0.load(Ordering::Relaxed), 1, "nobody has passed it over");
+        quiet.asked_at = Instant::now() + Duration::from_secs(3_600);
         assert_eq!(poll(&mut quiet, &waker), (0, 0));
         let rings = async {
             while waker.0.load(Ordering::Relaxed) < 2 {
-                tokio::time::sleep(PASSED_OVER_MAX / 10).await;
+                tokio::time::sleep(PASSED_OVER_FOR / 10).await;
             }
         };
         let rang = tokio::time::timeout(Duration::from_secs(20), rings).await;
@@ -454,6 +463,7 @@ mod tests {
         poll(&mut quiet, &waker);
         assert_eq!(names(&quiet), NAMES[..1]);
         quiet.inner.name = 1;
+        quiet.asked_at = Instant::now() + Duration::from_secs(3_600);
         poll(&mut quiet, &waker);
         assert_eq!(names(&quiet), NAMES[..1], "it was not asked");
         quiet.on_behaviour_event(1);
