@@ -17,14 +17,15 @@ use libp2p::PeerId;
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::{InboundUpgrade, UpgradeInfo};
 use libp2p::core::{Endpoint, Multiaddr};
-use libp2p::swarm::handler::{ConnectionEvent, InboundUpgradeSend, UpgradeInfoSend};
+use libp2p::swarm::handler::{
+    ConnectionEvent, FullyNegotiatedInbound, InboundUpgradeSend, ListenUpgradeError,
+    UpgradeInfoSend,
+};
 use libp2p::swarm::{
     ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
     NetworkBehaviour, Stream, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent,
     ToSwarm,
 };
-
-use super::quiet::retyped;
 
 /// What may be spoken on one connection. Closed at first, and never closed again.
 #[derive(Debug, Default)]
@@ -117,7 +118,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
     ) -> Result<THandler<Self>, ConnectionDenied> {
         let inner =
             self.inner.handle_established_inbound_connection(connection, peer, local, remote)?;
-        Ok(GatedHandler::new(self.gates.of(connection), inner))
+        Ok(GatedHandler { gate: self.gates.of(connection), inner })
     }
 
     fn handle_pending_outbound_connection(
@@ -141,7 +142,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         let inner = self
             .inner
             .handle_established_outbound_connection(connection, peer, address, role, port_use)?;
-        Ok(GatedHandler::new(self.gates.of(connection), inner))
+        Ok(GatedHandler { gate: self.gates.of(connection), inner })
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
@@ -169,12 +170,6 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
 pub struct GatedHandler<H> {
     gate: Arc<Gate>,
     inner: H,
-}
-
-impl<H> GatedHandler<H> {
-    pub(super) fn new(gate: Arc<Gate>, inner: H) -> Self {
-        Self { gate, inner }
-    }
 }
 
 impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
@@ -228,9 +223,32 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
             Self::OutboundOpenInfo,
         >,
     ) {
-        if let Some(event) = retyped(event) {
-            self.inner.on_connection_event(event);
-        }
+        // The same events, but for the type of the inbound protocol.
+        let event = match event {
+            ConnectionEvent::FullyNegotiatedInbound(it) => {
+                ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                    protocol: it.protocol,
+                    info: it.info,
+                })
+            }
+            ConnectionEvent::ListenUpgradeError(it) => {
+                ConnectionEvent::ListenUpgradeError(ListenUpgradeError {
+                    info: it.info,
+                    error: it.error,
+                })
+            }
+            ConnectionEvent::FullyNegotiatedOutbound(it) => {
+                ConnectionEvent::FullyNegotiatedOutbound(it)
+            }
+            ConnectionEvent::DialUpgradeError(it) => ConnectionEvent::DialUpgradeError(it),
+            ConnectionEvent::AddressChange(it) => ConnectionEvent::AddressChange(it),
+            ConnectionEvent::LocalProtocolsChange(it) => ConnectionEvent::LocalProtocolsChange(it),
+            ConnectionEvent::RemoteProtocolsChange(it) => {
+                ConnectionEvent::RemoteProtocolsChange(it)
+            }
+            _ => return,
+        };
+        self.inner.on_connection_event(event);
     }
 }
 

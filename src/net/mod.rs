@@ -38,7 +38,6 @@ pub mod overlay_socket;
 mod pace;
 pub mod plane;
 mod probes;
-mod quiet;
 pub mod reach;
 pub mod reservations;
 pub mod sending;

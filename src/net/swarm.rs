@@ -31,7 +31,6 @@ use super::dht::Dht;
 use super::firewall::Firewall;
 use super::identity::{self, Identity};
 use super::plane::DataPlane;
-use super::quiet::Quiet;
 use super::reach::{Gateway, Reach, SharedReach};
 use super::tls::LinkTls;
 use super::{MEMBERS_CHECK, Members, NetError, lanes, now};
@@ -138,7 +137,7 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
         .with_relay_client(noise::Config::new, yamux::Config::default)
         .map_err(|error| build(&error))?
         .with_behaviour(|key, relayed| {
-            Behaviour::new(key, &protocols, members, firewall, wanted, relayed).map(Quiet::new)
+            Behaviour::new(key, &protocols, members, firewall, wanted, relayed)
         })
         .map_err(|error| build(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
@@ -181,7 +180,7 @@ pub async fn start(start: Start<'_>) -> Result<Listening, NetError> {
 
 struct Task {
     listening: Listening,
-    swarm: Swarm<Quiet<Behaviour>>,
+    swarm: Swarm<Behaviour>,
     protocols: Protocols,
     me: PublicKey,
     members: Members,

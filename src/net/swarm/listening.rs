@@ -13,7 +13,6 @@ use libp2p::{Multiaddr, Swarm};
 use crate::net::NetError;
 use crate::net::address::{innermost, ip_of};
 use crate::net::behaviour::{Behaviour, BehaviourEvent};
-use crate::net::quiet::Quiet;
 
 /// How long the listeners may take to come up.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,7 +23,7 @@ pub type Listening = Arc<Mutex<BTreeSet<String>>>;
 /// Listens on all addresses and waits until each listener is up. Returns what else happened
 /// meanwhile.
 pub(super) async fn listen_on(
-    swarm: &mut Swarm<Quiet<Behaviour>>,
+    swarm: &mut Swarm<Behaviour>,
     addresses: Vec<Multiaddr>,
     listening: &Listening,
 ) -> Result<Vec<SwarmEvent<BehaviourEvent>>, NetError> {
@@ -64,18 +63,14 @@ pub(super) async fn listen_on(
 }
 
 /// A listener has a new address. What peers are told of providers is built from these.
-pub(super) fn heard(
-    swarm: &mut Swarm<Quiet<Behaviour>>,
-    listening: &Listening,
-    address: Multiaddr,
-) {
+pub(super) fn heard(swarm: &mut Swarm<Behaviour>, listening: &Listening, address: Multiaddr) {
     swarm.add_external_address(address.clone());
     let address = named(swarm, address);
     listening.lock().unwrap_or_else(PoisonError::into_inner).insert(address);
 }
 
 /// The address with this node's peer id. One at a relay may have it already.
-fn named(swarm: &Swarm<Quiet<Behaviour>>, address: Multiaddr) -> String {
+fn named(swarm: &Swarm<Behaviour>, address: Multiaddr) -> String {
     let me = *swarm.local_peer_id();
     address.with_p2p(me).unwrap_or_else(|address| address).to_string()
 }
@@ -93,7 +88,7 @@ fn check_free(address: &Multiaddr) -> std::io::Result<()> {
 }
 
 /// An address is no longer one of this node's.
-pub(super) fn lost(swarm: &mut Swarm<Quiet<Behaviour>>, listening: &Listening, address: Multiaddr) {
+pub(super) fn lost(swarm: &mut Swarm<Behaviour>, listening: &Listening, address: Multiaddr) {
     swarm.remove_external_address(&address);
     let address = named(swarm, address);
     listening.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
